@@ -1,0 +1,1 @@
+"""The service: HTTP, SQL, storage, budgets and queues. It never imports torch."""

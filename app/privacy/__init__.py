@@ -1,0 +1,1 @@
+"""Pure arithmetic of differential privacy: plans, events, accountants, calibration, the budget's filter. No I/O."""

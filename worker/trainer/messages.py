@@ -1,0 +1,118 @@
+"""What supervisor and trainer say over the job folder's Unix socket: one JSON object a line, fixed codes and numbers.
+
+No message carries text that was computed from private rows. Free of torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The model is loaded and checked; steps follow. Sizes are public: they come from the base and the adaptation."""
+
+    type: ClassVar[str] = "started"
+    device: str
+    trainable_parameters: int
+    total_parameters: int
+    max_physical_batch_tokens: int
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that the user should know, as a fixed code with numbers or public names."""
+
+    type: ClassVar[str] = "notice"
+    code: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """executed: steps done of each part of the plan. step of num_steps counts over all parts."""
+
+    type: ClassVar[str] = "progress"
+    step: int
+    num_steps: int
+    phase: str
+    executed: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """`checkpoints/<step>/` is complete and synced to disk. It counts only once the supervisor has committed it."""
+
+    type: ClassVar[str] = "checkpoint"
+    step: int
+    executed: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The answer to Stop: nothing more will be executed."""
+
+    type: ClassVar[str] = "stopped"
+    step: int
+    executed: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """results/ is complete."""
+
+    type: ClassVar[str] = "finished"
+    executed: Mapping[str, int]
+    train_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """code: one of FAILURES; never a text from the run."""
+
+    type: ClassVar[str] = "failed"
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """From the supervisor: finish the step at hand, execute no other, answer Stopped."""
+
+    type: ClassVar[str] = "stop"
+
+
+#: What a job can fail with in the trainer, and what its user reads.
+FAILURES: dict[str, str] = {
+    "out_of_memory": "The training process ran out of memory.",
+    "missing_gradient_norm": "A trainable parameter has no per-record gradient norm; the job stopped before its first step.",
+    "data_mismatch": "The rows do not match what the job was planned for.",
+    "resume_mismatch": "The checkpoint was made under another plan or other data.",
+    "base_model_invalid": "The base model cannot be loaded.",
+    "export_check_failed": "The exported model did not load or did not answer as the trained one.",
+    "trainer_error": "The training process failed.",
+}
+
+Message = Started | Notice | Progress | Checkpoint | Stopped | Finished | Failed | Stop
+
+_MESSAGES: dict[str, type[Message]] = {
+    cls.type: cls for cls in (Started, Notice, Progress, Checkpoint, Stopped, Finished, Failed, Stop)
+}
+
+
+def encode(message: Message) -> bytes:
+    """One line, newline included."""
+    return json.dumps({"type": message.type, **dataclasses.asdict(message)}).encode() + b"\n"
+
+
+def decode(line: bytes) -> Message:
+    """The inverse of `encode`. Raises ValueError on anything else."""
+    try:
+        fields = json.loads(line)
+        return _MESSAGES[fields.pop("type")](**fields)
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError("not a message") from error

@@ -1,0 +1,133 @@
+"""What the supervisor asks of the trainer: the job folder's `spec.json`. Frozen, free of torch.
+
+The folder:
+    spec.json                      this value (the plan is inside it, verbatim as stored with the job)
+    data/training.parquet          the rows, in file order; data/validation.parquet where there is a validation file
+    resume/                        the last committed checkpoint, where there is one
+    checkpoints/<global step>/     what the trainer writes; the supervisor commits or deletes it
+    results/model/                 the bundle; results/metrics.json
+    control.sock                   the supervisor listens, the trainer connects (messages.py)
+    trainer.log                    standard error; never leaves the folder
+The job's secret key comes as the first line of standard input, in hexadecimal, never in a file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from app.catalog.recipes import Phase
+from app.privacy.plan import PrivacyPlan
+
+#: How metrics leave: noised and charged, exact on data declared public, or not at all.
+Evaluation = Literal["private", "public", "none"]
+
+SPEC_FILE, SOCKET_FILE, LOG_FILE = "spec.json", "control.sock", "trainer.log"
+TRAINING_FILE, VALIDATION_FILE = "data/training.parquet", "data/validation.parquet"
+RESUME_FOLDER, CHECKPOINTS_FOLDER = "resume", "checkpoints"
+MODEL_FOLDER, METRICS_FILE = "results/model", "results/metrics.json"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """columns: role → column name in the Parquet file. labels: class names in the order of the model's outputs."""
+
+    type: str
+    columns: Mapping[str, str]
+    labels: tuple[str, ...]
+    max_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class BaseSpec:
+    """path: a folder with config.json, model.safetensors and a tokenizer, already checked against its digest."""
+
+    id: str
+    family: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class DataSpec:
+    """num_rows, num_validation_rows: what the Parquet files must hold. num_held_out: units of the training file
+    kept for evaluation by the keyed split (0 with a validation file, or without evaluation)."""
+
+    num_rows: int
+    num_held_out: int
+    has_validation_file: bool
+    num_validation_rows: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeOptions:
+    """Speed and memory only, frozen on the job at its first attempt; never privacy.
+
+    max_physical_batch_tokens: tokens, padding included, that one forward pass takes.
+    threads: 0 leaves torch's own choice.
+    """
+
+    device: str = "auto"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    max_physical_batch_tokens: int = 4096
+    threads: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerSpec:
+    """One attempt at one job.
+
+    dataset_digest: SHA-256 of the training rows; with the plan's digest it binds checkpoints to what they were made of.
+    seed: the wire's seed; it drives only public initialisation (a new head), never sampling or noise.
+    """
+
+    job_id: str
+    task: TaskSpec
+    base: BaseSpec
+    phases: tuple[Phase, ...]
+    plan: PrivacyPlan
+    data: DataSpec
+    evaluation: Evaluation
+    dataset_digest: str
+    seed: int = 0
+    runtime: RuntimeOptions = dataclasses.field(default_factory=RuntimeOptions)
+    checkpoint_seconds: float = 60.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; `from_dict` gives the same value back."""
+        return {
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)},
+            "task": {**dataclasses.asdict(self.task), "labels": list(self.task.labels)},
+            "base": dataclasses.asdict(self.base),
+            "phases": [phase.to_dict() for phase in self.phases],
+            "plan": self.plan.to_dict(),
+            "data": dataclasses.asdict(self.data),
+            "runtime": dataclasses.asdict(self.runtime),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TrainerSpec:
+        """Raises KeyError, TypeError or ValueError on anything that `to_dict` did not write."""
+        return cls(
+            **{
+                **data,
+                "task": TaskSpec(**{**data["task"], "labels": tuple(data["task"]["labels"])}),
+                "base": BaseSpec(**data["base"]),
+                "phases": tuple(Phase.from_dict(phase) for phase in data["phases"]),
+                "plan": PrivacyPlan.from_dict(data["plan"]),
+                "data": DataSpec(**data["data"]),
+                "runtime": RuntimeOptions(**data["runtime"]),
+            }
+        )
+
+    def write(self, folder: Path) -> None:
+        """Writes spec.json into an existing job folder."""
+        (folder / SPEC_FILE).write_text(json.dumps(self.to_dict()), encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> TrainerSpec:
+        """Reads spec.json from a job folder."""
+        return cls.from_dict(json.loads((folder / SPEC_FILE).read_text(encoding="utf-8")))
