@@ -55,7 +55,7 @@ class Recipe:
     """Everything about a job's training but the noise.
 
     centring_noise_multiplier: of the private mean of the frozen features; None: features are not centred.
-    evaluation: the noised release of the metrics, already calibrated to its own share; None: nothing private is released.
+    evaluation: the noised release of the metrics, calibrated to a share of its own; None: nothing private is released.
     """
 
     phases: tuple[Phase, ...]
@@ -65,13 +65,11 @@ class Recipe:
     evaluation: GaussianRelease | None = None
 
     def parts(self, noise_multiplier: float) -> tuple[Part, ...]:
-        """The plan's parts, in the order of execution, at this main noise multiplier (0 for a job that is not private)."""
+        """The plan's parts, in the order of execution, at this main noise multiplier (0: a job that is not private)."""
         private = noise_multiplier > 0.0
         parts: list[Part] = []
         if self.centring_noise_multiplier is not None:
-            parts.append(
-                GaussianRelease(CENTRING, self.centring_noise_multiplier if private else 0.0, sensitivity=1.0)
-            )
+            parts.append(GaussianRelease(CENTRING, self.centring_noise_multiplier if private else 0.0, sensitivity=1.0))
         parts += [
             SampledGaussian(
                 name=phase.name,

@@ -19,8 +19,8 @@ Mechanism = Literal["dp_sgd", "none"]
 Dataset = Literal["training", "validation"]
 Clipping = Literal["flat", "automatic", "none"]
 
-#: The only neighbouring relation of version 1: a unit's records are replaced by nothing; the number of units is public
-#: and fixed (dp-accounting's REPLACE_SPECIAL).
+#: The only neighbouring relation of version 1: a unit's records are replaced by nothing; the number of units is
+#: public and fixed (dp-accounting's REPLACE_SPECIAL).
 ZERO_OUT = "zero_out"
 
 
@@ -93,7 +93,7 @@ class PrivacyPlan:
     """All that a job does to private rows, in the order of execution.
 
     num_units: units that training samples from (after the split), public by declaration.
-    epsilon: certified ε at target_delta of all parts that touch the training file's budget; None when mechanism is none.
+    epsilon: certified ε at target_delta of all parts that touch the training file's budget; None without a mechanism.
     accountant: what certified it, with its version and discretization.
     """
 

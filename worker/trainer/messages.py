@@ -89,7 +89,7 @@ class Stop:
 #: What a job can fail with in the trainer, and what its user reads.
 FAILURES: dict[str, str] = {
     "out_of_memory": "The training process ran out of memory.",
-    "missing_gradient_norm": "A trainable parameter has no per-record gradient norm; the job stopped before its first step.",
+    "missing_gradient_norm": "A trainable parameter has no per-record gradient norm; no step was made.",
     "data_mismatch": "The rows do not match what the job was planned for.",
     "resume_mismatch": "The checkpoint was made under another plan or other data.",
     "base_model_invalid": "The base model cannot be loaded.",

@@ -1,0 +1,1 @@
+"""The database: the declarative base, and sessions that are one unit of work each."""

@@ -1,0 +1,1 @@
+"""Differentially private training: sampling, per-unit clipping, noise and the optimizer step."""
