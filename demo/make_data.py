@@ -1,4 +1,4 @@
-"""How movie_snippets.csv was made, once, from the vaderSentiment 3.3.2 source distribution (MIT, see its licence beside).
+"""How movie_snippets.csv was made, once, from the vaderSentiment 3.3.2 source distribution (MIT; licence beside).
 
     pip download --no-deps --no-binary :all: vaderSentiment==3.3.2
     python demo/make_data.py vaderSentiment-3.3.2.tar.gz demo/movie_snippets.csv
