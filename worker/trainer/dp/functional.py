@@ -1,0 +1,159 @@
+"""The engine that knows no layer types: whole gradients, one per row by vmap, or one per unit by plain autograd.
+
+Slow and hungry, but exact for every differentiable model: what the tape cannot do falls back to this. Models whose
+forward branches on data (transformers' attention masks do) cannot be mapped and are taken unit by unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from worker.trainer.dp.clipping import clip_factors
+from worker.trainer.dp.engine import (
+    Batch,
+    LossFunction,
+    check_losses,
+    check_records_independent,
+    trainable_parameters,
+    unit_rows,
+)
+
+
+class _Loss(nn.Module):
+    """Model and loss as one module, so that functional_call swaps the model's parameters under the loss function."""
+
+    def __init__(self, model: nn.Module, loss_fn: LossFunction) -> None:
+        super().__init__()
+        self.model = model
+        self.loss_fn = loss_fn
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.loss_fn(self.model, batch)
+
+
+class FunctionalEngine:
+    """Per-row gradients by vmap(grad), or per-unit ones by autograd. chunk_size: rows held at a time when mapped."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        names: Sequence[str],
+        loss_fn: LossFunction,
+        *,
+        clipping: str,
+        max_grad_norm: float,
+        chunk_size: int = 16,
+        fallbacks: tuple[str, ...] = (),
+    ) -> None:
+        self.fallbacks = fallbacks
+        self._parameters = trainable_parameters(model, names)
+        self._model = model
+        self._loss = _Loss(model, loss_fn)
+        self._clipping = clipping
+        self._max_grad_norm = max_grad_norm
+        self._chunk_size = chunk_size
+        self._mapped = True
+        self._sums = self._zeros()
+
+    def _zeros(self) -> dict[str, Tensor]:
+        return {
+            name: torch.zeros_like(
+                parameter,
+                dtype=torch.promote_types(parameter.dtype, torch.float32),
+                memory_format=torch.contiguous_format,
+            ).requires_grad_(False)
+            for name, parameter in self._parameters.items()
+        }
+
+    def _row_gradients(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Gradients (rows, *parameter shape) by parameter name."""
+
+        def row_loss(parameters: dict[str, Tensor], row: dict[str, Tensor]) -> Tensor:
+            one = {key: value.unsqueeze(0) for key, value in row.items()}
+            swapped = {f"model.{name}": value for name, value in parameters.items()}
+            return check_losses(functional_call(self._loss, swapped, (one,)), 1)[0]
+
+        values = {name: parameter.detach() for name, parameter in self._parameters.items()}
+        per_row: Any = vmap(grad(row_loss), in_dims=(None, 0), randomness="different")
+        return per_row(values, batch)
+
+    def accumulate(self, batch: Batch, unit_index: Tensor) -> Tensor:
+        check_records_independent(self._model)
+        units = unit_rows(unit_index)
+        rows = len(unit_index)
+        dtype = next(iter(self._sums.values())).dtype
+        weights = units.weight_of_row.to(dtype)
+        # Whole units only, so that a unit's mean is complete before it is clipped.
+        order = torch.argsort(units.unit_of_row, stable=True)
+        sorted_units = units.unit_of_row[order]
+        boundaries = torch.searchsorted(sorted_units, torch.arange(units.num_units + 1, device=order.device))
+        ends = boundaries.tolist()
+        squared = torch.zeros(units.num_units, dtype=dtype, device=order.device)
+        start = 0
+        while start < units.num_units:
+            stop = start + 1
+            while stop < units.num_units and ends[stop + 1] - ends[start] <= self._chunk_size:
+                stop += 1
+            chosen = order[ends[start] : ends[stop]]
+            inside = units.unit_of_row[chosen] - start
+            chunk = {key: value[chosen] for key, value in batch.items()}
+            squared[start:stop] = self._add(chunk, inside, weights[chosen], stop - start)
+            start = stop
+        assert ends[-1] == rows
+        return squared
+
+    def _unit_gradients(
+        self, batch: dict[str, Tensor], unit_of_row: Tensor, weights: Tensor, num_units: int
+    ) -> dict[str, Tensor]:
+        """Mean gradient of each unit, (units, elements of the parameter), by parameter name."""
+        if self._mapped:
+            try:
+                return self._mean_of_rows(self._row_gradients(batch), unit_of_row, weights, num_units)
+            except RuntimeError as error:
+                if not str(error).startswith("vmap"):
+                    raise
+                self._mapped = False
+        parameters = list(self._parameters.values())
+        found: list[list[Tensor]] = []
+        for unit in range(num_units):
+            rows = unit_of_row == unit
+            losses = check_losses(self._loss({key: value[rows] for key, value in batch.items()}), int(rows.sum()))
+            gradients = torch.autograd.grad(losses.mean(), parameters, allow_unused=True)
+            found.append([torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)])
+        return {
+            name: torch.stack([gradients[i].reshape(-1) for gradients in found]).to(self._sums[name].dtype)
+            for i, name in enumerate(self._parameters)
+        }
+
+    def _mean_of_rows(
+        self, gradients: dict[str, Tensor], unit_of_row: Tensor, weights: Tensor, num_units: int
+    ) -> dict[str, Tensor]:
+        means: dict[str, Tensor] = {}
+        for name, gradient in gradients.items():
+            flat = gradient.detach().reshape(len(weights), -1).to(self._sums[name].dtype)
+            flat = flat * weights.to(flat.dtype)[:, None]
+            mean = torch.zeros(num_units, flat.shape[1], dtype=flat.dtype, device=flat.device)
+            means[name] = mean.index_add_(0, unit_of_row, flat)
+        return means
+
+    def _add(self, batch: dict[str, Tensor], unit_of_row: Tensor, weights: Tensor, num_units: int) -> Tensor:
+        with torch.enable_grad():
+            means = self._unit_gradients(batch, unit_of_row, weights, num_units)
+        squared = torch.zeros(num_units, dtype=weights.dtype, device=weights.device)
+        for mean in means.values():
+            squared += mean.square().sum(1).to(squared.dtype)
+        factors = clip_factors(self._clipping, squared.sqrt(), self._max_grad_norm)
+        for name, mean in means.items():
+            # Zero times infinity is not zero: a unit without a finite norm is blanked, not scaled.
+            kept = torch.where(factors[:, None] > 0, mean * factors[:, None].to(mean.dtype), 0.0)
+            self._sums[name] += kept.sum(0).view_as(self._sums[name])
+        return squared
+
+    def take(self) -> dict[str, Tensor]:
+        sums, self._sums = self._sums, self._zeros()
+        return sums
