@@ -136,7 +136,7 @@ def _solve(build: Build, target: float, delta: float, datasets: tuple[Dataset, .
         if certify(MAX_SCALE, fine).epsilon > target:
             raise CannotCalibrate("the parts whose noise is fixed exceed target_epsilon")
         start = 10.0
-    near, slope = _search(lambda scale: certify(scale, 8 * fine), start, -1.2, target, 10 * TOLERANCE)
+    near, slope = _search(lambda scale: certify(scale, 8 * fine), start, -1.2, target, 5 * TOLERANCE)
     found, _ = _search(lambda scale: certify(scale, fine), near.scale, slope, target, TOLERANCE)
     return found
 
@@ -177,6 +177,9 @@ def _scale_by_rdp(build: Build, target: float, delta: float, datasets: tuple[Dat
     """The scale at which RDP alone certifies the target: some per cent too much noise; None where no scale does."""
     order = renyi.best_order(target, delta)
     room = renyi.capacity(target, delta, order)
+
+    if room <= 0.0:
+        return None
 
     def excess(log_scale: float) -> float:
         parts = build(math.exp(log_scale))

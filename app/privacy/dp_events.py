@@ -104,7 +104,7 @@ def from_json(data: Mapping[str, Any]) -> DpEvent:
                 return dp_accounting.PoissonSampledDpEvent(rate, from_json(data["event"]))
             case "self_composed":
                 count = data["count"]
-                if not (isinstance(count, int) and count >= 1):
+                if not (type(count) is int and count >= 1):
                     raise ValueError("count must be a positive integer")
                 return dp_accounting.SelfComposedDpEvent(from_json(data["event"]), count)
             case "composed":

@@ -1,0 +1,161 @@
+"""The budget's filter: never past its capacity, never short of an exact fit, whatever adaptive plans arrive."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.privacy import renyi
+from app.privacy.accountants import pld_epsilon
+from app.privacy.calibration import calibrate
+from app.privacy.dp_events import compose, event_for, terms
+from app.privacy.filter import UNIT, RenyiBudget, largest_target_epsilon
+from app.privacy.plan import GaussianRelease
+from tests.privacy.plans import head, sampled, warm_then_body
+
+DELTA = 1e-6
+
+
+@pytest.mark.parametrize("limit", [1.0, 3.0, 8.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_adaptive_plans_never_pass_the_capacity(limit: float, seed: int) -> None:
+    """Each plan is chosen after the earlier ones, some stop early; the rest of a reservation returns."""
+    rng = np.random.default_rng(seed)
+    budget = RenyiBudget.create(limit, DELTA)
+    charged: list[float] = []
+    events = []
+    refused = 0
+    while refused < 6 and len(events) < 40:
+        wish = limit * rng.uniform(0.05, 0.5) * (1.0 + 0.5 * math.sin(sum(charged)))  # a choice that looks back
+        steps, rate = int(rng.choice([20, 160])), float(rng.choice([0.02, 0.125, 1.0]))
+        parts = calibrate(lambda s, q=rate, n=steps: (sampled("main", q, n, s),), wish, DELTA).parts
+        rho = budget.rho_of(event_for(parts))
+        if not budget.admits(charged, rho):
+            refused += 1
+            continue
+        if rng.random() < 0.3:  # cancelled: executed steps are charged
+            parts = (sampled("main", rate, int(rng.integers(1, steps)), parts[0].noise_multiplier),)
+        events.append(event_for(parts))
+        charged.append(budget.rho_of(events[-1]))
+        assert charged[-1] <= rho
+        assert sum(map(Fraction, charged)) <= Fraction(budget.capacity)
+    assert events
+    assert refused or len(events) == 40
+    assert budget.epsilon_of(sum(charged)) <= limit
+    assert pld_epsilon(compose(events), DELTA, discretization=1e-3).epsilon <= limit
+
+
+def test_the_largest_divergence_a_budget_admits_keeps_its_promise() -> None:
+    """A single Gaussian whose ρ is the whole capacity is (ε, δ)-DP by its exact curve."""
+    for limit in (1.0, 3.0, 8.0):
+        budget = RenyiBudget.create(limit, DELTA)
+        sigma = math.sqrt(budget.order / (2.0 * budget.capacity)) * (1 + 1e-9)
+        event = event_for((GaussianRelease("all", sigma, 1.0),))
+        assert budget.admits(0.0, budget.rho_of(event))
+        assert 0.6 * limit < pld_epsilon(event, DELTA).epsilon <= limit
+
+
+@given(weights=st.lists(st.integers(1, 10**9), min_size=1, max_size=50), seed=st.randoms(use_true_random=False))
+@settings(deadline=None)
+def test_an_exactly_fitting_plan_is_admitted_in_any_order(weights: list[int], seed) -> None:
+    """Capacity cut into shares that add to it exactly: all fit, in every order and grouping; a unit more does not."""
+    budget = RenyiBudget.create(8.0, DELTA)
+    units = int(budget.capacity / UNIT)
+    shares = [units * weight // sum(weights) for weight in weights]
+    shares[0] += units - sum(shares)
+    amounts = [share * UNIT for share in shares]
+    seed.shuffle(amounts)
+    assert all(budget.admits(amounts[:count], amounts[count]) for count in range(len(amounts)))
+    running = list(itertools.accumulate(amounts))  # plain float additions, as SQL does them
+    assert running[-1] == budget.capacity
+    assert budget.remaining(running[-1]) == 0.0
+    assert budget.admits(running[-1], 0.0)
+    assert not budget.admits(running[-1], UNIT)
+    assert not budget.admits(amounts, UNIT)
+    assert budget.epsilon_of(running[-1]) == budget.epsilon_limit
+
+
+def test_rho_is_rounded_against_the_spender() -> None:
+    budget = RenyiBudget.create(3.0, DELTA)
+    event = event_for(head(2.7))
+    rho = budget.rho_of(event)
+    assert rho % UNIT == 0.0
+    exact = renyi.total_divergence(terms(event), budget.order)
+    assert exact < rho <= exact + 3 * UNIT
+    assert budget.capacity <= renyi.capacity(3.0, DELTA, budget.order)
+    assert budget.rho_of(compose([])) == 0.0
+
+
+def test_spent_epsilon_runs_from_nothing_to_the_limit() -> None:
+    budget = RenyiBudget.create(10.0, DELTA)
+    assert budget.epsilon_of(0.0) == 0.0
+    spent = [budget.epsilon_of(share * budget.capacity) for share in (0.0, 0.1, 0.5, 0.9, 1.0)]
+    assert spent == sorted(spent)
+    assert spent[-1] == 10.0
+
+
+def test_the_first_plan_may_be_admitted_by_pld_alone() -> None:
+    budget = RenyiBudget.create(3.0, DELTA)
+    event = event_for(calibrate(head, 3.0, DELTA).parts)
+    assert not budget.admits(0.0, budget.rho_of(event))
+    assert budget.admits_first(event)
+    assert not budget.admits_first(event_for(calibrate(head, 3.1, DELTA).parts))
+    assert not budget.admits(budget.rho_of(event), UNIT)  # closed after it
+
+
+def test_the_order_stays_when_the_limit_is_raised() -> None:
+    small = RenyiBudget.create(3.0, DELTA)
+    raised = RenyiBudget(8.0, DELTA, small.order)
+    assert raised.order != RenyiBudget.create(8.0, DELTA).order
+    assert raised.capacity > small.capacity
+    assert raised.epsilon_of(small.capacity) <= 3.0
+
+
+@pytest.mark.parametrize("build", [head, warm_then_body])
+@pytest.mark.parametrize("used", [0.0, 0.5, 0.97])
+def test_the_nearest_plan_fits_and_nothing_much_larger_does(build, used: float) -> None:
+    budget = RenyiBudget.create(8.0, DELTA)
+    spent = math.floor(used * budget.capacity / UNIT) * UNIT
+    nearest = largest_target_epsilon(budget, spent, build, DELTA)
+    assert nearest is not None
+    assert budget.admits(spent, nearest.rho)
+    accepted = calibrate(build, nearest.epsilon, DELTA)
+    assert budget.admits(spent, budget.rho_of(event_for(accepted.parts)))
+    larger = calibrate(build, nearest.epsilon * 1.02 + 0.01, DELTA)
+    assert not budget.admits(spent, budget.rho_of(event_for(larger.parts)))
+
+
+def test_no_plan_fits_a_spent_budget() -> None:
+    budget = RenyiBudget.create(8.0, DELTA)
+    assert largest_target_epsilon(budget, budget.capacity, head, DELTA) is None
+    assert largest_target_epsilon(budget, [budget.capacity - UNIT], head, DELTA) is None
+
+
+@pytest.mark.parametrize(
+    ("limit", "delta", "order"),
+    [
+        (0.0, 1e-6, 4),
+        (-1.0, 1e-6, 4),
+        (1e4, 1e-6, 4),
+        (math.nan, 1e-6, 4),
+        (3.0, 0.0, 4),
+        (3.0, 1e-6, 1),
+        (1.0, 1e-6, 2),
+    ],
+)
+def test_a_budget_without_meaning_is_refused(limit: float, delta: float, order: int) -> None:
+    with pytest.raises(ValueError, match=r"epsilon_limit|delta|order"):
+        RenyiBudget(limit, delta, order)
+
+
+def test_how_many_default_jobs_fit() -> None:
+    """The defaults that were chosen by this figure: ε = 10 at δ = 1e-6 holds seven jobs at ε = 3."""
+    budget = RenyiBudget.create(10.0, DELTA)
+    rho = budget.rho_of(event_for(calibrate(head, 3.0, DELTA).parts))
+    assert int(budget.capacity / rho) == 7
