@@ -5,7 +5,7 @@ Times are Unix seconds as floating point numbers, from the database's clock wher
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import JSON, Double, MetaData
 from sqlalchemy.dialects.postgresql import JSONB
@@ -13,13 +13,14 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.sql.functions import FunctionElement
 
-#: JSON on every database; JSONB on PostgreSQL.
-Json = JSON().with_variant(JSONB(), "postgresql")
+#: JSON on every database, JSONB on PostgreSQL; None is SQL's NULL.
+Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 
 
 class Base(DeclarativeBase):
     """Rows of every slice. Importing `app.metadata` registers them all."""
 
+    type_annotation_map: ClassVar = {float: Double}
     metadata = MetaData(
         naming_convention={
             "ix": "ix_%(column_0_label)s",

@@ -1,0 +1,1 @@
+"""Projects and their API keys: who calls, and what the key may do."""

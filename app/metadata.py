@@ -1,0 +1,18 @@
+"""Every table of every slice: importing this module makes `Base.metadata` whole, for migrations and tests."""
+
+from __future__ import annotations
+
+from sqlalchemy import MetaData
+
+from app.auth import tables as auth
+from app.budgets import tables as budgets
+from app.db.base import Base
+from app.events import tables as events
+from app.files import tables as files
+from app.jobs import tables as jobs
+from app.models import tables as models
+
+#: The modules that define rows, lowest slice first.
+TABLES = (events, auth, budgets, files, models, jobs)
+
+metadata: MetaData = Base.metadata
