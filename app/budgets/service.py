@@ -1,0 +1,205 @@
+"""Budgets: made, admitted to, settled. Nothing here computes a PLD under a lock, and nothing commits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.budgets import ledger, repository
+from app.budgets.repository import Usage
+from app.budgets.tables import PrivacyBudget, Reservation
+from app.db.base import now
+from app.errors import BudgetExceeded, InvalidRequest, NotFound
+from app.ids import new_id
+from app.privacy.filter import RenyiBudget
+from app.privacy.plan import ZERO_OUT
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What a plan takes from one budget.
+
+    dp_event: JSON form of the event of all its parts that touch the budget's data. rho: of that event, at the budget's
+    order. first_plan_epsilon: its PLD ε at the *budget's* δ, where the plan may need to be admitted by that alone.
+    """
+
+    budget_id: str
+    dp_event: Mapping[str, Any]
+    rho: float
+    first_plan_epsilon: float | None = None
+
+
+def create(
+    session: Session,
+    *,
+    project_id: str,
+    name: str,
+    epsilon_limit: float,
+    delta: float,
+    actor: str,
+    is_default: bool = False,
+) -> PrivacyBudget:
+    """A new, empty budget with the first entry of its ledger. Raises InvalidRequest on a limit that promises nothing."""
+    try:
+        accounting = RenyiBudget.create(epsilon_limit, delta)
+    except ValueError as error:
+        raise InvalidRequest("invalid_budget", f"This budget cannot be: {error}.", param="epsilon_limit") from error
+    budget = PrivacyBudget(
+        id=new_id("pb"),
+        project_id=project_id,
+        name=name,
+        is_default=is_default,
+        epsilon_limit=epsilon_limit,
+        delta=delta,
+        neighboring_relation=ZERO_OUT,
+        privacy_unit={"column": None},
+        rdp_order=accounting.order,
+        rho_capacity=accounting.capacity,
+        status="open",
+        created_at=session.scalars(select(now())).one(),
+        next_sequence=1,
+        head_hash=ledger.GENESIS,
+    )
+    session.add(budget)
+    session.flush()
+    ledger.append(
+        session,
+        budget,
+        "opened",
+        actor=actor,
+        details={
+            "epsilon_limit": epsilon_limit,
+            "delta": delta,
+            "neighboring_relation": ZERO_OUT,
+            "privacy_unit": {"column": None},
+            "rdp_order": accounting.order,
+            "rho_capacity": accounting.capacity,
+        },
+    )
+    return budget
+
+
+def get(session: Session, project_id: str, budget_id: str) -> PrivacyBudget:
+    """The project's budget of that id; NotFound without one."""
+    budget = repository.find(session, project_id, budget_id)
+    if budget is None:
+        raise NotFound("privacy_budget")
+    return budget
+
+
+def default_for(session: Session, project_id: str) -> PrivacyBudget:
+    """The project's own budget; NotFound without one."""
+    budget = repository.find_default(session, project_id)
+    if budget is None:
+        raise NotFound("privacy_budget")
+    return budget
+
+
+def accounting_of(budget: PrivacyBudget) -> RenyiBudget:
+    """The budget as a filter."""
+    return RenyiBudget(budget.epsilon_limit, budget.delta, budget.rdp_order)
+
+
+def usage(session: Session, budget_id: str) -> Usage:
+    """ρ charged and reserved, for planning; admission sums again under the lock."""
+    return repository.usage(session, budget_id)
+
+
+def reserve(session: Session, job_id: str, charges: Sequence[Charge], actor: str) -> None:
+    """Takes the whole planned cost from every budget that the plan touches, or from none.
+
+    Locks the budgets in id order. A plan is admitted by the Rényi filter, or, as the first on its budget, by its PLD
+    alone. Raises BudgetExceeded (codes budget_exceeded, budget_closed); the caller's unit of work then rolls back.
+    """
+    for charge in sorted(charges, key=lambda charge: charge.budget_id):
+        budget = _locked(session, charge.budget_id)
+        require_open(budget)
+        used = repository.usage(session, budget.id)
+        if not admissible(accounting_of(budget), used, charge):
+            raise BudgetExceeded(
+                "budget_exceeded",
+                "This plan does not fit what is left of the privacy budget.",
+                param="privacy.target_epsilon",
+                privacy_budget=budget.id,
+                epsilon_limit=budget.epsilon_limit,
+            )
+        event = dict(charge.dp_event)
+        session.add(
+            Reservation(
+                id=new_id("res"),
+                budget_id=budget.id,
+                job_id=job_id,
+                state="reserved",
+                rho=charge.rho,
+                rho_charged=0.0,
+                dp_event=event,
+                created_at=session.scalars(select(now())).one(),
+            )
+        )
+        ledger.append(session, budget, "reserved", actor=actor, job_id=job_id, rho=charge.rho, dp_event=event)
+
+
+def require_open(budget: PrivacyBudget) -> None:
+    """Raises BudgetExceeded (code budget_closed) for a budget that takes no further plans."""
+    if budget.status != "open":
+        raise BudgetExceeded(
+            "budget_closed",
+            "This privacy budget is closed: no further job may read its files.",
+            param="privacy_budget",
+            privacy_budget=budget.id,
+        )
+
+
+def admissible(accounting: RenyiBudget, used: Usage, charge: Charge) -> bool:
+    """Whether the charge fits beside what is used: by the filter, or by PLD alone where nothing is used yet."""
+    if accounting.admits(used.total, charge.rho):
+        return True
+    epsilon = charge.first_plan_epsilon
+    return used.total == 0.0 and epsilon is not None and epsilon <= accounting.epsilon_limit
+
+
+def settle(
+    session: Session, job_id: str, charged: Mapping[str, tuple[Mapping[str, Any], float]] | None, actor: str
+) -> None:
+    """Turns what the job holds into what it is charged, and gives the rest back. A job that holds nothing: no effect.
+
+    charged: budget id → (event of what was executed, its ρ); a budget left out is charged nothing. None: everything
+    that was reserved, as a failure is. Raises ValueError where a charge exceeds its reservation.
+    A plan over the filter's capacity (admitted first, by PLD alone) closes its budget unless nothing was executed.
+    """
+    for reservation in repository.unsettled(session, job_id):
+        budget = _locked(session, reservation.budget_id)
+        if charged is None:
+            event, rho = reservation.dp_event, reservation.rho
+        elif reservation.budget_id in charged:
+            executed, rho = charged[reservation.budget_id]
+            event = dict(executed)
+        else:
+            event, rho = {"type": "no_op"}, 0.0
+        if not 0.0 <= rho <= reservation.rho:
+            raise ValueError("a charge never exceeds its reservation")
+        reservation.state = "settled"
+        reservation.rho_charged = rho
+        reservation.charged_event = event
+        reservation.settled_at = session.scalars(select(now())).one()
+        if rho > 0.0:
+            ledger.append(session, budget, "charged", actor=actor, job_id=job_id, rho=rho, dp_event=event)
+        if rho < reservation.rho:
+            ledger.append(session, budget, "released", actor=actor, job_id=job_id, rho=reservation.rho - rho)
+        if rho > 0.0 and reservation.rho > budget.rho_capacity and budget.status == "open":
+            budget.status = "closed"
+            ledger.append(
+                session, budget, "closed", actor=actor, job_id=job_id, details={"reason": "first_plan_over_capacity"}
+            )
+    session.flush()
+
+
+def _locked(session: Session, budget_id: str) -> PrivacyBudget:
+    budget = repository.lock(session, budget_id)
+    if budget is None:
+        raise NotFound("privacy_budget")
+    return budget
