@@ -1,0 +1,38 @@
+"""How much of anything a dataset may have, and what reading it may take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MAX_COLUMNS = 512
+MAX_COLUMN_NAME = 64
+MAX_ROWS = 100_000_000
+#: Bytes of a cell in UTF-8: several hundred pages of text.
+MAX_CELL_BYTES = 2**20
+#: Bytes of a row in the file.
+MAX_ROW_BYTES = 2**23
+#: Classes are taken from columns with at most so many distinct values, of at most so many characters.
+MAX_CLASSES = 1000
+MAX_CLASS_LENGTH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderLimits:
+    """What the reading process may take. cpu_seconds, wall_seconds, written_bytes grow with the file."""
+
+    memory_bytes: int
+    cpu_seconds: int
+    wall_seconds: float
+    written_bytes: int
+
+
+def limits_for(size: int) -> ReaderLimits:
+    """For a file of `size` bytes: about twenty times what a well-formed one takes (10 MB a CPU-second or more)."""
+    seconds = 60 + size // 500_000
+    return ReaderLimits(
+        # Address space, not resident memory: DuckDB and Arrow reserve more than they touch.
+        memory_bytes=4 * 2**30,
+        cpu_seconds=seconds,
+        wall_seconds=4.0 * seconds,
+        written_bytes=2**28 + 20 * size,
+    )

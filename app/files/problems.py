@@ -1,0 +1,67 @@
+"""What can be wrong with an uploaded dataset: a fixed code, a place, and never anything that was read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+PROBLEMS: dict[str, str] = {
+    "empty_file": "The file is empty.",
+    "format_unknown": "The file is none of CSV, TSV, JSONL and Parquet.",
+    "no_header": "The first line is not a header: it must name every column once, in at most 64 characters each, "
+    "and a name may not occur as a value of its own column.",
+    "duplicate_column": "Two columns have the same name.",
+    "column_name_invalid": "A column's name is empty, longer than 64 characters or holds control characters.",
+    "too_many_columns": "The file has more columns than this server takes.",
+    "unsupported_column": "A column holds binary data.",
+    "no_rows": "The file has no rows.",
+    "too_many_rows": "The file has more rows than this server takes.",
+    "too_few_cells": "A row has fewer cells than the header.",
+    "too_many_cells": "A row has more cells than the header.",
+    "broken_quotes": "A quoted cell does not end where it should.",
+    "broken_row": "A row cannot be read.",
+    "row_too_long": "A row is longer than this server takes.",
+    "cell_too_long": "A cell is longer than this server takes.",
+    "undecodable_bytes": "The file is not UTF-8 text.",
+    "null_character": "A cell holds the character U+0000.",
+    "invalid_json": "A line is not valid JSON.",
+    "not_an_object": "A line is valid JSON, but not an object.",
+    "invalid_parquet": "The Parquet file is damaged.",
+    "was_private": "These rows belong to a file that is protected: they cannot be declared public.",
+    "limits_exceeded": "Reading the file took more memory, time or disk than this server allows.",
+    "processing_failed": "The file could not be read.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """line: in the file, from 1, as an editor counts; column: the cell of the row (CSV, TSV, Parquet) or the
+    character of the line (JSONL), from 1; row: of the data, from 1, where lines have no meaning (Parquet)."""
+
+    code: str
+    line: int | None = None
+    column: int | None = None
+    row: int | None = None
+
+    @property
+    def message(self) -> str:
+        """For a person: the place and the reason."""
+        place = ", ".join(
+            f"{name} {number}"
+            for name, number in (("line", self.line), ("row", self.row), ("column", self.column))
+            if number is not None
+        )
+        reason = PROBLEMS[self.code]
+        return f"{place[0].upper()}{place[1:]}: {reason}" if place else reason
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, as the file's row and the wire have it."""
+        return {"code": self.code, "message": self.message, "line": self.line, "column": self.column, "row": self.row}
+
+
+class ReadError(Exception):
+    """The dataset is wrong. It carries nothing but the problem."""
+
+    def __init__(self, code: str, *, line: int | None = None, column: int | None = None, row: int | None = None):
+        super().__init__(code)
+        self.problem = Problem(code, line, column, row)
