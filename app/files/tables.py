@@ -1,0 +1,64 @@
+"""Rows of files. A deleted file keeps its row: what was private once stays so, and its budget stays known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, String, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.db.base import Base, Json
+
+
+class File(Base):
+    """An upload, from its bytes to its canonical rows. Times are Unix seconds of the database's clock.
+
+    sha256: of the bytes as uploaded. rows_digest: of the canonical rows (Parquet), what jobs are bound to.
+    budget_id: what jobs on these rows are charged to; None for files declared public.
+    columns: [{name, type, distinct, classes, nulls: {count, row, line}}], see `app.files.reader`; inside the service
+      only, since classes and counts come from private rows.
+    error: {code, message, line, column, row}. source_key, rows_key: in the storage.
+    attempts, claimed_until: of the processing; a claim that ran out is another attempt's.
+    """
+
+    __tablename__ = "files"
+    __table_args__ = (
+        UniqueConstraint("project_id", "idempotency_key", name="uq_files_idempotency"),
+        CheckConstraint("status IN ('uploaded', 'processed', 'error')", name="status"),
+        CheckConstraint("public = (budget_id IS NULL)", name="budget"),
+        Index("ix_files_project", "project_id", "id"),
+        Index("ix_files_digest", "project_id", "sha256"),
+        Index("ix_files_status", "status"),
+    )
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    budget_id: Mapped[str | None] = mapped_column(ForeignKey("privacy_budgets.id"))
+    filename: Mapped[str] = mapped_column(String(255))
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    purpose: Mapped[str] = mapped_column(String(32))
+    status: Mapped[str] = mapped_column(String(16))
+    error: Mapped[dict[str, Any] | None] = mapped_column(Json(none_as_null=True))
+    public: Mapped[bool]
+    format: Mapped[str | None] = mapped_column(String(16))
+    num_rows: Mapped[int | None] = mapped_column(BigInteger)
+    rows_digest: Mapped[str | None] = mapped_column(String(64))
+    columns: Mapped[list[dict[str, Any]] | None] = mapped_column(Json(none_as_null=True))
+    source_key: Mapped[str] = mapped_column(String(255))
+    rows_key: Mapped[str | None] = mapped_column(String(255))
+    attempts: Mapped[int] = mapped_column(default=0)
+    claimed_until: Mapped[float | None]
+    created_at: Mapped[float]
+    expires_at: Mapped[float | None]
+    deleted_at: Mapped[float | None]
+    idempotency_key: Mapped[str | None] = mapped_column(String(255))
+
+
+class FileUse(Base):
+    """A job that still needs a file. job_id has no foreign key: jobs are a higher slice."""
+
+    __tablename__ = "file_uses"
+
+    file_id: Mapped[str] = mapped_column(ForeignKey("files.id"), primary_key=True)
+    job_id: Mapped[str] = mapped_column(String(40), primary_key=True, index=True)

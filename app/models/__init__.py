@@ -1,0 +1,1 @@
+"""Models: bases to start from, and what jobs made of them, to be downloaded."""

@@ -1,0 +1,33 @@
+"""Rows of fine-tuned models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import ForeignKey, Index, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.db.base import Base, Json
+
+
+class Model(Base):
+    """What a job released. A deleted model keeps its row; its bytes are gone.
+
+    job_id has no foreign key: jobs are a higher slice. base: id of the base model.
+    files: [{path, bytes, sha256, crc32}], sorted by path. archives: {format: {bytes, sha256}}, of the whole archive.
+    """
+
+    __tablename__ = "models"
+    __table_args__ = (Index("ix_models_project", "project_id", "created_at"),)
+
+    id: Mapped[str] = mapped_column(String(96), primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    job_id: Mapped[str] = mapped_column(String(40), unique=True)
+    base: Mapped[str] = mapped_column(String(200))
+    storage_prefix: Mapped[str] = mapped_column(String(255))
+    files: Mapped[list[dict[str, Any]]] = mapped_column(Json)
+    archives: Mapped[dict[str, Any]] = mapped_column(Json)
+    metrics: Mapped[dict[str, Any]] = mapped_column(Json)
+    privacy_report: Mapped[dict[str, Any]] = mapped_column(Json)
+    created_at: Mapped[float]
+    deleted_at: Mapped[float | None]
