@@ -1,0 +1,1 @@
+"""Commands that print ratios side by side in one run: `make bench`. Results are recorded in RESULTS.md."""
