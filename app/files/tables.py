@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, String, UniqueConstraint
+from sqlalchemy import BigInteger, CheckConstraint, Double, ForeignKey, Index, String, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db.base import Base, Json
@@ -39,19 +39,19 @@ class File(Base):
     sha256: Mapped[str] = mapped_column(String(64))
     purpose: Mapped[str] = mapped_column(String(32))
     status: Mapped[str] = mapped_column(String(16))
-    error: Mapped[dict[str, Any] | None] = mapped_column(Json(none_as_null=True))
+    error: Mapped[dict[str, Any] | None] = mapped_column(Json)
     public: Mapped[bool]
     format: Mapped[str | None] = mapped_column(String(16))
     num_rows: Mapped[int | None] = mapped_column(BigInteger)
     rows_digest: Mapped[str | None] = mapped_column(String(64))
-    columns: Mapped[list[dict[str, Any]] | None] = mapped_column(Json(none_as_null=True))
+    columns: Mapped[list[dict[str, Any]] | None] = mapped_column(Json)
     source_key: Mapped[str] = mapped_column(String(255))
     rows_key: Mapped[str | None] = mapped_column(String(255))
     attempts: Mapped[int] = mapped_column(default=0)
-    claimed_until: Mapped[float | None]
-    created_at: Mapped[float]
-    expires_at: Mapped[float | None]
-    deleted_at: Mapped[float | None]
+    claimed_until: Mapped[float | None] = mapped_column(Double)
+    created_at: Mapped[float] = mapped_column(Double)
+    expires_at: Mapped[float | None] = mapped_column(Double)
+    deleted_at: Mapped[float | None] = mapped_column(Double)
     idempotency_key: Mapped[str | None] = mapped_column(String(255))
 
 

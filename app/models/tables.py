@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, String
+from sqlalchemy import Double, ForeignKey, Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db.base import Base, Json
@@ -29,5 +29,5 @@ class Model(Base):
     archives: Mapped[dict[str, Any]] = mapped_column(Json)
     metrics: Mapped[dict[str, Any]] = mapped_column(Json)
     privacy_report: Mapped[dict[str, Any]] = mapped_column(Json)
-    created_at: Mapped[float]
-    deleted_at: Mapped[float | None]
+    created_at: Mapped[float] = mapped_column(Double)
+    deleted_at: Mapped[float | None] = mapped_column(Double)
