@@ -1,0 +1,46 @@
+"""LoRA (Hu et al. 2021) by peft: injected into the base's layers, merged into their weights on export.
+
+B starts at zero, so that the injection changes no answer; A is drawn from torch's generator, seeded by the public seed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from transformers import PreTrainedModel
+
+from app.catalog.adaptations import Lora
+from worker.trainer.adaptations.adapter import Adapter
+from worker.trainer.failure import TrainerFailure
+from worker.trainer.families.encoder import EncoderFamily
+
+
+def _parameters(model: PreTrainedModel, family: EncoderFamily, adaptation: Lora) -> list[str]:
+    targets = adaptation.targets or family.lora_targets
+    matrices = [
+        name.removesuffix(".weight")
+        for name in family.body_parameters(model)
+        if name.endswith(tuple(f".{target}.weight" for target in targets))
+    ]
+    if not matrices:
+        raise TrainerFailure("base_model_invalid", f"the base has no matrices {targets}")
+    # peft takes fractions too, whatever its annotation says.
+    alpha: Any = adaptation.alpha
+    config = LoraConfig(r=adaptation.rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=matrices)
+    inject_adapter_in_model(config, model)
+    return [name for name, _ in model.named_parameters() if ".lora_A." in name or ".lora_B." in name]
+
+
+def _merge(model: PreTrainedModel) -> None:
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.get_base_layer())
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+
+
+LORA = Adapter(_parameters, _merge)

@@ -1,0 +1,18 @@
+"""The adaptations that the trainer can execute, by the catalog's type."""
+
+from __future__ import annotations
+
+from worker.trainer.adaptations.adapter import Adapter
+from worker.trainer.adaptations.bitfit import BITFIT
+from worker.trainer.adaptations.full import FULL
+from worker.trainer.adaptations.head import HEAD
+from worker.trainer.adaptations.last_layers import LAST_LAYERS
+from worker.trainer.adaptations.lora import LORA
+
+ADAPTERS: dict[str, Adapter] = {
+    "full": FULL,
+    "last_layers": LAST_LAYERS,
+    "head": HEAD,
+    "lora": LORA,
+    "bitfit": BITFIT,
+}

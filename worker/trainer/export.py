@@ -1,0 +1,94 @@
+"""The bundle: a model that plain transformers loads, from an exact list of files, checked by loading it again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification
+
+from worker.trainer.failure import TrainerFailure
+from worker.trainer.job import Job, PreparedPhase, all_parameters, merge_adaptations
+from worker.trainer.model_card import model_card
+from worker.trainer.spec import METRICS_FILE, MODEL_FOLDER
+
+#: All that a bundle may hold; what else a library writes is left out. (The supervisor adds privacy_report.json.)
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+)
+BUNDLE_FILES = ("model.safetensors", "config.json", *TOKENIZER_FILES, "README.md", "metrics.json")
+
+
+def export(job: Job, phases: tuple[PreparedPhase, ...], initial: dict[str, Tensor], metrics: dict[str, Any]) -> None:
+    """Writes `results/`: the bundle and metrics.json.
+
+    initial: what each trained parameter was before the first step. Raises TrainerFailure `export_check_failed` where
+    one has not moved, or the reloaded bundle answers otherwise than the trained model.
+    """
+    _check_moved(job, phases, initial)
+    nn.Module.to(job.model, "cpu")
+    merge_adaptations(job)
+    answers = _synthetic_answers(job, job.model)
+    final = job.folder / MODEL_FOLDER
+    temporary = final.with_name(f".{final.name}.tmp")
+    for leftover in (temporary, final):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    job.model.config._name_or_path = job.spec.base.id  # not the path of this machine
+    job.model.save_pretrained(temporary, max_shard_size="100GB")
+    job.tokenizer.model_max_length = job.spec.task.max_length
+    job.tokenizer.name_or_path = job.spec.base.id
+    job.tokenizer.save_pretrained(temporary)
+    (temporary / "README.md").write_text(model_card(job.spec, metrics), encoding="utf-8")
+    content = json.dumps(metrics, ensure_ascii=False, indent=2)
+    for path in (temporary / "metrics.json", job.folder / METRICS_FILE):
+        path.write_text(content, encoding="utf-8")
+    for path in temporary.iterdir():
+        if path.name not in BUNDLE_FILES:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    _check_reloaded(job, temporary, answers)
+    for path in (*temporary.iterdir(), job.folder / METRICS_FILE):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    temporary.rename(final)
+
+
+def _check_moved(job: Job, phases: tuple[PreparedPhase, ...], initial: dict[str, Tensor]) -> None:
+    private = job.spec.plan.mechanism != "none"
+    for name, parameter in all_parameters(phases).items():
+        may_rest = not private and name.endswith(job.family.unmovable)
+        if not may_rest and torch.equal(parameter.detach(), initial[name]):
+            raise TrainerFailure("export_check_failed", f"{name} was trained and did not change")
+        if not bool(torch.isfinite(parameter).all()):
+            raise TrainerFailure("export_check_failed", f"{name} is not finite")
+
+
+def _check_reloaded(job: Job, folder: Path, answers: Tensor) -> None:
+    try:
+        reloaded = AutoModelForSequenceClassification.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        )
+        reloaded.train(False)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise TrainerFailure("export_check_failed", str(error)) from error
+    if tuple(reloaded.config.id2label[index] for index in range(len(job.spec.task.labels))) != job.spec.task.labels:
+        raise TrainerFailure("export_check_failed", "the class names are not those of the job")
+    if not torch.allclose(_synthetic_answers(job, reloaded), answers, rtol=1e-4, atol=1e-5):
+        raise TrainerFailure("export_check_failed", "the reloaded model answers otherwise")
+
+
+@torch.inference_mode()
+def _synthetic_answers(job: Job, model: Any) -> Tensor:
+    examples = job.task.synthetic(job.model, rows=8)
+    return job.task.logits(model, job.task.batch(examples, range(len(examples)), torch.device("cpu")))

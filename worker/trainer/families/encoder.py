@@ -1,0 +1,151 @@
+"""Classification models over an encoder of BERT's kind, with mean pooling built from their own layers.
+
+Mean pooling is worth four points over the first token on sentence encoders, but `BertForSequenceClassification` reads
+the first token, through a dense layer and a tanh, and a bundle must load without code of ours. So one more layer of the
+encoder's own class is put behind the last one, with weights that make it the pooling that we want:
+
+    attention  query = key = 0: every token attends uniformly to all unmasked ones; value = identity: their mean
+    output     dense = RESIDUAL_SCALE · identity, so that the first token's own residual is one part in a thousand;
+               LayerNorm without affine: √d times the unit vector of the mean (its component along 1 removed)
+    FFN        weights 0, output bias = -√d · centre; LayerNorm: √d times the unit vector of the centred vector
+    pooler     identity / √d, then tanh: a vector of norm at most 1, nearly the unit vector itself
+
+What is trained is what is exported: nothing is approximated between the two. The pooling layer and the pooler stay
+frozen in every adaptation. The price is one layer more at inference.
+
+Dropout is off everywhere (the model is in evaluation mode throughout): noise regularises private training already, and
+frozen features must not change from step to step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+
+from worker.trainer.failure import TrainerFailure
+
+#: A power of two: exact in every precision; and small enough for the product to stay finite in float16.
+RESIDUAL_SCALE = 1024.0
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderFamily:
+    """Where such a model keeps its parts, as attribute paths.
+
+    lora_targets: the matrices that LoRA updates by default (query and value: Hu et al. 2021).
+    unmovable: ends of names of parameters that never change the output (softmax ignores a shift of all keys), so that
+    without noise they may stay as they were.
+    position_offset: position embeddings that no token takes.
+    """
+
+    model_type: str
+    body: str
+    pooler: str
+    head: str
+    lora_targets: tuple[str, ...] = ("query", "value")
+    unmovable: tuple[str, ...] = ("attention.self.key.bias",)
+    position_offset: int = 0
+
+    def max_length(self, model: PreTrainedModel) -> int:
+        """Tokens that the position embeddings carry."""
+        return int(model.config.max_position_embeddings) - self.position_offset
+
+    def load(self, path: Path, labels: Sequence[str]) -> PreTrainedModel:
+        """The base with its pooling layer and a zero head, float32, on the CPU, in evaluation mode.
+
+        Raises TrainerFailure `base_model_invalid` where a weight of the encoder is missing or the type is another.
+        """
+        try:
+            config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            if config.model_type != self.model_type:
+                raise ValueError(f"config.json is of type {config.model_type}")
+            config.num_hidden_layers += 1
+            config.id2label = dict(enumerate(labels))
+            config.label2id = {label: index for index, label in enumerate(labels)}
+            config.problem_type = "single_label_classification"
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                path,
+                config=config,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise TrainerFailure("base_model_invalid", str(error)) from error
+        new = (f"{self.body}.encoder.layer.{config.num_hidden_layers - 1}.", f"{self.pooler}.", f"{self.head}.")
+        missing = [name for name in info["missing_keys"] if not name.startswith(new)]
+        if missing or info["mismatched_keys"]:
+            raise TrainerFailure("base_model_invalid", f"missing {missing}, mismatched {info['mismatched_keys']}")
+        self._graft(model)
+        model.requires_grad_(False)
+        model.train(False)
+        return model
+
+    @torch.no_grad()
+    def _graft(self, model: PreTrainedModel) -> None:
+        layer = self.pooling_layer(model)
+        identity = torch.eye(model.config.hidden_size)
+        for parameter in layer.parameters():
+            parameter.zero_()
+        layer.get_parameter("attention.self.value.weight").copy_(identity)
+        layer.get_parameter("attention.output.dense.weight").copy_(RESIDUAL_SCALE * identity)
+        layer.get_parameter("attention.output.LayerNorm.weight").fill_(1.0)
+        layer.get_parameter("output.LayerNorm.weight").fill_(1.0)
+        model.get_parameter(f"{self.pooler}.weight").copy_(identity / math.sqrt(len(identity)))
+        for name in (f"{self.pooler}.bias", f"{self.head}.weight", f"{self.head}.bias"):
+            model.get_parameter(name).zero_()
+
+    def pooling_layer(self, model: nn.Module) -> nn.Module:
+        """The layer that pools."""
+        return self._stack(model)[-1]
+
+    def head_module(self, model: nn.Module) -> nn.Linear:
+        """The classifier on the pooled vector."""
+        head = model.get_submodule(self.head)
+        assert isinstance(head, nn.Linear)
+        return head
+
+    def body_parameters(self, model: nn.Module, *, last_layers: int | None = None) -> list[str]:
+        """Names of the base's own parameters, or of its last layers'; never the pooling layer's or the pooler's."""
+        depth = len(self._stack(model)) - 1
+        stack = f"{self.body}.encoder.layer."
+        first = 0 if last_layers is None else max(0, depth - last_layers)
+        kept = tuple(f"{stack}{index}." for index in range(first, depth))
+        rest = () if last_layers is not None else (f"{self.body}.embeddings.",)
+        return [name for name, _ in model.named_parameters() if name.startswith((*kept, *rest))]
+
+    def pooled(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The mean vectors before centring, (rows, width), of norm √width up to rounding."""
+        caught: list[Tensor] = []
+        attention = self.pooling_layer(model).get_submodule("attention.output")
+        hook = attention.register_forward_hook(lambda module, inputs, output: caught.append(output[:, 0]))
+        try:
+            model.get_submodule(self.body)(input_ids=input_ids, attention_mask=attention_mask)
+        finally:
+            hook.remove()
+        return caught[0].float()
+
+    @torch.no_grad()
+    def set_centre(self, model: nn.Module, centre: Tensor) -> None:
+        """centre: (width,), the mean of the pooled vectors, each scaled to unit norm."""
+        self.pooling_layer(model).get_parameter("output.dense.bias").copy_(-math.sqrt(len(centre)) * centre)
+
+    def features(self, model: nn.Module, pooled: Tensor) -> Tensor:
+        """The head's inputs, (rows, width), from `pooled`: the rest of the pooling layer, and the pooler."""
+        layer = self.pooling_layer(model)
+        centred = layer.get_submodule("output")(layer.get_submodule("intermediate")(pooled), pooled)
+        features: Tensor = torch.tanh(model.get_submodule(self.pooler)(centred))
+        return features
+
+    def _stack(self, model: nn.Module) -> nn.ModuleList:
+        stack = model.get_submodule(f"{self.body}.encoder.layer")
+        assert isinstance(stack, nn.ModuleList)
+        return stack

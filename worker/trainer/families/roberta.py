@@ -1,0 +1,13 @@
+"""RoBERTa (Liu et al. 2019): the classification head's own dense layer takes the pooler's place."""
+
+from __future__ import annotations
+
+from worker.trainer.families.encoder import EncoderFamily
+
+ROBERTA = EncoderFamily(
+    model_type="roberta",
+    body="roberta",
+    pooler="classifier.dense",
+    head="classifier.out_proj",
+    position_offset=2,  # positions start behind the padding index, which is 1
+)

@@ -1,0 +1,142 @@
+"""One attempt at one job, loaded: what loop, evaluation and export work on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from app.catalog.adaptations import Head
+from app.catalog.recipes import CENTRING, EVALUATION, Phase
+from app.privacy.plan import GaussianRelease, SampledGaussian
+from worker.trainer.adaptations.registry import ADAPTERS
+from worker.trainer.control import Control
+from worker.trainer.device import Device
+from worker.trainer.dp.batching import physical_batches
+from worker.trainer.dp.randomness import JobRandomness
+from worker.trainer.failure import TrainerFailure
+from worker.trainer.families.encoder import EncoderFamily
+from worker.trainer.families.registry import FAMILIES
+from worker.trainer.spec import TrainerSpec
+from worker.trainer.tasks.registry import TRAINER_TASKS
+from worker.trainer.tasks.text_classification import Examples, TextClassification
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """The spec and everything that was loaded for it."""
+
+    folder: Path
+    spec: TrainerSpec
+    control: Control
+    device: Device
+    randomness: JobRandomness
+    family: EncoderFamily
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    task: TextClassification
+
+    def batches(self, examples: Examples, rows: list[list[int]]) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
+        """Physical batches on the device, with the rows that they hold. rows: in groups that stay together."""
+        limit = self.spec.runtime.max_physical_batch_tokens
+        for chosen in physical_batches(rows, examples.lengths, max_tokens=limit):
+            yield chosen, self.task.batch(examples, chosen, self.device.torch)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PreparedPhase:
+    """A phase, the plan's part that it executes, and what it trains, by the parameters' names in the model."""
+
+    phase: Phase
+    part: SampledGaussian
+    parameters: dict[str, nn.Parameter]
+
+    @property
+    def on_features(self) -> bool:
+        """Whether only the head trains, so that the body's features are computed once."""
+        return isinstance(self.phase.adaptation, Head)
+
+
+def load_job(folder: Path, key: bytes, control: Control, spec: TrainerSpec, device: Device) -> Job:
+    """Loads base and tokenizer. Raises TrainerFailure `base_model_invalid`."""
+    path = Path(spec.base.path)
+    family = FAMILIES.get(spec.base.family)
+    if family is None:
+        raise TrainerFailure("base_model_invalid", f"unknown family {spec.base.family}")
+    torch.manual_seed(spec.seed)
+    model = family.load(path, spec.task.labels)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise TrainerFailure("base_model_invalid", str(error)) from error
+    task = TRAINER_TASKS[spec.task.type](spec.task, tokenizer, family.max_length(model))
+    return Job(folder, spec, control, device, JobRandomness(key), family, model, tokenizer, task)
+
+
+def adapt(job: Job) -> tuple[PreparedPhase, ...]:
+    """Adds every phase's modules to the model, which then moves to the device; nothing requires a gradient yet."""
+    names: list[list[str]] = []
+    head = [f"{job.family.head}.{name}" for name, _ in job.family.head_module(job.model).named_parameters()]
+    for phase in job.spec.phases:
+        adaptation = phase.adaptation
+        names.append([*ADAPTERS[adaptation.type].parameters(job.model, job.family, adaptation), *head])
+    nn.Module.to(job.model, job.device.torch)
+    job.model.requires_grad_(False)
+    parameters = dict(job.model.named_parameters())
+    prepared = []
+    for phase, chosen in zip(job.spec.phases, names, strict=True):
+        part = job.spec.plan.part(phase.name)
+        assert isinstance(part, SampledGaussian)
+        prepared.append(PreparedPhase(phase, part, {name: parameters[name] for name in chosen}))
+    return tuple(prepared)
+
+
+def check_plan(spec: TrainerSpec) -> None:
+    """TrainerFailure `plan_mismatch` unless the plan's parts are exactly what the spec asks to execute."""
+    plan = spec.plan
+    expected: list[str] = [phase.name for phase in spec.phases]
+    if plan.parts and plan.parts[0].name == CENTRING:
+        expected.insert(0, CENTRING)
+    if spec.evaluation == "private":
+        expected.append(EVALUATION)
+    if [part.name for part in plan.parts] != expected or not spec.phases:
+        raise TrainerFailure("plan_mismatch", "the plan has other parts")
+    for phase in spec.phases:
+        part = plan.part(phase.name)
+        if not isinstance(part, SampledGaussian) or part.dataset != "training":
+            raise TrainerFailure("plan_mismatch", f"{phase.name} is not a phase over the training units")
+        if (part.sample_rate, part.num_steps) != (phase.sample_rate, phase.num_steps):
+            raise TrainerFailure("plan_mismatch", f"{phase.name} differs in sample rate or steps")
+    if plan.mechanism == "none":
+        if spec.evaluation == "private" or any(part.noise_multiplier for part in plan.parts):
+            raise TrainerFailure("plan_mismatch", "noise without a mechanism")
+    evaluated_on = "validation" if spec.data.has_validation_file else "training"
+    for name, dataset in ((CENTRING, "training"), (EVALUATION, evaluated_on)):
+        release = plan.part(name) if name in expected else None
+        if release is not None and not (
+            isinstance(release, GaussianRelease) and release.sensitivity >= 1.0 and release.dataset == dataset
+        ):
+            raise TrainerFailure("plan_mismatch", f"{name} is not a release of sensitivity 1")
+    if spec.evaluation != "none" and not (spec.data.has_validation_file or spec.data.num_held_out):
+        raise TrainerFailure("plan_mismatch", "nothing to evaluate on")
+
+
+def merge_adaptations(job: Job) -> None:
+    """Folds what the phases added back into the model's own parameters."""
+    for adaptation in {phase.adaptation.type for phase in job.spec.phases}:
+        ADAPTERS[adaptation].merge(job.model)
+
+
+def initial_values(phases: tuple[PreparedPhase, ...]) -> dict[str, Tensor]:
+    """Copies of everything that any phase trains, before the first step."""
+    return {name: value.detach().clone() for name, value in all_parameters(phases).items()}
+
+
+def all_parameters(phases: tuple[PreparedPhase, ...]) -> dict[str, nn.Parameter]:
+    """Everything that any phase trains, by name."""
+    return {name: parameter for prepared in phases for name, parameter in prepared.parameters.items()}

@@ -1,0 +1,210 @@
+"""The training loop: centre the features, then execute the plan's phases step for step, with a checkpoint now and then.
+
+Only noised sums reach a weight, by `PrivateStep`. A job without privacy takes the same way, with a plan that neither
+clips nor noises.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from app.catalog.recipes import CENTRING
+from app.privacy.plan import GaussianRelease
+from worker.trainer.checkpoint import State, capture, keep_newest, restore_optimizer, restore_weights, write_checkpoint
+from worker.trainer.data import Dataset
+from worker.trainer.dp.batching import physical_batches
+from worker.trainer.dp.engine import Batch, GradientEngine
+from worker.trainer.dp.engines import make_engine
+from worker.trainer.dp.optimizers import WeightAverage, make_optimizer
+from worker.trainer.dp.release import bounded_rows, gaussian_release
+from worker.trainer.dp.sampler import poisson_batch
+from worker.trainer.dp.step import PrivateStep, noise_std
+from worker.trainer.job import Job, PreparedPhase, all_parameters
+from worker.trainer.messages import Checkpoint, Notice, Progress
+
+
+def train(job: Job, phases: tuple[PreparedPhase, ...], dataset: Dataset, state: State) -> None:
+    """Executes what `state` lacks of the plan's centring and phases; `state.executed` is true at every moment.
+
+    Raises StopRequested between two steps, after a checkpoint, once the supervisor asks for it.
+    """
+    parameters = all_parameters(phases)
+    if state.tensors:
+        restore_weights(state, parameters)
+    pooled = _pooled(job, dataset) if _needs_features(job, phases, state) else None
+    _centre(job, pooled, state)
+    features = None if pooled is None else _features(job, pooled)
+    resumed = [prepared.phase.name for prepared in phases].index(state.phase) if state.phase else 0
+    last_checkpoint = time.monotonic()
+    for prepared in phases[resumed:]:
+        part, name = prepared.part, prepared.phase.name
+        engine = make_phase_engine(job, prepared)
+        optimizer = _optimizer(job, prepared)
+        decay = prepared.phase.averaging
+        average = None if decay is None else WeightAverage(prepared.parameters, decay)
+        if state.phase == name:
+            restore_optimizer(state, optimizer, average)
+            state.tensors = {key: value for key, value in state.tensors.items() if key == "centre"}
+        state.phase = name
+        step = PrivateStep(
+            engine,
+            optimizer,
+            _names_in_module(job, prepared),
+            plan=job.spec.plan,
+            part=part,
+            randomness=job.randomness,
+            half_precision=job.device.half_precision,
+        )
+        for index in range(state.executed.get(name, 0), part.num_steps):
+            units = poisson_batch(
+                job.randomness, phase=name, step=index, num_units=dataset.num_units, sample_rate=part.sample_rate
+            )
+            step.run(index, _micro_batches(job, prepared, dataset, features, units))
+            if average is not None:
+                average.update(prepared.parameters)
+            state.executed[name] = index + 1
+            last = prepared is phases[-1] and index + 1 == part.num_steps
+            job.control.progress(progress(job, state), last=last)
+            stop = job.control.stop_requested
+            if last or stop or time.monotonic() - last_checkpoint >= job.spec.checkpoint_seconds:
+                _checkpoint(job, capture(state, parameters, optimizer, average))
+                last_checkpoint = time.monotonic()
+            if stop:
+                job.control.check()
+        if average is not None:
+            average.copy_to(prepared.parameters)
+
+
+def make_phase_engine(job: Job, prepared: PreparedPhase) -> GradientEngine:
+    """The engine of one phase; from here on exactly the phase's parameters require gradients.
+
+    Raises EngineError where one of them has no norm per unit.
+    """
+    job.model.requires_grad_(False)
+    for parameter in prepared.parameters.values():
+        parameter.requires_grad_(True)
+    part = prepared.part
+
+    def loss(module: nn.Module, batch: Batch) -> Tensor:
+        with job.device.autocast():
+            if prepared.on_features:
+                logits = module(batch["features"]).float()
+            else:
+                logits = job.task.logits(module, dict(batch))
+        return job.task.loss(logits, dict(batch))
+
+    module = job.family.head_module(job.model) if prepared.on_features else job.model
+    names = list(_names_in_module(job, prepared))
+    return make_engine(module, names, loss, clipping=part.clipping, max_grad_norm=part.max_grad_norm)
+
+
+def _names_in_module(job: Job, prepared: PreparedPhase) -> dict[str, nn.Parameter]:
+    """The phase's parameters under their names in the module that its engine differentiates."""
+    prefix = f"{job.family.head}." if prepared.on_features else ""
+    return {name.removeprefix(prefix): parameter for name, parameter in prepared.parameters.items()}
+
+
+def _optimizer(job: Job, prepared: PreparedPhase) -> Optimizer:
+    phase, plan, part = prepared.phase, job.spec.plan, prepared.part
+    head = {name: p for name, p in prepared.parameters.items() if name.startswith(f"{job.family.head}.")}
+    body = [parameter for name, parameter in prepared.parameters.items() if name not in head]
+    rate = phase.head_learning_rate if body else phase.learning_rate
+    groups = [{"params": list(head.values()), "lr": rate}]
+    if body:
+        groups.insert(0, {"params": body, "lr": phase.learning_rate})
+    std = noise_std(plan, part, half_precision=job.device.half_precision) / plan.expected_batch_size(part)
+    return make_optimizer(
+        phase.optimizer,
+        groups,
+        learning_rate=phase.learning_rate,
+        weight_decay=phase.weight_decay,
+        noise_variance=std * std,
+    )
+
+
+def _micro_batches(
+    job: Job, prepared: PreparedPhase, dataset: Dataset, features: Tensor | None, units: np.ndarray
+) -> Iterator[tuple[Batch, Tensor]]:
+    """The drawn units' rows in physical batches of whole units, with the unit of each row."""
+    rows = [dataset.rows_of_unit[unit].tolist() for unit in units]
+    device = job.device.torch
+    if not prepared.on_features:
+        for chosen, batch in job.batches(dataset.examples, rows):
+            yield batch, torch.from_numpy(dataset.unit_of_row[chosen]).to(device)
+        return
+    assert features is not None
+    one_each = np.ones(len(dataset.examples), dtype=np.int64)
+    for chosen in physical_batches(rows, one_each, max_tokens=job.spec.runtime.max_physical_batch_tokens):
+        index = torch.from_numpy(chosen)
+        batch = {"features": features[index.to(device)], "labels": dataset.examples.labels[index].to(device)}
+        yield batch, torch.from_numpy(dataset.unit_of_row[chosen]).to(device)
+
+
+def _needs_features(job: Job, phases: tuple[PreparedPhase, ...], state: State) -> bool:
+    """Whether a step is left that reads them: the centring, or one of a phase that trains only the head."""
+    plan = job.spec.plan
+    centring = plan.parts[0].name == CENTRING and not state.executed.get(CENTRING)
+    return centring or any(
+        prepared.on_features and state.executed.get(prepared.phase.name, 0) < prepared.part.num_steps
+        for prepared in phases
+    )
+
+
+@torch.inference_mode()
+def _pooled(job: Job, dataset: Dataset) -> Tensor:
+    """The body's vectors before centring, (rows, width), float32, on the device."""
+    job.control.send(Notice("computing_features", {"num_units": dataset.num_units}))
+    rows = [units.tolist() for units in dataset.rows_of_unit]
+    out: Tensor | None = None
+    for chosen, batch in job.batches(dataset.examples, rows):
+        job.control.check()
+        with job.device.autocast():
+            values = job.family.pooled(job.model, batch["input_ids"], batch["attention_mask"])
+        if out is None:
+            out = torch.empty(len(dataset.examples), values.shape[1], device=values.device)
+        out[torch.from_numpy(chosen).to(values.device)] = values
+    assert out is not None
+    return out
+
+
+@torch.no_grad()
+def _features(job: Job, pooled: Tensor) -> Tensor:
+    """The head's inputs, in pieces that stay in cache. A clone leaves inference mode, so that autograd may read it."""
+    return torch.cat([job.family.features(job.model, piece.clone()) for piece in torch.split(pooled, 4096)])
+
+
+def _centre(job: Job, pooled: Tensor | None, state: State) -> None:
+    """Releases the mean of the unit vectors, once, and puts it into the model; a resumed job takes the released one."""
+    parts = job.spec.plan.parts
+    if parts[0].name != CENTRING:
+        return
+    if not state.executed.get(CENTRING):
+        assert isinstance(parts[0], GaussianRelease)
+        assert pooled is not None
+        # One row a unit: bounded to norm 1, the release's sensitivity.
+        total = bounded_rows(pooled / pooled.shape[1] ** 0.5, 1.0).sum(0)
+        if parts[0].noise_multiplier > 0.0:
+            total = gaussian_release(job.randomness, parts[0], total)
+        state.tensors["centre"] = (total / job.spec.plan.num_units).to(torch.float32)
+        state.executed[CENTRING] = 1
+        job.control.progress(progress(job, state))
+    job.family.set_centre(job.model, state.tensors["centre"].to(job.device.torch))
+
+
+def _checkpoint(job: Job, state: State) -> None:
+    write_checkpoint(job.folder, job.spec, state)
+    job.control.send(Checkpoint(state.step, dict(state.executed)))
+    if not job.control.attached:
+        keep_newest(job.folder)
+
+
+def progress(job: Job, state: State) -> Progress:
+    """Where the job stands, as a message."""
+    total = sum(part.num_steps for part in job.spec.plan.parts)
+    return Progress(state.step, total, state.phase or CENTRING, dict(state.executed))

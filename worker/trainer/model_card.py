@@ -1,0 +1,97 @@
+"""The bundle's README.md: a Hugging Face model card that says what the guarantee covers, and what it does not."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from app.catalog.adaptations import adaptation_to_dict
+from app.catalog.bases import BASES
+from app.privacy.plan import GaussianRelease, PrivacyPlan, SampledGaussian
+from worker.trainer.spec import TrainerSpec
+
+_USE = """```python
+from transformers import pipeline
+
+classify = pipeline("text-classification", model="PATH_OF_THIS_FOLDER")
+classify("…")
+```"""
+
+
+def model_card(spec: TrainerSpec, metrics: dict[str, Any]) -> str:
+    """The card's text: metadata block, use, privacy statement, metrics that were released."""
+    known = BASES.get(spec.base.id)
+    tags = ["text-classification", "privtune", *(["differential-privacy"] if spec.plan.mechanism == "dp_sgd" else [])]
+    # JSON is YAML, and quotes every name that would not be plain text in it.
+    metadata = {
+        "license": known.licence if known else "other",
+        "base_model": spec.base.id,
+        "library_name": "transformers",
+        "pipeline_tag": "text-classification",
+        "tags": tags,
+        "metrics": ["accuracy", "f1", "precision", "recall"] if "accuracy" in metrics else [],
+    }
+    front = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in metadata.items())
+    labels = ", ".join(json.dumps(label, ensure_ascii=False) for label in spec.task.labels)
+    return "\n".join(
+        [
+            f"---\n{front}\n---\n",
+            f"# {spec.base.id}, fine-tuned for text classification\n",
+            f"Classes: {labels}. Inputs are cut to {spec.task.max_length} tokens.\n",
+            _USE + "\n",
+            "## Privacy\n",
+            *_privacy(spec.plan),
+            "## Training\n",
+            *(
+                f"- `{phase.name}`: {json.dumps(adaptation_to_dict(phase.adaptation))}, {phase.num_steps} steps, "
+                f"sample rate {phase.sample_rate:.6g}, {phase.optimizer}, learning rate {phase.learning_rate:g}"
+                for phase in spec.phases
+            ),
+            "\nThe last layer of the encoder pools: it averages the tokens, and subtracts a mean vector"
+            f"{' that was released with noise' if spec.plan.mechanism == 'dp_sgd' else ''}.\n",
+            "## Evaluation\n",
+            *_evaluation(metrics),
+        ]
+    )
+
+
+def _privacy(plan: PrivacyPlan) -> list[str]:
+    if plan.mechanism == "none":
+        return ["Trained **without** differential privacy, on data that was declared public.\n"]
+    unit = (
+        "the record" if plan.privacy_unit.column is None else f"all records with the same `{plan.privacy_unit.column}`"
+    )
+    epsilon = "not certified" if plan.epsilon is None else f"{plan.epsilon:.4g}"
+    lines = [
+        f"(ε = {epsilon}, δ = {plan.target_delta:g})-differential privacy for {unit}, among {plan.num_units} units, "
+        f"under the relation `{plan.neighboring_relation}` (a unit's records are replaced by nothing). "
+        "The model's weights and the metrics below are what the guarantee covers.\n",
+        "| part | rate | steps | noise multiplier | bound |",
+        "|---|---|---|---|---|",
+    ]
+    for part in plan.parts:
+        if isinstance(part, SampledGaussian):
+            bound = f"{part.max_grad_norm:g}, {part.clipping} clipping"
+            lines.append(
+                f"| {part.name} | {part.sample_rate:.6g} | {part.num_steps} | {part.noise_multiplier:.6g} | {bound} |"
+            )
+        elif isinstance(part, GaussianRelease):
+            lines.append(f"| {part.name} | 1 | 1 | {part.noise_multiplier:.6g} | {part.sensitivity:g} |")
+    lines += [
+        f"\nAccountant: {plan.accountant or 'not stated'}. Batches were drawn by Poisson sampling, as accounted.\n",
+        "Treated as public: the number of units, the list of classes, the longest input, and every option of the job. "
+        "Not covered: when the job ran, for how long, and whether it failed; people who are in other datasets too.\n",
+    ]
+    return lines
+
+
+def _evaluation(metrics: dict[str, Any]) -> list[str]:
+    if metrics["released"] == "none":
+        return ["No metrics were released.\n"]
+    low, high = metrics["accuracy_interval_95"]
+    return [
+        f"{metrics['num_units']} units; {metrics['method']}.\n",
+        f"- accuracy {metrics['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f})",
+        f"- macro F1 {metrics['f1_macro']:.4f}, precision {metrics['precision_macro']:.4f}, "
+        f"recall {metrics['recall_macro']:.4f}\n",
+    ]

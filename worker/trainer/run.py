@@ -1,0 +1,104 @@
+"""One attempt at one job: load, adapt, check, loop, evaluate, export."""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import torch
+
+from worker.trainer.checkpoint import State, read_checkpoint
+from worker.trainer.control import Control
+from worker.trainer.data import load_data
+from worker.trainer.device import set_up_device
+from worker.trainer.dp.engine import EngineError
+from worker.trainer.evaluate import evaluate
+from worker.trainer.export import export
+from worker.trainer.failure import StopRequested, TrainerFailure
+from worker.trainer.job import Job, PreparedPhase, adapt, all_parameters, check_plan, initial_values, load_job
+from worker.trainer.loop import make_phase_engine, train
+from worker.trainer.messages import Failed, Finished, Notice, Started, Stopped
+from worker.trainer.spec import TrainerSpec
+
+
+def run(folder: Path, key: bytes, control: Control) -> None:
+    """Executes the folder's job and says so over `control`; the results are in the folder.
+
+    Raises TrainerFailure, or whatever else went wrong; `attempt` turns both into a message.
+    """
+    started = time.monotonic()
+    spec = TrainerSpec.read(folder)
+    check_plan(spec)
+    device = set_up_device(spec.runtime)
+    job = load_job(folder, key, control, spec, device)
+    phases = adapt(job)
+    check_steps(job, phases)
+    data = load_data(folder, spec, job.task, job.randomness)
+    state = read_checkpoint(folder, spec) or State()
+    control.send(
+        Started(
+            device=device.torch.type,
+            trainable_parameters=sum(parameter.numel() for parameter in all_parameters(phases).values()),
+            total_parameters=sum(parameter.numel() for parameter in job.model.parameters()),
+            max_physical_batch_tokens=spec.runtime.max_physical_batch_tokens,
+            threads=device.threads,
+        )
+    )
+    initial = initial_values(phases)
+    try:
+        train(job, phases, data.training, state)
+        metrics = evaluate(job, data.evaluation, state)
+    except StopRequested:
+        control.send(Stopped(state.step, dict(state.executed)))
+        return
+    export(job, phases, initial, metrics)
+    control.send(Finished(dict(state.executed), time.monotonic() - started))
+
+
+def check_steps(job: Job, phases: tuple[PreparedPhase, ...]) -> None:
+    """A dry step of each phase on synthetic rows: TrainerFailure `missing_gradient_norm` before anything is spent."""
+    examples = job.task.synthetic(job.model, rows=4)
+    batch = job.task.batch(examples, range(len(examples)), job.device.torch)
+    with torch.no_grad(), job.device.autocast():
+        pooled = job.family.pooled(job.model, batch["input_ids"], batch["attention_mask"])
+        features = {"features": job.family.features(job.model, pooled), "labels": batch["labels"]}
+    units = torch.arange(len(examples), device=job.device.torch)
+    for prepared in phases:
+        try:
+            engine = make_phase_engine(job, prepared)
+            norms = engine.accumulate(features if prepared.on_features else batch, units)
+        except EngineError as error:
+            raise TrainerFailure("missing_gradient_norm", f"{error.code}: {error}") from error
+        sums = engine.take()
+        if len(sums) != len(prepared.parameters) or not all(
+            bool(torch.isfinite(v).all()) for v in (norms, *sums.values())
+        ):
+            raise TrainerFailure("missing_gradient_norm", "a dry step on synthetic rows has no finite norms")
+        if engine.fallbacks:
+            job.control.send(
+                Notice("slow_gradients", {"phase": prepared.phase.name, "parameters": len(engine.fallbacks)})
+            )
+
+
+def attempt(folder: Path, key: bytes, control: Control) -> bool:
+    """`run`, with every failure as a fixed code for the user and its traceback on standard error. True: no failure."""
+    try:
+        run(folder, key, control)
+        return True
+    except Exception as error:  # the one place where a failure becomes a code
+        traceback.print_exc(file=sys.stderr)
+        control.send(Failed(_code(error)))
+        return False
+
+
+def _code(error: Exception) -> str:
+    if isinstance(error, TrainerFailure):
+        return error.code
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return "out_of_memory"
+    # CPU allocations fail as a plain RuntimeError with this text.
+    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
+        return "out_of_memory"
+    return "trainer_error"
