@@ -18,11 +18,15 @@ LossFunction = Callable[[nn.Module, Batch], Tensor]
 
 
 class EngineError(ValueError):
-    """The model, its loss or a batch breaks what per-unit clipping rests on; `code` is fixed and holds no data."""
+    """The model, its loss or a batch breaks what per-unit clipping rests on.
 
-    def __init__(self, code: str, message: str) -> None:
+    code: fixed, holds no data. parameters: names of those concerned, where they are known.
+    """
+
+    def __init__(self, code: str, message: str, parameters: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.code = code
+        self.parameters = tuple(parameters)
 
 
 class GradientEngine(Protocol):
@@ -31,12 +35,13 @@ class GradientEngine(Protocol):
     fallbacks: trainable parameters that have no fast path here; the whole model then takes the slow one.
     """
 
-    fallbacks: tuple[str, ...]
+    @property
+    def fallbacks(self) -> tuple[str, ...]: ...
 
     def accumulate(self, batch: Batch, unit_index: Tensor) -> Tensor:
         """Adds a physical batch of whole units. unit_index: (rows,) integers.
 
-        Returns the squared norm of each unit's unclipped gradient, in ascending order of unit: private, for tests and
+        Returns the squared norm of each unit's unclipped gradient, in order of appearance: private, for tests and
         adaptive clipping; it must never leave the job.
         """
         ...
@@ -50,7 +55,7 @@ class GradientEngine(Protocol):
 class UnitRows:
     """How the rows of a physical batch belong to its units.
 
-    unit_of_row: (rows,) in [0, num_units), numbered by ascending unit index.
+    unit_of_row: (rows,) in [0, num_units), numbered in the order in which units first appear.
     weight_of_row: (rows,) float64, 1 / (rows of its unit): the sum of weighted rows is the mean.
     """
 
@@ -69,7 +74,12 @@ def unit_rows(unit_index: Tensor) -> UnitRows:
     if unit_index.ndim != 1 or unit_index.dtype not in (torch.int64, torch.int32):
         raise EngineError("bad_unit_index", "unit_index must be a vector of integers, one for each row")
     units, inverse, counts = torch.unique(unit_index, return_inverse=True, return_counts=True)
-    return UnitRows(inverse, counts.to(torch.float64).reciprocal()[inverse], len(units))
+    weights = counts.to(torch.float64).reciprocal()[inverse]
+    rows = torch.arange(len(unit_index), device=unit_index.device)
+    first = torch.full_like(counts, len(unit_index)).scatter_reduce_(0, inverse, rows, "amin")
+    rank = torch.empty_like(first)
+    rank[torch.argsort(first)] = torch.arange(len(units), device=rank.device)
+    return UnitRows(rank[inverse], weights, len(units))
 
 
 def check_losses(losses: Any, rows: int) -> Tensor:
@@ -107,3 +117,11 @@ def check_records_independent(model: nn.Module) -> None:
         )
         if mixes or tracks:
             raise EngineError("couples_records", f"{name or 'the model'} computes statistics over records")
+
+
+def zero_sums(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous zeros in each parameter's shape, float32 or better."""
+    return {
+        name: torch.zeros(value.shape, dtype=torch.promote_types(value.dtype, torch.float32), device=value.device)
+        for name, value in parameters.items()
+    }

@@ -21,6 +21,7 @@ from worker.trainer.dp.engine import (
     check_records_independent,
     trainable_parameters,
     unit_rows,
+    zero_sums,
 )
 
 
@@ -58,17 +59,7 @@ class FunctionalEngine:
         self._max_grad_norm = max_grad_norm
         self._chunk_size = chunk_size
         self._mapped = True
-        self._sums = self._zeros()
-
-    def _zeros(self) -> dict[str, Tensor]:
-        return {
-            name: torch.zeros_like(
-                parameter,
-                dtype=torch.promote_types(parameter.dtype, torch.float32),
-                memory_format=torch.contiguous_format,
-            ).requires_grad_(False)
-            for name, parameter in self._parameters.items()
-        }
+        self._sums = zero_sums(self._parameters)
 
     def _row_gradients(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Gradients (rows, *parameter shape) by parameter name."""
@@ -155,5 +146,5 @@ class FunctionalEngine:
         return squared
 
     def take(self) -> dict[str, Tensor]:
-        sums, self._sums = self._sums, self._zeros()
+        sums, self._sums = self._sums, zero_sums(self._parameters)
         return sums

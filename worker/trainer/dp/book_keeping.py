@@ -1,0 +1,98 @@
+"""The single-backward engine: one forward, one backward, norms and clipped sums from the tape (Bu et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from worker.trainer.dp.clipping import clip_factors
+from worker.trainer.dp.engine import (
+    Batch,
+    EngineError,
+    LossFunction,
+    check_losses,
+    check_records_independent,
+    trainable_parameters,
+    unit_rows,
+    zero_sums,
+)
+from worker.trainer.dp.layers import HANDLERS
+from worker.trainer.dp.rewrites import rewritten
+from worker.trainer.dp.tape import Tape, total_squared
+from worker.trainer.dp.taped import taped_parameters
+
+
+class BookKeepingEngine:
+    """Exact on models whose trainable parameters are used by the functions of `layers.HANDLERS` only.
+
+    autocast_dtype: compute in bfloat16 or float16; norms and sums stay in float32.
+    """
+
+    fallbacks: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        model: nn.Module,
+        names: Sequence[str],
+        loss_fn: LossFunction,
+        *,
+        clipping: str,
+        max_grad_norm: float,
+        autocast_dtype: torch.dtype | None = None,
+    ) -> None:
+        self._model = model
+        self._parameters = trainable_parameters(model, names)
+        self._loss_fn = loss_fn
+        self._clipping = clipping
+        self._max_grad_norm = max_grad_norm
+        self._autocast_dtype = autocast_dtype
+        self._sums = zero_sums(self._parameters)
+
+    @property
+    def half_precision(self) -> bool:
+        """Whether gradients are computed in bfloat16 or float16."""
+        return self._autocast_dtype is not None
+
+    def accumulate(self, batch: Batch, unit_index: Tensor) -> Tensor:
+        tape, losses = self.record(batch, unit_index)
+        squared = total_squared(tape.squared_norms().values())
+        # A loss that is not finite taints its unit even where the gradient happens to be.
+        tainted = torch.zeros_like(squared).index_add_(
+            0, tape.units.unit_of_row, (~torch.isfinite(losses)).to(squared.dtype)
+        )
+        squared = squared.masked_fill(tainted > 0, torch.inf)
+        factors = clip_factors(self._clipping, squared.sqrt(), self._max_grad_norm)
+        tape.add_clipped_sums(dict.fromkeys(self._parameters, factors), self._sums)
+        return squared
+
+    def record(self, batch: Batch, unit_index: Tensor) -> tuple[Tape, Tensor]:
+        """One forward and backward; the filled tape and the rows' losses, (rows,)."""
+        check_records_independent(self._model)
+        units = unit_rows(unit_index)
+        tape = Tape(dict(self._parameters), units)
+        device = unit_index.device.type
+        with (
+            torch.enable_grad(),
+            taped_parameters(self._model, self._parameters, tape, HANDLERS),
+            rewritten(self._model),
+        ):
+            with torch.autocast(device, self._autocast_dtype, enabled=self._autocast_dtype is not None):
+                losses = check_losses(self._loss_fn(self._model, batch), len(unit_index))
+            wide = losses.to(torch.promote_types(losses.dtype, torch.float32))
+            if wide.requires_grad:  # else no trainable parameter took part, in any row
+                (wide * units.weight_of_row.to(wide.dtype)).sum().backward()
+        self._check_nothing_lost()
+        return tape, wide.detach()
+
+    def _check_nothing_lost(self) -> None:
+        lost = [name for name, parameter in self._parameters.items() if parameter.grad is not None]
+        for name in lost:
+            self._parameters[name].grad = None
+        if lost:
+            raise EngineError("unsupported_use", "used outside the tape", lost)
+
+    def take(self) -> dict[str, Tensor]:
+        sums, self._sums = self._sums, zero_sums(self._parameters)
+        return sums

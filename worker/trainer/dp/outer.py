@@ -1,0 +1,117 @@
+"""Σ_t left[r,t] ⊗ right[r,t] for each row, without writing it out where that is dearer: ghost norms and their sums.
+
+‖Σ_t l_t ⊗ r_t‖² = Σ_{s,t} ⟨l_s, l_t⟩⟨r_s, r_t⟩: two Gram matrices of T × T instead of a matrix of l × r.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from worker.trainer.dp.engine import UnitRows
+
+_BLOCK = 64  # Gram matrices are symmetric: only blocks on and above the diagonal are computed
+_MAX_GATHERED = 1 << 24  # elements gathered at a time for cross terms between rows
+
+
+class GramCache:
+    """The last few Gram matrices by operand: query, key and value projections share their input."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[Tensor, Tensor]] = []
+
+    def gram(self, operand: Tensor, dtype: torch.dtype) -> Tensor:
+        """operand @ operandᵀ for each row, (rows, T, T). Kept operands stay alive: equal addresses are equal data."""
+        for index, (kept, gram) in enumerate(self._kept):
+            if (
+                kept.data_ptr() == operand.data_ptr()
+                and kept.shape == operand.shape
+                and kept.stride() == operand.stride()
+                and kept.dtype == operand.dtype
+            ):
+                self._kept.insert(0, self._kept.pop(index))
+                return gram
+        wide = operand.to(dtype)
+        result = torch.bmm(wide, wide.transpose(1, 2))
+        self._kept = [(operand, result), *self._kept[:1]]
+        return result
+
+
+def instantiates(left: Tensor, right: Tensor) -> bool:
+    """Whether l · r a row is cheaper to hold than its factors: then they can be dropped at once."""
+    time = left.shape[1]
+    return left.shape[2] * right.shape[2] <= time * (left.shape[2] + right.shape[2])
+
+
+def instantiate(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """(rows, l, r) in `dtype`."""
+    return torch.bmm(left.to(dtype).transpose(1, 2), right.to(dtype))
+
+
+def joined(uses: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Several uses of one parameter as one, along T: cross terms between uses come with it."""
+    if len(uses) == 1:
+        return uses[0]
+    return torch.cat([left for left, _ in uses], 1), torch.cat([right for _, right in uses], 1)
+
+
+def row_pairs(units: UnitRows) -> tuple[Tensor, Tensor]:
+    """Indices (i, j), i < j, of all pairs of rows that belong to the same unit."""
+    same = units.unit_of_row[:, None] == units.unit_of_row[None, :]
+    i, j = torch.nonzero(torch.triu(same, diagonal=1), as_tuple=True)
+    return i, j
+
+
+def squared_norm(left: Tensor, right: Tensor, units: UnitRows, grams: GramCache, dtype: torch.dtype) -> Tensor:
+    """(units,): ‖Σ over the unit's rows of Σ_t l_t ⊗ r_t‖²."""
+    per_row = (grams.gram(left, dtype).mul(grams.gram(right, dtype))).sum((1, 2))
+    result = torch.zeros(units.num_units, dtype=dtype, device=left.device)
+    result.index_add_(0, units.unit_of_row, per_row)
+    if not units.one_row_each:
+        i, j = row_pairs(units)
+        size = max(1, _MAX_GATHERED // (left.shape[1] * (left.shape[2] + right.shape[2] + 2 * left.shape[1])))
+        for a, b in zip(i.split(size), j.split(size), strict=True):
+            of_left = torch.bmm(left[a].to(dtype), left[b].to(dtype).transpose(1, 2))
+            of_right = torch.bmm(right[a].to(dtype), right[b].to(dtype).transpose(1, 2))
+            result.index_add_(0, units.unit_of_row[a], 2.0 * of_left.mul_(of_right).sum((1, 2)))
+    # A sum of rounded products may fall below zero where the true norm is tiny.
+    return torch.where(result < 0, torch.zeros_like(result), result)
+
+
+def cross_gather(
+    left: Tensor, right: Tensor, ids: Tensor, gradients: Tensor, units: UnitRows, dtype: torch.dtype
+) -> Tensor:
+    """(units,): ⟨Σ_s left_s ⊗ right_s, Σ_t onehot(ids_t) ⊗ gradients_t⟩ = Σ_{s,t} left_s[ids_t] ⟨right_s, gradients_t⟩.
+
+    The cross term of a tied head (left: ∂L/∂logits) and embedding: T² d work, never vocabulary × d.
+    """
+    rows = torch.arange(len(left), device=left.device)
+    pairs = [(rows, rows)]
+    if not units.one_row_each:
+        i, j = row_pairs(units)
+        pairs += [(i, j), (j, i)]
+    result = torch.zeros(units.num_units, dtype=dtype, device=left.device)
+    size = max(1, _MAX_GATHERED // (left.shape[1] * (left.shape[2] + right.shape[2] + ids.shape[1])))
+    for i, j in pairs:
+        for a, b in zip(i.split(size), j.split(size), strict=True):
+            picked = left[a].to(dtype).gather(2, ids[b][:, None, :].expand(-1, left.shape[1], -1))
+            inner = torch.bmm(right[a].to(dtype), gradients[b].to(dtype).transpose(1, 2))
+            result.index_add_(0, units.unit_of_row[a], picked.mul_(inner).sum((1, 2)))
+    return result
+
+
+def add_weighted_sum(left: Tensor, right: Tensor, row_factor: Tensor, row_blank: Tensor | None, target: Tensor) -> None:
+    """target (flat) += Σ_r row_factor[r] Σ_t left[r,t] ⊗ right[r,t]; rows in `row_blank` are left out."""
+    if row_blank is not None:
+        # Zero times infinity is not zero: blank both operands.
+        left = left.masked_fill(row_blank[:, None, None], 0.0)
+        right = right.masked_fill(row_blank[:, None, None], 0.0)
+    dtype = target.dtype
+    left, right = left.to(dtype), right.to(dtype)
+    if left.shape[2] <= right.shape[2]:
+        left = left * row_factor[:, None, None]
+    else:
+        right = right * row_factor[:, None, None]
+    target.view(left.shape[2], right.shape[2]).addmm_(
+        left.reshape(-1, left.shape[2]).t(), right.reshape(-1, right.shape[2])
+    )

@@ -1,0 +1,147 @@
+"""What one backward pass leaves behind, by parameter, and the algebra on it: per-unit norms and clipped sums.
+
+Autograd functions of `layers` write here *during backward* and hand on only the input's gradient, so that no unclipped
+weight gradient ever exists and recomputed (checkpointed) forwards leave no trace. A use of a parameter takes one of
+three forms, each the gradient of every row r:
+
+- dense:  G_r itself, (rows, numel)
+- outer:  Σ_t left[r,t] ⊗ right[r,t]: a linear layer's output gradients and inputs
+- gather: Σ_t onehot(ids[r,t]) ⊗ g[r,t]: an embedding
+
+Uses of one parameter add up before the norm is taken (tied embedding and head, layers used twice), and so do the rows
+of one unit: cross terms are exact. See Bu et al. 2023 (book-keeping), Goodfellow 2015, Li et al. 2022 (ghost norm).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from worker.trainer.dp import outer
+from worker.trainer.dp.engine import EngineError, UnitRows
+
+
+@dataclass(slots=True)
+class Uses:
+    """All uses of one parameter in one backward pass."""
+
+    shape: torch.Size
+    dtype: torch.dtype  # of norms and sums: float32 or better
+    dense: Tensor | None = None  # (units, numel)
+    outers: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (rows, T, l), (rows, T, r); l·r = numel
+    gathers: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (rows, T), (rows, T, d)
+
+
+class Tape:
+    """Collects uses during one backward pass over a physical batch."""
+
+    def __init__(self, parameters: dict[str, Tensor], units: UnitRows) -> None:
+        self.units = units
+        self.rows = len(units.unit_of_row)
+        self._uses = {
+            name: Uses(value.shape, torch.promote_types(value.dtype, torch.float32))
+            for name, value in parameters.items()
+        }
+        self._grams = outer.GramCache()
+
+    def add_dense(self, name: str, rows: Tensor) -> None:
+        """rows: (rows, *parameter shape), the gradient of each row."""
+        uses = self._uses[name]
+        flat = rows.detach().reshape(self.rows, -1).to(uses.dtype)
+        if flat.shape[1] != uses.shape.numel():
+            raise EngineError("lost_batch_dimension", "its gradient has no row dimension", [name])
+        if not self.units.one_row_each:
+            total = torch.zeros(self.units.num_units, flat.shape[1], dtype=flat.dtype, device=flat.device)
+            flat = total.index_add_(0, self.units.unit_of_row, flat)
+        uses.dense = flat if uses.dense is None else uses.dense + flat
+
+    def add_outer(self, name: str, left: Tensor, right: Tensor) -> None:
+        """left: (rows, T, l), right: (rows, T, r); the parameter's shape, flattened, is l · r."""
+        uses = self._uses[name]
+        left, right = left.detach(), right.detach()  # an input carries its graph: do not keep that alive
+        if outer.instantiates(left, right):
+            self.add_dense(name, outer.instantiate(left, right, uses.dtype))
+        else:
+            uses.outers.append((left, right))
+
+    def add_gather(self, name: str, ids: Tensor, gradients: Tensor) -> None:
+        """ids: (rows, T); gradients: (rows, T, d), zero where an id takes no part (padding_idx)."""
+        self._uses[name].gathers.append((ids, gradients.detach()))
+
+    def squared_norms(self) -> dict[str, Tensor]:
+        """‖unit gradient‖² of each parameter, (units,). Complete only after the backward pass."""
+        return {name: self._squared_norm(uses) for name, uses in self._uses.items()}
+
+    def _squared_norm(self, uses: Uses) -> Tensor:
+        device = self.units.unit_of_row.device
+        total = torch.zeros(self.units.num_units, dtype=uses.dtype, device=device)
+        if uses.dense is not None and (uses.outers or uses.gathers):
+            self._make_dense(uses)
+        if uses.dense is not None:
+            return total + uses.dense.square().sum(1)
+        if uses.outers:
+            left, right = outer.joined(uses.outers)
+            total += outer.squared_norm(left, right, self.units, self._grams, uses.dtype)
+        if uses.gathers:
+            total += _gathered(uses, self.units)[1]
+            for left, right in uses.outers:
+                for ids, gradients in uses.gathers:
+                    total += 2.0 * outer.cross_gather(left, right, ids, gradients, self.units, uses.dtype)
+        return total
+
+    def _make_dense(self, uses: Uses) -> None:
+        """Adds outer and gathered uses to the dense one: a parameter with several forms of use and few elements."""
+        assert uses.dense is not None
+        dense = uses.dense
+        for left, right in uses.outers:
+            rows = outer.instantiate(left, right, uses.dtype)
+            dense = dense.index_add(0, self.units.unit_of_row, rows.reshape(self.rows, -1))
+        width = uses.shape[-1]
+        for ids, gradients in uses.gathers:
+            grid = dense.reshape(-1, width)
+            slots = self.units.unit_of_row[:, None] * (uses.shape.numel() // width) + ids
+            flat = gradients.reshape(-1, width).to(uses.dtype)
+            dense = grid.index_add(0, slots.reshape(-1), flat).reshape(self.units.num_units, -1)
+        uses.dense, uses.outers, uses.gathers = dense, [], []
+
+    def add_clipped_sums(self, factors: dict[str, Tensor], sums: dict[str, Tensor]) -> None:
+        """sums[name] += Σ_u factors[name][u] · gradient_u. A unit with factor zero adds exactly nothing."""
+        for name, uses in self._uses.items():
+            factor = factors[name].to(uses.dtype)
+            blank = factor == 0
+            blanks = bool(blank.any())
+            target = sums[name].view(-1)
+            if uses.dense is not None:
+                dense = uses.dense.masked_fill(blank[:, None], 0.0) if blanks else uses.dense
+                target.addmv_(dense.t(), factor)
+            row_factor = factor[self.units.unit_of_row]
+            row_blank = blank[self.units.unit_of_row] if blanks else None
+            for left, right in uses.outers:
+                outer.add_weighted_sum(left, right, row_factor, row_blank, target)
+            for ids, gradients in uses.gathers:
+                weighted = gradients.to(uses.dtype) * row_factor[:, None, None]
+                if row_blank is not None:
+                    weighted = weighted.masked_fill(row_blank[:, None, None], 0.0)
+                width = gradients.shape[-1]
+                target.view(-1, width).index_add_(0, ids.reshape(-1), weighted.reshape(-1, width))
+
+
+def _gathered(uses: Uses, units: UnitRows) -> tuple[Tensor, Tensor]:
+    """Segments of equal (unit, id) summed, (segments, d), and the squared norm of each unit, (units,)."""
+    vocabulary = uses.shape[0]
+    keys = torch.cat([(units.unit_of_row[:, None] * vocabulary + ids).reshape(-1) for ids, _ in uses.gathers])
+    values = torch.cat([g.reshape(-1, g.shape[-1]).to(uses.dtype) for _, g in uses.gathers])
+    segments, position = torch.unique(keys, return_inverse=True)
+    summed = torch.zeros(len(segments), values.shape[1], dtype=values.dtype, device=values.device)
+    summed.index_add_(0, position, values)
+    squared = torch.zeros(units.num_units, dtype=values.dtype, device=values.device)
+    squared.index_add_(0, segments // vocabulary, summed.square().sum(1))
+    return summed, squared
+
+
+def total_squared(squared: Iterable[Tensor]) -> Tensor:
+    """The squared norm over all parameters, (units,)."""
+    return torch.stack(list(squared)).sum(0)
