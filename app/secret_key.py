@@ -21,13 +21,6 @@ def load_secret_key(settings: Settings) -> bytes:
     return _parse(path.read_text(), str(path))
 
 
-def write_private(path: Path, text: str) -> None:
-    """Writes a file that only its owner may read, whole or not at all; one that is there is replaced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path, text)
-    temporary.replace(path)
-
-
 def _create(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path, secrets.token_hex(BYTES))

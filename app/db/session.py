@@ -25,10 +25,20 @@ class Database:
     """Engine and sessions. SQLite writers begin IMMEDIATE, so that none fails in the middle for want of the lock."""
 
     def __init__(self, url: str) -> None:
-        self._engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
-        if self._engine.dialect.name == "sqlite":
+        sqlite = url.startswith("sqlite")
+        self._engine = create_engine(
+            url,
+            pool_pre_ping=not sqlite,
+            pool_size=20,
+            max_overflow=20,  # together as many as there are threads that answer requests
+            hide_parameters=True,  # an error's text goes to logs, a row's values do not
+        )
+        self._reading = self._engine
+        if sqlite:
             event.listen(self._engine, "connect", _configure_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)
+        else:
+            self._reading = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         self._writing = self._engine.execution_options(privtune_writing=True)
 
     @property
@@ -52,7 +62,7 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """A consistent view that writes nothing."""
-        with Session(self._engine, expire_on_commit=False) as session:
+        with Session(self._reading, expire_on_commit=False) as session:
             yield session
 
     def dispose(self) -> None:

@@ -28,7 +28,7 @@ def readyz(request: Request) -> JSONResponse:
     state = request.app.state
     checks = {
         "database": _answers("database", lambda: _ask(state.database)),
-        "storage": _answers("storage", state.storage.ping),
+        "storage": _answers("storage", lambda: state.storage.exists("readyz")),
         "broker": _answers("broker", state.queue.ping),
     }
     ready = all(checks.values())
