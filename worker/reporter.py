@@ -1,0 +1,192 @@
+"""The release gate of job history: which codes and fields may leave the trainer, and the words that go with them.
+
+It is an allow list. A code that is not on it is dropped, and so is a field that is not, or whose value is not of the
+kind that the list names: what remains are numbers that come from the plan, the base model or the machine, and fixed
+words. The log says what was dropped by code and field name, never the value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from sqlalchemy.orm import Session
+
+from app.catalog.recipes import CENTRING, EVALUATION, HEAD_PHASE, MAIN_PHASE
+from app.events import service as events
+from app.jobs.lifecycle import Claimed
+from worker.trainer.messages import Progress
+
+log = structlog.get_logger(__name__)
+
+#: At most this many progress events in one attempt: the job's own `progress` is always up to date.
+PROGRESS_EVENTS = 20
+
+Check = Callable[[Any], bool]
+
+
+def number(value: Any) -> bool:
+    """A finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def phase(value: Any) -> bool:
+    """The name of a part of a plan."""
+    return value in (CENTRING, HEAD_PHASE, MAIN_PHASE, EVALUATION)
+
+
+def device(value: Any) -> bool:
+    """What torch computes on."""
+    return value in ("cpu", "cuda")
+
+
+def steps(value: Any) -> bool:
+    """Executed steps of each part of a plan."""
+    return isinstance(value, Mapping) and all(phase(name) and number(count) for name, count in value.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Clearance:
+    """One code that may leave: its words, and what its fields may hold."""
+
+    message: str
+    fields: Mapping[str, Check] = field(default_factory=dict)
+    level: events.Level = "info"
+    type: events.Type = "message"
+
+
+#: From the supervisor, and from the trainer's notices.
+CLEARED: dict[str, Clearance] = {
+    "trainer_started": Clearance(
+        "The model is loaded and checked.",
+        {
+            "device": device,
+            "trainable_parameters": number,
+            "total_parameters": number,
+            "max_physical_batch_tokens": number,
+            "threads": number,
+        },
+    ),
+    "progress": Clearance(
+        "Step {step} of {num_steps}.",
+        {"step": number, "num_steps": number, "phase": phase, "executed": steps},
+        type="metrics",
+    ),
+    "checkpoint_committed": Clearance("A checkpoint was kept at step {step}.", {"step": number}),
+    "computing_features": Clearance("Features are computed.", {"num_units": number}),
+    "slow_gradients": Clearance(
+        "Some layers take the slow way to per-record gradients.", {"phase": phase, "parameters": number}, level="warn"
+    ),
+    "sandbox_unavailable": Clearance(
+        "This machine cannot shut the training process off from the network.", level="warn"
+    ),
+    "batch_size_reduced": Clearance(
+        "Memory ran out: the physical batch is halved (speed only, not privacy).",
+        {"max_physical_batch_tokens": number},
+        level="warn",
+    ),
+}
+
+
+def record(session: Session, claimed: Claimed, code: str, data: Mapping[str, Any]) -> None:
+    """Adds what the gate lets through to the job's history; the caller holds the job's row."""
+    clearance = CLEARED.get(code)
+    if clearance is None:
+        # The code itself may be anything: only its length is known to be harmless.
+        log.warning("event_dropped", job_id=claimed.job_id)
+        return
+    released = {
+        name: value for name, value in data.items() if name in clearance.fields and clearance.fields[name](value)
+    }
+    if released.keys() != clearance.fields.keys() or len(released) != len(data):
+        log.warning("event_fields_dropped", job_id=claimed.job_id, code=code, count=len(data) - len(released))
+        if released.keys() != clearance.fields.keys():
+            return
+    events.record(
+        session,
+        project_id=claimed.project_id,
+        job_id=claimed.job_id,
+        code=code,
+        message=clearance.message.format(**released),
+        level=clearance.level,
+        type=clearance.type,
+        data=released or None,
+    )
+
+
+class ProgressEvents:
+    """Thins progress out to a few events an attempt, evenly over its steps, the last included."""
+
+    def __init__(self) -> None:
+        self._last = -1
+
+    def due(self, message: Progress) -> bool:
+        """Whether this one becomes an event."""
+        twentieth = message.step * PROGRESS_EVENTS // max(message.num_steps, 1)
+        if twentieth == self._last:
+            return False
+        self._last = twentieth
+        return True
+
+
+#: All that metrics.json may hold beside the class names, which are the job's own.
+_RATIOS = (
+    "accuracy",
+    "precision_macro",
+    "recall_macro",
+    "f1_macro",
+    "f1_micro",
+)
+_VECTORS = ("accuracy_interval_95", "precision_per_class", "recall_per_class", "f1_per_class")
+_METHODS = {
+    "private": "Gaussian noise on the confusion counts, charged to the plan; the rest follows from the noised counts",
+    "public": "exact, on data declared public",
+}
+
+
+class NotReleased(ValueError):
+    """The trainer offers metrics of a kind that the job's plan does not cover."""
+
+
+def cleared_metrics(metrics: Mapping[str, Any], evaluation: str, labels: tuple[str, ...]) -> dict[str, Any]:
+    """What of metrics.json may leave, given how the plan covers it. Raises NotReleased where the two disagree."""
+    if metrics.get("released") != evaluation:
+        raise NotReleased("metrics of another kind than planned")
+    if evaluation == "none":
+        return {"released": "none", "reason": "No evaluation was asked for."}
+    released: dict[str, Any] = {
+        "released": evaluation,
+        "method": _METHODS[evaluation],
+        "dataset": "validation_file" if metrics.get("dataset") == "validation_file" else "held_out_split",
+        "labels": list(labels),
+    }
+    kinds: dict[str, Check] = {name: number for name in (*_RATIOS, "num_units", "noise_std")}
+    kinds |= {name: _vector for name in _VECTORS} | {"confusion_matrix": _matrix}
+    for name, kind in kinds.items():
+        if name in metrics and kind(metrics[name]):
+            released[name] = metrics[name]
+    dropped = metrics.keys() - released.keys()
+    if dropped:
+        log.warning("metrics_dropped", count=len(dropped))
+    return released
+
+
+def progress(message: Progress) -> dict[str, Any]:
+    """As the job's row keeps it."""
+    return {
+        "step": message.step,
+        "num_steps": message.num_steps,
+        "phase": message.phase,
+        "executed": dict(message.executed),
+    }
+
+
+def _vector(value: Any) -> bool:
+    return isinstance(value, list) and all(number(entry) for entry in value)
+
+
+def _matrix(value: Any) -> bool:
+    return isinstance(value, list) and all(_vector(row) for row in value)

@@ -1,0 +1,128 @@
+"""From a finished trainer's folder to a published bundle: an exact list of files, each cleared, hashed and stored."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+from sqlalchemy.orm import Session
+
+from app.budgets import service as budgets
+from app.jobs.lifecycle import Claimed
+from app.models import archives
+from app.storage.interface import Storage
+from worker import privacy_report, reporter
+from worker.privacy_report import LedgerPosition
+from worker.trainer.messages import Finished
+from worker.trainer.spec import METRICS_FILE, MODEL_FOLDER, TrainerSpec
+
+log = structlog.get_logger(__name__)
+
+#: Made here.
+REPORT, METRICS = "privacy_report.json", "metrics.json"
+#: All that leaves; anything else in the folder stays behind.
+BUNDLE_FILES = (
+    "README.md",
+    "config.json",
+    "merges.txt",
+    METRICS,
+    "model.safetensors",
+    REPORT,
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+)
+#: Without these there is no model.
+_REQUIRED = ("README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+
+_CHUNK = 1 << 20
+
+
+class IncompleteResults(RuntimeError):
+    """The trainer said that it had finished, but its results are not a bundle."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """The files to publish, and the two that are also shown with the model."""
+
+    folder: Path
+    names: tuple[str, ...]
+    metrics: Mapping[str, Any]
+    report: Mapping[str, Any]
+
+
+def ledger_positions(session: Session, claimed: Claimed) -> list[LedgerPosition]:
+    """Where the ledgers of the job's budgets stand."""
+    positions = []
+    for charge in claimed.charges:
+        budget = budgets.get(session, claimed.project_id, charge["budget_id"])
+        positions.append(
+            LedgerPosition(budget.id, budget.next_sequence - 1, budget.head_hash, budget.epsilon_limit, budget.delta)
+        )
+    return positions
+
+
+def build(
+    claimed: Claimed, spec: TrainerSpec, finished: Finished, positions: list[LedgerPosition], folder: Path
+) -> Bundle:
+    """Completes the bundle in the job folder: cleared metrics, the privacy report, nothing that is not on the list.
+
+    Raises IncompleteResults where something is missing or does not fit the plan.
+    """
+    model = folder / MODEL_FOLDER
+    try:
+        raw = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
+        metrics = reporter.cleared_metrics(raw, spec.evaluation, spec.task.labels)
+        report = privacy_report.build(claimed, finished.executed, positions, dataclasses.asdict(spec.runtime))
+    except (OSError, ValueError, KeyError) as error:
+        log.exception("results_refused")
+        raise IncompleteResults from error
+    for name, content in ((METRICS, metrics), (REPORT, report)):
+        (model / name).write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
+    names = tuple(name for name in BUNDLE_FILES if (model / name).is_file() and not (model / name).is_symlink())
+    left_behind = sum(1 for _ in model.iterdir()) - len(names)
+    if left_behind:
+        log.warning("bundle_files_left_behind", count=left_behind)
+    if not set(_REQUIRED) <= set(names):
+        raise IncompleteResults
+    return Bundle(model, names, metrics, report)
+
+
+def store(storage: Storage, prefix: str, bundle: Bundle) -> dict[str, Any]:
+    """Stores the bundle under `prefix`; the fields of `models.service.publish`."""
+    described = []
+    for name in bundle.names:
+        storage.put_file(f"{prefix}/{name}", bundle.folder / name)
+        described.append(_described(bundle.folder / name, name))
+    return {
+        "storage_prefix": prefix,
+        "files": described,
+        "archives": archives.describe(described, lambda path: _chunks(bundle.folder / path)),
+        "metrics": dict(bundle.metrics),
+        "privacy_report": dict(bundle.report),
+    }
+
+
+def _described(path: Path, name: str) -> dict[str, Any]:
+    size, crc, digest = 0, 0, hashlib.sha256()
+    for chunk in _chunks(path):
+        size += len(chunk)
+        crc = zlib.crc32(chunk, crc)
+        digest.update(chunk)
+    return {"path": name, "bytes": size, "sha256": digest.hexdigest(), "crc32": crc}
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            yield chunk

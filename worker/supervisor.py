@@ -1,0 +1,412 @@
+"""One job from claim to settlement: lays out the job folder, follows the trainer, keeps the lease, settles.
+
+The trainer's word is never taken for more than it is: executed steps are checked against the plan by the service, rows
+against their digest, messages against the release gate. Whatever happens here, the database's guarded writes decide.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import structlog
+from obstore.exceptions import BaseError as StoreError
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.catalog.recipes import Phase
+from app.files import service as files
+from app.jobs import lifecycle
+from app.jobs.keys import KeyUnavailable
+from app.jobs.lifecycle import Claimed, LeaseLost
+from app.models import service as models
+from worker import job_folder, reporter, results
+from worker.lease import Lease
+from worker.spares import Spares
+from worker.trainer.messages import (
+    Checkpoint,
+    Failed,
+    Finished,
+    Message,
+    Notice,
+    Progress,
+    Started,
+    Stop,
+    Stopped,
+)
+from worker.trainer.spec import (
+    CHECKPOINTS_FOLDER,
+    RESUME_FOLDER,
+    TRAINING_FILE,
+    VALIDATION_FILE,
+    BaseSpec,
+    DataSpec,
+    RuntimeOptions,
+    TaskSpec,
+    TrainerSpec,
+)
+from worker.trainer_process import BadMessage, TrainerGone, TrainerProcess
+from worker.workplace import Workplace
+
+log = structlog.get_logger(__name__)
+
+#: How long a trainer that was asked to stop may take for the step at hand before it is killed: for a cancelled job,
+#: which is then charged in full, and for a worker that shuts down, whose job resumes from its last checkpoint.
+CANCEL_SECONDS = 60.0
+SHUTDOWN_SECONDS = 15.0
+_LOOK = 0.2
+
+#: An out-of-memory halves the physical batch, down to this many tokens.
+_SMALLEST_BATCH_TOKENS = 64
+
+
+class Unworkable(Exception):
+    """The job cannot go on; the text is the code of `jobs.failures` that its user reads."""
+
+
+class _AttemptEnded(Exception):
+    """The job went back to the queue, or ended otherwise than by success; the database knows."""
+
+
+def run_job(workplace: Workplace, spares: Spares, job_id: str) -> None:
+    """Claims the job and works on it until it is settled, given back or lost. A stale hint does nothing."""
+    if workplace.shutting_down.is_set():
+        return
+    with workplace.database.writing() as session:
+        claimed = lifecycle.claim(session, job_id, workplace.name, workplace.settings.lease_seconds)
+    if claimed is None:
+        return
+    with structlog.contextvars.bound_contextvars(job_id=job_id, fence=claimed.fence):
+        log.info("job_claimed", attempt=claimed.attempt)
+        try:
+            with Lease(workplace.database, claimed, workplace.settings) as lease:
+                Attempt(workplace, claimed, lease, spares.take()).run()
+        except LeaseLost:
+            log.warning("job_lost")
+        except (SQLAlchemyError, OSError):
+            log.exception("job_left_to_the_sweep")
+        finally:
+            spares.prepare()
+
+
+class Attempt:
+    """One execution of a job by one trainer process."""
+
+    def __init__(self, workplace: Workplace, claimed: Claimed, lease: Lease, trainer: TrainerProcess) -> None:
+        self._workplace = workplace
+        self._settings = workplace.settings
+        self._claimed = claimed
+        self._lease = lease
+        self._trainer = trainer
+        self._folder = trainer.folder.path
+        self._progress = reporter.ProgressEvents()
+        self._started = False
+        self._runtime = RuntimeOptions(
+            device=self._settings.device,
+            max_physical_batch_tokens=self._settings.max_physical_batch_tokens,
+            threads=self._settings.threads,
+        )
+        self._deadline = time.monotonic() + self._settings.max_job_seconds
+        lease.on_loss(trainer.kill)
+
+    def run(self) -> None:
+        """Returns once the job is settled or given back. Raises LeaseLost; removes trainer and folder in any case."""
+        try:
+            spec = self._lay_out()
+            self._trainer.begin(self._key())
+            finished = self._follow()
+            self._publish(spec, finished)
+        except _AttemptEnded:
+            pass
+        except Unworkable as reason:
+            self._trainer.kill()
+            self._fail(str(reason))
+        except (OSError, StoreError):
+            # The disk is full, the store does not answer: not the job's fault, but it cannot go on here either.
+            log.exception("storage_failed")
+            self._trainer.kill()
+            self._abandon("storage_error")
+        finally:
+            self._trainer.close()
+
+    # Before the trainer starts
+
+    def _lay_out(self) -> TrainerSpec:
+        """Fills the job folder; returns the spec in it."""
+        claimed, resolved = self._claimed, self._claimed.resolved
+        with self._workplace.database.reading() as session:
+            training = files.get(session, claimed.project_id, claimed.training_file_id)
+            validation = (
+                files.get(session, claimed.project_id, claimed.validation_file_id)
+                if claimed.validation_file_id is not None
+                else None
+            )
+        self._fetch_rows(training.rows_key, resolved["training_digest"], TRAINING_FILE)
+        if validation is not None:
+            self._fetch_rows(validation.rows_key, resolved["validation_digest"], VALIDATION_FILE)
+        self._fetch_checkpoint()
+        spec = TrainerSpec(
+            job_id=claimed.job_id,
+            task=_task(resolved["task"]),
+            base=self._base(),
+            phases=tuple(Phase.from_dict(phase) for phase in resolved["phases"]),
+            plan=claimed.plan,
+            data=DataSpec(
+                num_rows=resolved["num_rows"],
+                num_held_out=resolved["num_held_out"],
+                has_validation_file=validation is not None,
+                num_validation_rows=resolved.get("num_validation_rows") or 0,
+            ),
+            evaluation=resolved["evaluation"],
+            dataset_digest=resolved["training_digest"],
+            seed=claimed.seed,
+            runtime=self._freeze(),
+            checkpoint_seconds=self._settings.checkpoint_seconds,
+        )
+        spec.write(self._folder)
+        return spec
+
+    def _fetch_rows(self, key: str | None, digest: str, name: str) -> None:
+        path = self._folder / name
+        path.parent.mkdir(exist_ok=True)
+        if key is None:
+            raise Unworkable("data_mismatch")
+        self._workplace.storage.get_file(key, path)
+        if job_folder.sha256(path) != digest:
+            raise Unworkable("data_mismatch")
+
+    def _fetch_checkpoint(self) -> None:
+        checkpoint = self._claimed.checkpoint
+        if checkpoint is not None:
+            try:
+                job_folder.get_folder(
+                    self._workplace.storage, checkpoint["key"], checkpoint["files"], self._folder / RESUME_FOLDER
+                )
+            except job_folder.DamagedCheckpoint:
+                raise Unworkable("resume_mismatch") from None
+
+    def _base(self) -> BaseSpec:
+        base = models.find_base(self._claimed.model, self._settings)
+        if base is None:
+            raise Unworkable("base_model_invalid")
+        try:
+            return BaseSpec(base.id, base.family, str(models.base_path(base)))
+        except (LookupError, ValueError, OSError):
+            log.exception("base_model_refused")
+            raise Unworkable("base_model_invalid") from None
+
+    def _freeze(self) -> RuntimeOptions:
+        with self._workplace.database.writing() as session:
+            wanted = dataclasses.asdict(self._runtime)
+            frozen = lifecycle.freeze_runtime(session, self._claimed.job_id, self._claimed.fence, wanted)
+        self._runtime = RuntimeOptions(**frozen)
+        return self._runtime
+
+    def _key(self) -> bytes:
+        with self._workplace.database.reading() as session:
+            try:
+                return lifecycle.job_key(session, self._claimed.job_id, self._workplace.secret_key)
+            except KeyUnavailable:
+                raise Unworkable("job_key_unavailable") from None
+
+    # While it runs
+
+    def _follow(self) -> Finished:
+        """Relays messages until the trainer has finished; anything else that ends it ends the attempt."""
+        while True:
+            self._interrupt_where_due()
+            try:
+                messages = self._trainer.read(_LOOK)
+            except BadMessage:
+                log.error("trainer_protocol_error")
+                self._trainer.kill()
+                self._abandon("trainer_error")
+            except TrainerGone:
+                self._crashed()
+            for message in messages:
+                if self._relay(message):
+                    assert isinstance(message, Finished)
+                    return message
+
+    def _interrupt_where_due(self) -> None:
+        if self._lease.lost.is_set():
+            raise LeaseLost(self._claimed.job_id)
+        if self._workplace.shutting_down.is_set():
+            self._requeue()
+        if self._lease.cancel_requested.is_set():
+            self._cancel()
+        if time.monotonic() > self._deadline:
+            raise Unworkable("time_limit")
+
+    def _relay(self, message: Message) -> bool:
+        """Passes one message on; whether it was the last."""
+        match message:
+            case Started():
+                self._started = True
+                self._record("trainer_started", dataclasses.asdict(message))
+            case Notice(code, data):
+                self._record(code, data)
+            case Progress():
+                self._lease.note(reporter.progress(message))
+                if self._progress.due(message):
+                    self._record("progress", reporter.progress(message))
+            case Checkpoint(step, executed):
+                self._commit_checkpoint(step, executed)
+            case Finished():
+                return True
+            case Failed(code):
+                self._trainer_failed(code)
+            case Stopped() | Stop():  # nobody asked
+                raise Unworkable("trainer_error")
+        return False
+
+    def _commit_checkpoint(self, step: int, executed: Mapping[str, int]) -> None:
+        """Stores a checkpoint, moves the job's pointer to it under the fence, deletes the one before."""
+        claimed, storage = self._claimed, self._workplace.storage
+        local = self._folder / CHECKPOINTS_FOLDER / str(step)
+        key = f"{_attempt_prefix(claimed)}/checkpoints/{step}"
+        digests = job_folder.put_folder(storage, key, local)
+        checkpoint = {"key": key, "step": step, "executed": dict(executed), "files": digests}
+        with self._workplace.database.writing() as session:
+            previous = lifecycle.commit_checkpoint(session, claimed.job_id, claimed.fence, checkpoint)
+            reporter.record(session, claimed, "checkpoint_committed", {"step": step})
+        shutil.rmtree(local)
+        if previous is not None:
+            storage.delete_prefix(previous["key"])
+
+    def _record(self, code: str, data: Mapping[str, Any]) -> None:
+        with self._workplace.database.writing() as session:
+            lifecycle.heartbeat(session, self._claimed.job_id, self._claimed.fence, self._settings.lease_seconds)
+            reporter.record(session, self._claimed, code, data)
+
+    # How it ends
+
+    def _publish(self, spec: TrainerSpec, finished: Finished) -> None:
+        """Stores the bundle under the fence's own prefix, then publishes and settles in one transaction."""
+        claimed, workplace = self._claimed, self._workplace
+        prefix = f"projects/{claimed.project_id}/models/{claimed.job_id}/{claimed.fence}"
+        with workplace.database.reading() as session:
+            positions = results.ledger_positions(session, claimed)
+        try:
+            bundle = results.build(claimed, spec, finished, positions, self._folder)
+        except results.IncompleteResults:
+            raise Unworkable("trainer_error") from None
+        fields = results.store(workplace.storage, prefix, bundle)
+        self._lease.end()
+        try:
+            with workplace.database.writing() as session:
+                model_id = lifecycle.succeed(session, claimed.job_id, claimed.fence, finished.executed, fields)
+        except LeaseLost:
+            workplace.storage.delete_prefix(prefix)
+            raise
+        log.info("job_succeeded", model_id=model_id)
+        self._delete_attempts()
+
+    def _cancel(self) -> NoReturn:
+        executed = self._stop(CANCEL_SECONDS)
+        if executed is None and not self._started:
+            executed = {}  # no step comes before Started, and everything it said was read
+        self._lease.end()
+        with self._workplace.database.writing() as session:
+            if executed is None:
+                lifecycle.abandon(session, self._claimed.job_id, self._claimed.fence, self._settings, "trainer_error")
+            else:
+                lifecycle.cancel_running(session, self._claimed.job_id, self._claimed.fence, executed)
+        log.info("job_cancelled", executed_known=executed is not None)
+        self._delete_attempts()
+        raise _AttemptEnded
+
+    def _requeue(self) -> NoReturn:
+        """This worker shuts down: the next one resumes from the checkpoint with which the trainer answers Stop."""
+        executed = self._stop(SHUTDOWN_SECONDS, commit=True)
+        if executed is None and not self._started:
+            executed = {}
+        self._lease.end()
+        with self._workplace.database.writing() as session:
+            lifecycle.requeue(session, self._claimed.job_id, self._claimed.fence, executed)
+        log.info("job_requeued")
+        raise _AttemptEnded
+
+    def _stop(self, seconds: float, *, commit: bool = False) -> Mapping[str, int] | None:
+        """Asks the trainer to stop; what it had executed, or None where it did not say so in time. It is gone then."""
+        deadline = time.monotonic() + seconds
+        self._trainer.stop()
+        if not self._started:
+            self._trainer.kill()  # still loading: nothing to wait for, but what it said is read below
+        try:
+            while time.monotonic() < deadline:
+                for message in self._trainer.read(_LOOK):
+                    match message:
+                        case Started():
+                            self._started = True
+                        case Stopped(_, executed) | Finished(executed):
+                            return executed
+                        case Checkpoint(step, executed) if commit:
+                            self._commit_checkpoint(step, executed)
+                        case _:
+                            pass
+                if self._lease.lost.is_set():
+                    raise LeaseLost(self._claimed.job_id)
+        except (TrainerGone, BadMessage):
+            pass
+        finally:
+            self._trainer.kill()
+        return None
+
+    def _trainer_failed(self, code: str) -> NoReturn:
+        """A failure that the trainer told. Only an out-of-memory is tried again, with half of the physical batch."""
+        tokens = self._runtime.max_physical_batch_tokens // 2
+        if code != "out_of_memory" or tokens < _SMALLEST_BATCH_TOKENS:
+            raise Unworkable(code)
+        claimed, smaller = self._claimed, dataclasses.replace(self._runtime, max_physical_batch_tokens=tokens)
+        with self._workplace.database.writing() as session:
+            lifecycle.freeze_runtime(session, claimed.job_id, claimed.fence, dataclasses.asdict(smaller), replace=True)
+            reporter.record(session, claimed, "batch_size_reduced", {"max_physical_batch_tokens": tokens})
+        self._abandon(code)
+
+    def _crashed(self) -> NoReturn:
+        if self._lease.lost.is_set():
+            raise LeaseLost(self._claimed.job_id)
+        log.warning("trainer_crashed", status=self._trainer.process.poll())
+        self._abandon("trainer_error")
+
+    def _abandon(self, code: str) -> NoReturn:
+        """The attempt is lost, not the job: the next claim resumes it, as long as attempts are left."""
+        self._lease.end()
+        with self._workplace.database.writing() as session:
+            queued = lifecycle.abandon(session, self._claimed.job_id, self._claimed.fence, self._settings, code)
+        if queued:
+            self._workplace.queue.hint_job(self._claimed.job_id)
+        else:
+            self._delete_attempts()
+        raise _AttemptEnded
+
+    def _fail(self, code: str) -> None:
+        self._lease.end()
+        with self._workplace.database.writing() as session:
+            lifecycle.fail(session, self._claimed.job_id, self._claimed.fence, code)
+        log.warning("job_failed", code=code)
+        self._delete_attempts()
+
+    def _delete_attempts(self) -> None:
+        """Checkpoints of a job that has ended are of no more use. What a failure here leaves behind is only disk."""
+        try:
+            self._workplace.storage.delete_prefix(_job_prefix(self._claimed))
+        except (OSError, StoreError):
+            log.exception("checkpoints_not_deleted")
+
+
+def _task(task: Mapping[str, Any]) -> TaskSpec:
+    return TaskSpec(
+        type=task["type"], columns=task["columns"], labels=tuple(task["labels"]), max_length=task["max_length"]
+    )
+
+
+def _job_prefix(claimed: Claimed) -> str:
+    return f"projects/{claimed.project_id}/jobs/{claimed.job_id}"
+
+
+def _attempt_prefix(claimed: Claimed) -> str:
+    return f"{_job_prefix(claimed)}/{claimed.fence}"

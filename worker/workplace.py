@@ -1,0 +1,44 @@
+"""What a worker process holds: made once at its start, handed to everything that it runs."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from dataclasses import dataclass, field
+
+from app.db.session import Database
+from app.queue import Queue
+from app.secret_key import load_secret_key
+from app.settings import Settings
+from app.storage import open_storage
+from app.storage.interface import Storage
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """name: of this worker, for operators. shutting_down: set once the process was asked to end."""
+
+    settings: Settings
+    database: Database
+    storage: Storage
+    queue: Queue
+    secret_key: bytes = field(repr=False)
+    name: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
+    shutting_down: threading.Event = field(default_factory=threading.Event)
+
+    @classmethod
+    def open(cls, settings: Settings) -> Workplace:
+        """Opens database, store and broker as the settings name them."""
+        return cls(
+            settings=settings,
+            database=Database(settings.database),
+            storage=open_storage(settings.storage),
+            queue=Queue(settings.broker),
+            secret_key=load_secret_key(settings),
+        )
+
+    def close(self) -> None:
+        """Closes what was opened."""
+        self.queue.close()
+        self.database.dispose()
