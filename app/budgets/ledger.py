@@ -1,7 +1,7 @@
 """The ledger: an append-only chain of what happened to a budget, each entry bound to the one before by SHA-256.
 
-Whoever changes, drops or reorders an entry breaks every hash after it; whoever restores an older copy has an older head.
-Entries hold DpEvents and ρ; ε is always derived from them.
+Whoever changes, drops or reorders an entry breaks every hash after it; whoever restores an older copy has an older
+head. Entries hold DpEvents and ρ; ε is always derived from them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,17 @@ from app.budgets.tables import LedgerEntry, PrivacyBudget
 from app.db.base import now
 from app.ids import new_id
 
-Kind = Literal["opened", "reserved", "charged", "released", "limit_raised", "closed", "reopened", "public_declared"]
+Kind = Literal[
+    "opened",
+    "reserved",
+    "charged",
+    "released",
+    "limit_raised",
+    "closed",
+    "reopened",
+    "public_declared",
+    "file_attached",
+]
 
 #: The head of an empty chain.
 GENESIS = "0" * 64

@@ -24,7 +24,7 @@ class Usage:
         return self.charged + self.reserved
 
 
-def readable(project_id: str) -> Select[tuple[PrivacyBudget]]:
+def readable(project_id: str) -> Select[PrivacyBudget]:
     """The project's budgets."""
     return select(PrivacyBudget).where(PrivacyBudget.project_id == project_id)
 
@@ -44,7 +44,7 @@ def lock(session: Session, budget_id: str) -> PrivacyBudget | None:
     statement = (
         select(PrivacyBudget)
         .where(PrivacyBudget.id == budget_id)
-        .with_for_update()
+        .with_for_update(key_share=True)
         .execution_options(populate_existing=True)
     )
     return session.scalars(statement).one_or_none()
@@ -81,6 +81,6 @@ def counted(session: Session, budget_id: str) -> Sequence[Reservation]:
     ).all()
 
 
-def entries(budget_id: str) -> Select[tuple[LedgerEntry]]:
+def entries(budget_id: str) -> Select[LedgerEntry]:
     """The ledger of a budget that the caller may see."""
     return select(LedgerEntry).where(LedgerEntry.budget_id == budget_id)

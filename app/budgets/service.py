@@ -43,7 +43,7 @@ def create(
     actor: str,
     is_default: bool = False,
 ) -> PrivacyBudget:
-    """A new, empty budget with the first entry of its ledger. Raises InvalidRequest on a limit that promises nothing."""
+    """A new, empty budget and the first entry of its ledger. Raises InvalidRequest on a limit that promises nothing."""
     try:
         accounting = RenyiBudget.create(epsilon_limit, delta)
     except ValueError as error:
@@ -146,12 +146,17 @@ def reserve(session: Session, job_id: str, charges: Sequence[Charge], actor: str
 def require_open(budget: PrivacyBudget) -> None:
     """Raises BudgetExceeded (code budget_closed) for a budget that takes no further plans."""
     if budget.status != "open":
-        raise BudgetExceeded(
-            "budget_closed",
-            "This privacy budget is closed: no further job may read its files.",
-            param="privacy_budget",
-            privacy_budget=budget.id,
-        )
+        raise closed(budget.id)
+
+
+def closed(budget_id: str) -> BudgetExceeded:
+    """What a job on a closed budget is told."""
+    return BudgetExceeded(
+        "budget_closed",
+        "This privacy budget is closed: no further job may read its files.",
+        param="training_file",
+        privacy_budget=budget_id,
+    )
 
 
 def admissible(accounting: RenyiBudget, used: Usage, charge: Charge) -> bool:
@@ -203,3 +208,8 @@ def _locked(session: Session, budget_id: str) -> PrivacyBudget:
     if budget is None:
         raise NotFound("privacy_budget")
     return budget
+
+
+def record_act(session: Session, budget_id: str, kind: ledger.Kind, *, actor: str, details: Mapping[str, Any]) -> None:
+    """An act of a person that spends nothing, in the budget's ledger: a file declared public, or attached to it."""
+    ledger.append(session, _locked(session, budget_id), kind, actor=actor, details=details)

@@ -8,6 +8,7 @@ FAILURES: dict[str, str] = {
     "out_of_memory": "The training process ran out of memory.",
     "missing_gradient_norm": "A trainable parameter has no per-record gradient norm; no step was made.",
     "data_mismatch": "The rows do not match what the job was planned for.",
+    "plan_mismatch": "The job's phases are not those of its privacy plan; no step was made.",
     "resume_mismatch": "The checkpoint was made under another plan or other data.",
     "base_model_invalid": "The base model cannot be loaded.",
     "export_check_failed": "The exported model did not load or did not answer as the trained one.",

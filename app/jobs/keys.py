@@ -1,8 +1,8 @@
 """A job's secret key: from the operating system's entropy, wrapped in a row of its own, erased at settlement.
 
-Masks and noise are a pure function of this key, so that a replayed step draws the same randomness. The wrapping (AES-256
-in GCM, under the server's secret) is bound to the job, to the digests of its rows and to its plan: a key that is moved
-to another job, other data or another plan does not open.
+Masks and noise are a pure function of this key, so that a replayed step draws the same randomness. The wrapping
+(AES-256 in GCM, under the server's secret) is bound to the job, to the digests of its rows and to its plan: a key that
+is moved to another job, other data or another plan does not open.
 """
 
 from __future__ import annotations

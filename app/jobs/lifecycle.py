@@ -1,7 +1,7 @@
 """A job in a worker's hands: claim, heartbeat, checkpoint, end. All the SQL that the supervisor needs.
 
-A claim is a lease with a fence, a number that rises with each claim. Every write here is one UPDATE guarded by fence and
-status: zero rows mean that the job was taken over, cancelled or ended, nothing was written, and LeaseLost is raised.
+A claim is a lease with a fence, a number that rises with each claim. Every write here is guarded by an UPDATE on fence
+and status: zero rows mean that the job was taken over, cancelled or ended; nothing was written, LeaseLost is raised.
 Lease times come from the database's clock.
 """
 
@@ -37,7 +37,7 @@ class LeaseLost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """What an attempt needs to know. resolved, checkpoint, runtime: as in `tables.Job`."""
+    """What an attempt needs to know. charges, resolved, checkpoint, runtime: as in `tables.Job`."""
 
     job_id: str
     project_id: str
@@ -49,6 +49,7 @@ class Claimed:
     training_file_id: str
     validation_file_id: str | None
     plan: PrivacyPlan
+    charges: Sequence[Mapping[str, Any]]
     resolved: Mapping[str, Any]
     checkpoint: Mapping[str, Any] | None
     runtime: Mapping[str, Any] | None
@@ -105,6 +106,7 @@ def claim(session: Session, job_id: str, worker: str, lease_seconds: float) -> C
         training_file_id=job.training_file_id,
         validation_file_id=job.validation_file_id,
         plan=PrivacyPlan.from_dict(job.plan),
+        charges=job.charges,
         resolved=job.resolved,
         checkpoint=job.checkpoint,
         runtime=job.runtime,
@@ -198,6 +200,14 @@ def requeue(session: Session, job_id: str, fence: int, executed: Mapping[str, in
         session.flush()
 
 
+def abandon(session: Session, job_id: str, fence: int, settings: Settings, code: str) -> bool:
+    """Gives the job back after a crash of its trainer: the attempt counts. Whether it is queued again, for a hint.
+
+    Where the attempts are used up, or the user has cancelled, it ends as `sweep` says. code: of that failure.
+    """
+    return _take_back(session, _guarded(session, job_id, fence), settings, WORKER, code)
+
+
 def sweep(session: Session, settings: Settings) -> list[str]:
     """Takes jobs from workers that fell silent; returns the ids of queued jobs to hint at.
 
@@ -208,16 +218,11 @@ def sweep(session: Session, settings: Settings) -> list[str]:
         select(Job)
         .where(Job.status == "running", Job.lease_expires_at < now())
         .order_by(Job.id)
-        .with_for_update(skip_locked=True)
+        .with_for_update(skip_locked=True, key_share=True)
         .execution_options(populate_existing=True)
     ).all()
     for job in expired:
-        if job.cancel_requested:
-            settlement.settle(session, job, "cancelled", executed=None, actor=SWEEP)
-        elif job.attempts >= settings.max_attempts:
-            settlement.settle(session, job, "failed", executed=None, actor=SWEEP, error=failure("worker_lost"))
-        else:
-            _release(session, job, interrupted=True)
+        _take_back(session, job, settings, SWEEP, "worker_lost")
     return list(_to_hint(session, settings))
 
 
@@ -241,6 +246,17 @@ def _guarded(session: Session, job_id: str, fence: int, **values: Any) -> Job:
     if job is None:
         raise LeaseLost(job_id)
     return job
+
+
+def _take_back(session: Session, job: Job, settings: Settings, actor: str, code: str) -> bool:
+    if job.cancel_requested:
+        settlement.settle(session, job, "cancelled", executed=None, actor=actor)
+    elif job.attempts >= settings.max_attempts:
+        settlement.settle(session, job, "failed", executed=None, actor=actor, error=failure(code))
+    else:
+        _release(session, job, interrupted=True)
+        return True
+    return False
 
 
 def _release(session: Session, job: Job, *, interrupted: bool) -> None:
@@ -292,7 +308,7 @@ def _to_hint(session: Session, settings: Settings) -> Sequence[str]:
         .where(due)
         .order_by(Job.queued_at, Job.id)
         .limit(REHINT_JOBS)
-        .with_for_update(skip_locked=True)
+        .with_for_update(skip_locked=True, key_share=True)
     ).all()
     if ids:
         session.execute(update(Job).where(Job.id.in_(ids)).values(hinted_at=now()))

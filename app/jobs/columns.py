@@ -1,0 +1,144 @@
+"""Which columns and classes a job reads: named or inferred, and checked without telling a value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from app.catalog.bases import BaseModel
+from app.catalog.tasks import TASKS, Column, Task
+from app.errors import InvalidRequest
+from app.jobs.facts import FileFacts
+from app.jobs.schemas import TaskBlock
+
+#: Tokens of a record, where the request names no other number: enough for a paragraph, and a forward pass stays cheap.
+DEFAULT_MAX_LENGTH = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How the rows are read. labels_source: `declared`, or `file`: then the class list is stated as public."""
+
+    task: Task
+    columns: Mapping[str, str]
+    labels: tuple[str, ...]
+    labels_source: str
+    max_length: int
+
+
+def resolve(block: TaskBlock, base: BaseModel, training: FileFacts, validation: FileFacts | None) -> Reading:
+    """Raises InvalidRequest: task_not_supported, column_not_found, missing_values, one_class_only and their like."""
+    task = _task(block, base, training)
+    columns = {
+        role.role: _column(role, block.columns, training)
+        for role in task.columns
+        if role.required or role.role in block.columns
+    }
+    for role in block.columns:
+        if role not in columns:
+            raise InvalidRequest(
+                "unknown_parameter",
+                f"The roles of this task's columns are {', '.join(c.role for c in task.columns)}.",
+                param="task.columns",
+            )
+    if len(set(columns.values())) != len(columns):
+        raise InvalidRequest("column_not_found", "Each role needs a column of its own.", param="task.columns")
+    files = [training] if validation is None else [training, validation]
+    for file in files:
+        _require_values(file, columns)
+    labels, source = _labels(block, columns["label"], training) if task.labelled else ((), "none")
+    if task.labelled and validation is not None:
+        _require_declared(validation, columns["label"], labels)
+    longest = block.max_length or min(DEFAULT_MAX_LENGTH, base.max_length)
+    if longest > base.max_length:
+        raise InvalidRequest(
+            "invalid_max_length", f"This base model reads at most {base.max_length} tokens.", param="task.max_length"
+        )
+    return Reading(task, columns, labels, source, longest)
+
+
+def _task(block: TaskBlock, base: BaseModel, training: FileFacts) -> Task:
+    if block.type is not None:
+        if block.type not in base.tasks or block.type not in TASKS:
+            raise InvalidRequest(
+                "task_not_supported", f"This base model can learn: {', '.join(base.tasks)}.", param="task.type"
+            )
+        return TASKS[block.type]
+    known = [TASKS[name] for name in base.tasks if name in TASKS]
+    if not known:
+        raise InvalidRequest("task_not_supported", "This server trains no task on this base model.", param="model")
+    fitting = [task for task in known if all(_inferred(role, training) for role in task.columns if role.required)]
+    return (fitting or known)[0]
+
+
+def _column(role: Column, named: Mapping[str, str], file: FileFacts) -> str:
+    name = named.get(role.role) or _inferred(role, file)
+    if name is None:
+        # Column names stay out of it: the first line of a file without a header is a row.
+        raise InvalidRequest(
+            "column_not_found",
+            f"The file has no column for `{role.role}` under a name this server knows ({', '.join(role.names)}); "
+            f"name it in `task.columns.{role.role}`.",
+            param=f"task.columns.{role.role}",
+        )
+    if file.column(name) is None:
+        raise InvalidRequest(
+            "column_not_found",
+            f"The file has no column of the name given for `{role.role}`.",
+            param=f"task.columns.{role.role}",
+        )
+    return name
+
+
+def _inferred(role: Column, file: FileFacts) -> str | None:
+    by_name = {str(column["name"]).lower(): str(column["name"]) for column in reversed(file.columns)}
+    return next((by_name[name] for name in role.names if name in by_name), None)
+
+
+def _require_values(file: FileFacts, columns: Mapping[str, str]) -> None:
+    for role, name in columns.items():
+        column = file.column(name)
+        if column is None:
+            raise InvalidRequest(
+                "column_not_found",
+                f"The file has no column for `{role}` of the training file's name.",
+                param=file.param,
+            )
+        nulls = column.get("nulls") or {}
+        if nulls.get("count"):
+            place = ", ".join(f"{kind} {nulls[kind]}" for kind in ("line", "row") if nulls.get(kind) is not None)
+            raise InvalidRequest(
+                "missing_values",
+                f"The column for `{role}` has rows without a value" + (f", the first at {place}." if place else "."),
+                param=file.param,
+                **{kind: nulls.get(kind) for kind in ("line", "row")},
+            )
+
+
+def _labels(block: TaskBlock, name: str, training: FileFacts) -> tuple[tuple[str, ...], str]:
+    classes = (training.column(name) or {}).get("classes")
+    if block.labels is not None:
+        labels = tuple(block.labels)
+        if len(labels) < 2 or len(set(labels)) != len(labels):
+            raise InvalidRequest("invalid_labels", "Labels are at least two, each once.", param="task.labels")
+        _require_declared(training, name, labels)
+    elif classes is None:
+        raise InvalidRequest(
+            "too_many_classes",
+            "The column for `label` has too many or too long values to be classes; is it the right one?",
+            param="task.columns.label",
+        )
+    else:
+        labels = tuple(classes)
+    if len(classes or ()) < 2:
+        raise InvalidRequest(
+            "one_class_only", "Every row has the same class: there is nothing to learn.", param=training.param
+        )
+    return labels, "file" if block.labels is None else "declared"
+
+
+def _require_declared(file: FileFacts, name: str, labels: Sequence[str]) -> None:
+    classes = (file.column(name) or {}).get("classes")
+    if classes is None or not set(classes) <= set(labels):
+        where = "`task.labels`" if file.param == "training_file" else "the job's labels"
+        raise InvalidRequest("label_not_declared", f"A row's class is not one of {where}.", param=file.param)

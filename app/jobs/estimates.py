@@ -1,0 +1,61 @@
+"""What a submit would come to, on the wire."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.budgets import service as budgets
+from app.budgets.status import remaining_epsilon
+from app.errors import BudgetExceeded
+from app.jobs import repository, views
+from app.jobs.planning import Planned
+
+
+def render(session: Session, project_id: str, planned: Planned) -> dict[str, Any]:
+    """A plan that fits. memory_bytes and seconds are null: nothing measured stands behind a figure yet."""
+    charges = [charge.to_dict() for charge in planned.charges]
+    plan = planned.plan
+    private = plan.mechanism != "none"
+    return {
+        "object": "fine_tuning.job.estimate",
+        "feasible": True,
+        "privacy": views.describe(plan, charges) if private else {"mechanism": "none"},
+        "num_steps": sum(part.num_steps for part in plan.parts),
+        "hyperparameters": planned.hyperparameters,
+        "task": planned.resolved["task"],
+        "adaptation": planned.resolved["adaptation"],
+        "auto": planned.resolved["auto"],
+        "evaluation": planned.resolved["evaluation"],
+        "budgets": [_after(session, project_id, charge) for charge in charges],
+        "queue_position": repository.queue_length(session) + 1,
+        "memory_bytes": None,
+        "seconds": None,
+        "error": None,
+        "nearest_plan": None,
+    }
+
+
+def render_refusal(error: BudgetExceeded) -> dict[str, Any]:
+    """A plan that does not fit: why, what is left, and the nearest that fits."""
+    extra = dict(error.extra)
+    nearest = extra.pop("nearest_plan", None)
+    return {
+        "object": "fine_tuning.job.estimate",
+        "feasible": False,
+        "error": {"code": error.code, "message": error.message, "param": error.param, "type": error.type, **extra},
+        "nearest_plan": nearest,
+    }
+
+
+def _after(session: Session, project_id: str, charge: dict[str, Any]) -> dict[str, Any]:
+    budget = budgets.get(session, project_id, charge["budget_id"])
+    accounting = budgets.accounting_of(budget)
+    used = budgets.usage(session, budget.id).total
+    return {
+        "privacy_budget": budget.id,
+        "epsilon_limit": budget.epsilon_limit,
+        "epsilon_remaining": remaining_epsilon(accounting, used),
+        "epsilon_remaining_after": remaining_epsilon(accounting, used + charge["rho"]),
+    }

@@ -1,0 +1,349 @@
+"""From a request to a frozen privacy plan: pure arithmetic on values that were read before; no database, no lock.
+
+The same path answers an estimate and a submit, so an estimate says exactly what a submit would certify.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from app.budgets import service as budgets
+from app.budgets.service import Charge
+from app.budgets.status import remaining_epsilon
+from app.catalog.adaptations import adaptation_to_dict
+from app.catalog.bases import BaseModel
+from app.catalog.recipes import EVALUATION, Recipe, recipe_for
+from app.errors import BudgetExceeded, InvalidRequest
+from app.jobs import columns, targets
+from app.jobs.facts import BudgetFacts, Defaults, FileFacts
+from app.jobs.schemas import CreateJob, EvaluationBlock, TaskBlock, adaptation_of, hyperparameters_of
+from app.jobs.targets import Target
+from app.privacy.accountants import pld_epsilon
+from app.privacy.calibration import CannotCalibrate, calibrate, gaussian_noise_multiplier
+from app.privacy.dp_events import event_for, to_json
+from app.privacy.filter import MAX_EPSILON_LIMIT, largest_target_epsilon
+from app.privacy.plan import Dataset, GaussianRelease, Part, PrivacyPlan, SampledGaussian
+
+#: Fewer units than this train nothing, and their noise would say so at a cost.
+MIN_UNITS = 10
+MAX_STEPS = 200_000
+
+DEFAULT_EPSILON_SHARE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedCharge:
+    """A charge, and the datasets of the plan's parts that it covers."""
+
+    charge: Charge
+    datasets: tuple[Dataset, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `tables.Job.charges` has it."""
+        return {
+            "budget_id": self.charge.budget_id,
+            "dp_event": dict(self.charge.dp_event),
+            "rho": self.charge.rho,
+            "datasets": list(self.datasets),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What a request came to. resolved, hyperparameters: as in `tables.Job`."""
+
+    plan: PrivacyPlan
+    charges: tuple[PlannedCharge, ...]
+    resolved: dict[str, Any]
+    hyperparameters: dict[str, Any]
+
+
+def plan(
+    body: CreateJob, base: BaseModel, training: FileFacts, validation: FileFacts | None, defaults: Defaults
+) -> Planned:
+    """The plan of a request, admitted as far as can be seen without the budgets' locks.
+
+    Raises InvalidRequest for what can never be, BudgetExceeded (with the nearest plan that fits) for what does not fit.
+    """
+    reading = columns.resolve(body.task or TaskBlock(), base, training, validation)
+    evaluation = targets.evaluation_block(body, validation)
+    targets.require_mechanism(body, training, validation)
+    num_held_out = 0 if evaluation is None or validation is not None else targets.held_out(evaluation, training)
+    num_units = training.num_rows - num_held_out
+    if num_units < MIN_UNITS:
+        raise InvalidRequest("too_few_rows", f"Training needs at least {MIN_UNITS} rows.", param=training.param)
+    request = _Request(body, base, training, validation, evaluation, reading, num_held_out, num_units)
+    if body.privacy.mechanism == "none":
+        return _not_private(request)
+    target = targets.target(body, training, validation, defaults)
+    planned, recipe = _private(request, target)
+    over = [charge for charge in planned.charges if not _fits(charge, request)]
+    if over:
+        raise _exceeded(request, target, recipe, over[0])
+    return planned
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What is fixed before ε is."""
+
+    body: CreateJob
+    base: BaseModel
+    training: FileFacts
+    validation: FileFacts | None
+    evaluation: EvaluationBlock | None
+    reading: columns.Reading
+    num_held_out: int
+    num_units: int
+
+    @property
+    def evaluated(self) -> FileFacts:
+        """The file whose rows the metrics come from."""
+        return self.validation or self.training
+
+    @property
+    def one_budget(self) -> bool:
+        """Whether training and validation rows are charged together."""
+        if self.validation is None:
+            return True
+        mine, other = self.training.budget, self.validation.budget
+        return mine is not None and other is not None and mine.id == other.id
+
+    @property
+    def certified(self) -> tuple[Dataset, ...]:
+        """The datasets whose parts the job's own ε covers."""
+        return ("training", "validation") if self.validation is not None and self.one_budget else ("training",)
+
+    def budget(self, budget_id: str) -> BudgetFacts:
+        """The budget of that id, of the one or two that the job touches."""
+        for file in (self.training, self.validation):
+            if file is not None and file.budget is not None and file.budget.id == budget_id:
+                return file.budget
+        raise KeyError(budget_id)
+
+
+def _private(request: _Request, target: Target) -> tuple[Planned, Recipe]:
+    recipe, reasons = _recipe(request, target.epsilon)
+    recipe = _with_overrides(request.body, recipe)
+    kind = "none" if request.evaluation is None else "public" if request.evaluated.public else "private"
+    if kind == "private":
+        recipe = dataclasses.replace(recipe, evaluation=_noised_counts(request, target))
+    try:
+        calibrated = calibrate(recipe.parts, target.epsilon, target.delta, request.certified)
+    except CannotCalibrate as error:
+        raise InvalidRequest(
+            "epsilon_too_small",
+            "At this ε even the parts of fixed noise (centring, evaluation) cost more than all of it.",
+            param="privacy.target_epsilon",
+        ) from error
+    privacy_plan = PrivacyPlan(
+        mechanism="dp_sgd",
+        num_units=request.num_units,
+        parts=calibrated.parts,
+        target_epsilon=target.epsilon,
+        target_delta=target.delta,
+        epsilon=calibrated.epsilon,
+        accountant=calibrated.accountant,
+        num_validation_units=request.validation.num_rows if request.validation else request.num_held_out,
+    )
+    return _planned(request, recipe, privacy_plan, kind, reasons, _charges(request, privacy_plan)), recipe
+
+
+def _not_private(request: _Request) -> Planned:
+    # The recipe is chosen as if ε were unlimited; nothing is noised or clipped.
+    recipe, reasons = _recipe(request, MAX_EPSILON_LIMIT)
+    privacy_plan = PrivacyPlan(
+        mechanism="none",
+        num_units=request.num_units,
+        parts=recipe.parts(0.0),
+        num_validation_units=request.validation.num_rows if request.validation else request.num_held_out,
+    )
+    kind = "none" if request.evaluation is None else "public"
+    return _planned(request, recipe, privacy_plan, kind, reasons, ())
+
+
+def _planned(
+    request: _Request,
+    recipe: Recipe,
+    privacy_plan: PrivacyPlan,
+    evaluation: str,
+    reasons: Any,
+    charges: tuple[PlannedCharge, ...],
+) -> Planned:
+    main = recipe.phases[-1]
+    asked = hyperparameters_of(request.body)
+    multiplier = asked.learning_rate_multiplier
+    validation = request.validation
+    reading = request.reading
+    resolved = {
+        "task": {
+            "type": reading.task.type,
+            "columns": dict(reading.columns),
+            "labels": list(reading.labels),
+            "labels_source": reading.labels_source,
+            "max_length": reading.max_length,
+        },
+        "adaptation": adaptation_to_dict(main.adaptation),
+        "phases": [phase.to_dict() for phase in recipe.phases],
+        "evaluation": evaluation,
+        "num_rows": request.training.num_rows,
+        "num_held_out": request.num_held_out,
+        "num_validation_rows": validation.num_rows if validation else 0,
+        "training_digest": request.training.rows_digest,
+        "validation_digest": validation.rows_digest if validation else None,
+        "certified_datasets": list(request.certified),
+        "auto": reasons,
+    }
+    hyperparameters = {
+        "n_epochs": max(1, round(main.num_steps * main.sample_rate)),
+        "batch_size": max(1, round(main.sample_rate * request.num_units)),
+        "learning_rate_multiplier": 1.0 if multiplier == "auto" else multiplier,
+    }
+    return Planned(privacy_plan, charges, resolved, hyperparameters)
+
+
+def _recipe(request: _Request, target_epsilon: float) -> tuple[Recipe, Any]:
+    asked = hyperparameters_of(request.body)
+    batch_size = None if asked.batch_size == "auto" else asked.batch_size
+    if batch_size is not None and batch_size > request.num_units:
+        raise InvalidRequest(
+            "invalid_hyperparameter", "batch_size is larger than the number of rows to train on.", param="batch_size"
+        )
+    recipe, reasons = recipe_for(
+        request.reading.task.type,
+        adaptation_of(request.body),
+        request.num_units,
+        target_epsilon,
+        n_epochs=None if asked.n_epochs == "auto" else asked.n_epochs,
+        batch_size=batch_size,
+        learning_rate_multiplier=(1.0 if asked.learning_rate_multiplier == "auto" else asked.learning_rate_multiplier),
+    )
+    if sum(phase.num_steps for phase in recipe.phases) > MAX_STEPS:
+        raise InvalidRequest(
+            "too_many_steps",
+            f"A job has at most {MAX_STEPS} steps: take a larger batch_size or fewer n_epochs.",
+            param="hyperparameters",
+        )
+    return recipe, reasons
+
+
+def _with_overrides(body: CreateJob, recipe: Recipe) -> Recipe:
+    clipping = body.privacy.clipping or recipe.clipping
+    norm = body.privacy.max_grad_norm
+    if norm is not None and clipping == "automatic" and norm != 1.0:
+        raise InvalidRequest(
+            "invalid_max_grad_norm",
+            "Automatic clipping scales every gradient to norm 1; give `clipping: flat` with another norm.",
+            param="privacy.max_grad_norm",
+        )
+    if clipping == "automatic":
+        norm = 1.0
+    return dataclasses.replace(recipe, clipping=clipping, max_grad_norm=norm or recipe.max_grad_norm)
+
+
+def _noised_counts(request: _Request, target: Target) -> GaussianRelease:
+    """The confusion matrix's noise, at the evaluation's share of ε; a unit adds 1 to one cell."""
+    block = request.evaluation or EvaluationBlock()
+    epsilon = block.epsilon or target.epsilon * (block.epsilon_share or DEFAULT_EPSILON_SHARE)
+    if request.one_budget and epsilon >= target.epsilon:
+        raise InvalidRequest(
+            "invalid_evaluation",
+            "The evaluation's ε must leave some of the target to training.",
+            param="evaluation.epsilon",
+        )
+    if epsilon > MAX_EPSILON_LIMIT:
+        raise InvalidRequest("invalid_evaluation", "The evaluation's ε is too large.", param="evaluation.epsilon")
+    return GaussianRelease(
+        EVALUATION,
+        noise_multiplier=gaussian_noise_multiplier(epsilon, target.delta),
+        sensitivity=1.0,
+        dataset="training" if request.validation is None else "validation",
+    )
+
+
+# --- what it costs ---------------------------------------------------------------------------------------------------
+
+
+def _charges(request: _Request, privacy_plan: PrivacyPlan) -> tuple[PlannedCharge, ...]:
+    touched: dict[str, tuple[Dataset, ...]] = {}
+    if request.training.budget is not None:
+        touched[request.training.budget.id] = request.certified
+    validation = request.validation
+    if validation is not None and validation.budget is not None and not request.one_budget:
+        touched[validation.budget.id] = ("validation",)
+    charges = []
+    for budget_id, datasets in touched.items():
+        budget = request.budget(budget_id)
+        event = event_for(privacy_plan, datasets)
+        rho = budget.accounting.rho_of(event)
+        charge = Charge(budget_id, to_json(event), rho)
+        if not budget.accounting.admits(budget.usage.total, rho) and budget.usage.total == 0.0:
+            # Only as the first plan on its budget can it be admitted: by PLD, at the budget's own δ.
+            charge = dataclasses.replace(charge, first_plan_epsilon=pld_epsilon(event, budget.accounting.delta).epsilon)
+        charges.append(PlannedCharge(charge, datasets))
+    return tuple(charges)
+
+
+def _fits(planned: PlannedCharge, request: _Request) -> bool:
+    budget = request.budget(planned.charge.budget_id)
+    return budget.open and budgets.admissible(budget.accounting, budget.usage, planned.charge)
+
+
+def _exceeded(request: _Request, target: Target, recipe: Recipe, over: PlannedCharge) -> BudgetExceeded:
+    budget = request.budget(over.charge.budget_id)
+    if not budget.open:
+        return budgets.closed(budget.id)
+    nearest = _nearest(request, target, recipe, over)
+    offer = (
+        f" The nearest plan that fits has target_epsilon {nearest['target_epsilon']:g}."
+        if nearest is not None
+        else " No plan of this kind fits."
+    )
+    return BudgetExceeded(
+        "budget_exceeded",
+        "This plan does not fit what is left of the privacy budget." + offer,
+        param="privacy.target_epsilon",
+        privacy_budget=budget.id,
+        epsilon_limit=budget.accounting.epsilon_limit,
+        epsilon_remaining=remaining_epsilon(budget.accounting, budget.usage.total),
+        nearest_plan=nearest,
+    )
+
+
+def _nearest(request: _Request, target: Target, recipe: Recipe, over: PlannedCharge) -> dict[str, float] | None:
+    """The largest target ε, to a few per cent, whose whole plan fits; found by planning it."""
+    budget = request.budget(over.charge.budget_id)
+    start = target.epsilon
+    if budget.usage.total == 0.0:
+        start = min(start, budget.accounting.epsilon_limit)
+    elif "training" in over.datasets:
+        found = largest_target_epsilon(
+            budget.accounting, budget.usage.total, recipe.parts, target.delta, request.certified
+        )
+        start = min(start, found.epsilon) if found else start / 2.0
+    epsilon = _two_digits(start)
+    for _ in range(24):
+        if epsilon <= 0.0 or remaining_epsilon(budget.accounting, budget.usage.total) == 0.0:
+            return None
+        try:
+            candidate, _recipe_used = _private(request, dataclasses.replace(target, epsilon=epsilon))
+        except InvalidRequest:
+            return None
+        if all(_fits(charge, request) for charge in candidate.charges):
+            main = _main(candidate.plan.parts)
+            return {"target_epsilon": epsilon, "noise_multiplier": main.noise_multiplier}
+        epsilon = _two_digits(epsilon * 0.93)
+    return None
+
+
+def _main(parts: tuple[Part, ...]) -> SampledGaussian:
+    return [part for part in parts if isinstance(part, SampledGaussian)][-1]
+
+
+def _two_digits(epsilon: float) -> float:
+    """Rounded down to two significant digits below 1, to hundredths above."""
+    digits = 2 if epsilon >= 1.0 else 1 - math.floor(math.log10(epsilon)) if epsilon > 0.0 else 0
+    return math.floor(epsilon * 10**digits) / 10**digits

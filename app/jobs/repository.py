@@ -1,0 +1,62 @@
+"""Queries of jobs. What a project may not see is not in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy import Select, func, select
+from sqlalchemy.orm import Session
+
+from app.jobs.tables import Job
+
+
+def readable(project_id: str) -> Select[Job]:
+    """The project's jobs."""
+    return select(Job).where(Job.project_id == project_id)
+
+
+def with_metadata(statement: Select[Job], metadata: Mapping[str, str]) -> Select[Job]:
+    """Those whose metadata has each of these pairs."""
+    for key, value in metadata.items():
+        statement = statement.where(Job.job_metadata[key].as_string() == value)
+    return statement
+
+
+def find(session: Session, project_id: str, job_id: str) -> Job | None:
+    """The project's job of that id."""
+    return session.scalars(readable(project_id).where(Job.id == job_id)).one_or_none()
+
+
+def lock(session: Session, project_id: str, job_id: str) -> Job | None:
+    """The row under its lock, as it is now."""
+    statement = readable(project_id).where(Job.id == job_id).with_for_update(key_share=True)
+    return session.scalars(statement.execution_options(populate_existing=True)).one_or_none()
+
+
+def find_by_key(session: Session, project_id: str, idempotency_key: str) -> Job | None:
+    """The job that this `Idempotency-Key` made."""
+    statement = readable(project_id).where(Job.idempotency_key == idempotency_key)
+    return session.scalars(statement).one_or_none()
+
+
+def queue_positions(session: Session, job_ids: Sequence[str]) -> dict[str, int]:
+    """Place in the queue, from 1, of those of the jobs that wait in it."""
+    if not job_ids:
+        return {}
+    ranked = (
+        select(Job.id, func.row_number().over(order_by=(Job.queued_at, Job.id)).label("position"))
+        .where(Job.status == "queued")
+        .subquery()
+    )
+    rows = session.execute(select(ranked.c.id, ranked.c.position).where(ranked.c.id.in_(job_ids)))
+    return {row.id: row.position for row in rows}
+
+
+def queue_length(session: Session) -> int:
+    """How many jobs wait."""
+    return session.scalars(select(func.count()).select_from(Job).where(Job.status == "queued")).one()
+
+
+def waiting_for_files(session: Session) -> Sequence[str]:
+    """Jobs that cannot be planned before their files are read, oldest first."""
+    return session.scalars(select(Job.id).where(Job.status == "validating_files").order_by(Job.id)).all()

@@ -1,0 +1,133 @@
+"""/v1/fine_tuning/jobs."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Request
+from fastapi.responses import StreamingResponse
+
+from app.errors import BudgetExceeded, InvalidRequest
+from app.events import repository as event_rows
+from app.events.schemas import render as render_event
+from app.events.stream import stream
+from app.events.tables import JobEvent
+from app.http.deps import DatabaseDep, QueueDep, Reader, Reading, SecretKeyDep, SettingsDep, Submitter, Writing
+from app.http.pagination import Page, list_response, paginate
+from app.jobs import estimates, repository, service, submission
+from app.jobs.schemas import CreateJob
+from app.jobs.tables import Job
+
+router = APIRouter(prefix="/fine_tuning/jobs", tags=["fine-tuning"])
+
+IdempotencyKey = Annotated[
+    str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")
+]
+
+
+@router.post("")
+def create_job(
+    body: CreateJob,
+    caller: Submitter,
+    database: DatabaseDep,
+    settings: SettingsDep,
+    secret: SecretKeyDep,
+    queue: QueueDep,
+    idempotency_key: IdempotencyKey = None,
+) -> dict[str, Any]:
+    """Plans a job, reserves its whole cost, and queues it."""
+    job = submission.submit(database, settings, secret, queue, caller, body, idempotency_key)
+    with database.reading() as session:
+        return service.render(session, [service.get(session, caller.project_id, job.id)])[0]
+
+
+@router.post("/estimate")
+def estimate_job(body: CreateJob, caller: Reader, database: DatabaseDep, settings: SettingsDep) -> dict[str, Any]:
+    """The plan of the same body, with nothing stored; or why there is none, and the nearest that there is."""
+    try:
+        planned = submission.estimate(database, settings, caller, body)
+    except BudgetExceeded as error:
+        return estimates.render_refusal(error)
+    with database.reading() as session:
+        return estimates.render(session, caller.project_id, planned)
+
+
+@router.get("")
+def list_jobs(request: Request, caller: Reader, session: Reading, page: Page) -> dict[str, Any]:
+    """The project's jobs, newest first; `metadata[key]=value` filters."""
+    statement = repository.with_metadata(repository.readable(caller.project_id), _metadata_filter(request))
+    rows, has_more = paginate(session, statement, Job, page)
+    return list_response(service.render(session, rows), has_more)
+
+
+@router.get("/{job_id}")
+def retrieve_job(job_id: str, caller: Reader, session: Reading) -> dict[str, Any]:
+    """Status, progress, ε spent so far."""
+    return service.render(session, [service.get(session, caller.project_id, job_id)])[0]
+
+
+@router.post("/{job_id}/cancel")
+def cancel_job(job_id: str, caller: Submitter, session: Writing) -> dict[str, Any]:
+    """At once where the job waits; within a step where it runs."""
+    return service.render(session, [service.cancel(session, caller, job_id)])[0]
+
+
+@router.post("/{job_id}/pause")
+def pause_job(job_id: str, caller: Submitter, session: Reading) -> dict[str, Any]:
+    """Not there yet."""
+    service.get(session, caller.project_id, job_id)
+    raise InvalidRequest("not_supported", "Jobs cannot be paused yet.")
+
+
+@router.post("/{job_id}/resume")
+def resume_job(job_id: str, caller: Submitter, session: Reading) -> dict[str, Any]:
+    """Not there yet."""
+    service.get(session, caller.project_id, job_id)
+    raise InvalidRequest("not_supported", "Jobs cannot be paused and resumed yet.")
+
+
+@router.get("/{job_id}/events", response_model=None)
+def list_events(
+    job_id: str,
+    request: Request,
+    caller: Reader,
+    session: Reading,
+    database: DatabaseDep,
+    page: Page,
+    last_event_id: Annotated[str | None, Header(alias="Last-Event-ID", max_length=64)] = None,
+) -> dict[str, Any] | StreamingResponse:
+    """The job's history, newest first; with `Accept: text/event-stream` live, until the job has ended."""
+    service.get(session, caller.project_id, job_id)
+    if "text/event-stream" in request.headers.get("accept", ""):
+        ended = partial(service.ended, project_id=caller.project_id, job_id=job_id)
+        return StreamingResponse(
+            stream(database, caller.project_id, job_id, last_event_id, ended),
+            media_type="text/event-stream",
+            headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+        )
+    rows, has_more = paginate(
+        session, event_rows.readable(caller.project_id, job_id), JobEvent, page, key=JobEvent.sequence
+    )
+    return list_response([render_event(row) for row in rows], has_more)
+
+
+@router.get("/{job_id}/checkpoints")
+def list_checkpoints(job_id: str, caller: Reader, session: Reading, page: Page) -> dict[str, Any]:
+    """Published checkpoints: none, since those of a running job are points to resume from, not yet released models."""
+    service.get(session, caller.project_id, job_id)
+    if page.after is not None:
+        raise InvalidRequest("invalid_after", "`after` is not the id of an object in this list.", param="after")
+    return list_response([], has_more=False)
+
+
+def _metadata_filter(request: Request) -> dict[str, str]:
+    """`metadata[team]=x` as the client sends it: a literal query key."""
+    pairs: dict[str, str] = {}
+    for key, value in request.query_params.items():
+        if key.startswith("metadata[") and key.endswith("]"):
+            name = key.removeprefix("metadata[").removesuffix("]")
+            if '"' in name or "\\" in name or "\0" in name + value:
+                raise InvalidRequest("invalid_request", "This metadata key cannot be looked for.", param="metadata")
+            pairs[name] = value
+    return pairs

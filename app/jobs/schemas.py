@@ -1,0 +1,183 @@
+"""The body of a create: the wire's fields, and our own blocks beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from app.catalog.adaptations import ADAPTATIONS, Adaptation
+from app.errors import InvalidRequest
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
+
+
+class _Strict(BaseModel):
+    """A block in which a misspelt key is an error, not a default."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Hyperparameters(_Strict):
+    """The wire's three. `auto` follows the measured recipes."""
+
+    n_epochs: Literal["auto"] | Annotated[int, Field(ge=1, le=1000)] = "auto"
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    learning_rate_multiplier: Literal["auto"] | Annotated[Finite, Field(gt=0, le=1000)] = "auto"
+
+
+class Supervised(_Strict):
+    """Supervised fine-tuning."""
+
+    hyperparameters: Hyperparameters | None = None
+
+
+class Method(_Strict):
+    """The wire's `method`. Other types than supervised are named so that they can be refused by name."""
+
+    type: str = Field(max_length=64)
+    supervised: Supervised | None = None
+    dpo: Any = None
+    reinforcement: Any = None
+
+
+class TaskBlock(_Strict):
+    """columns: role → column name; labels: the classes, in the order of the model's outputs; max_length: in tokens."""
+
+    type: str | None = Field(None, max_length=64)
+    columns: dict[str, str] = Field(default_factory=dict, max_length=16)
+    labels: list[Annotated[str, Field(min_length=1, max_length=200)]] | None = Field(None, max_length=1000)
+    max_length: int | None = Field(None, ge=8)
+
+
+class PrivacyUnitBlock(_Strict):
+    """Whose presence is protected. Null: each record."""
+
+    column: str | None = Field(None, max_length=64)
+
+
+class PrivacyBlock(_Strict):
+    """What is promised, and by which mechanism."""
+
+    mechanism: Literal["dp_sgd", "none"] = "dp_sgd"
+    target_epsilon: Finite | None = None
+    target_delta: Finite | None = None
+    max_grad_norm: Annotated[Finite, Field(gt=0)] | None = None
+    clipping: Literal["flat", "automatic"] | None = None
+    privacy_unit: PrivacyUnitBlock | None = None
+
+
+class EvaluationBlock(_Strict):
+    """split: fraction of the training file that is held out, where there is no validation file.
+
+    epsilon, or epsilon_share of the target: what the noised metrics may cost.
+    """
+
+    split: Annotated[Finite, Field(gt=0, le=0.5)] | None = None
+    epsilon_share: Annotated[Finite, Field(gt=0, lt=1)] | None = None
+    epsilon: Annotated[Finite, Field(gt=0)] | None = None
+
+
+class CreateJob(BaseModel):
+    """POST /fine_tuning/jobs. With nothing but model and training_file it is a private job under the defaults."""
+
+    model_config = ConfigDict(extra="allow")  # so that an unknown key is refused by name, see `parsed`
+
+    model: str = Field(min_length=1, max_length=200)
+    training_file: str = Field(min_length=1, max_length=64)
+    validation_file: str | None = Field(None, min_length=1, max_length=64)
+    suffix: str | None = Field(None, min_length=1, max_length=64)
+    seed: int | None = Field(None, ge=0, le=2**31 - 1)
+    metadata: dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]] | None = (
+        Field(None, max_length=16)
+    )
+    integrations: list[Any] | None = None
+    hyperparameters: Hyperparameters | None = None
+    method: Method | None = None
+    task: TaskBlock | None = None
+    adaptation: dict[str, Any] | None = None
+    privacy: PrivacyBlock = Field(default_factory=PrivacyBlock)
+    evaluation: Literal["none"] | EvaluationBlock | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, without what was not said."""
+        return self.model_dump(mode="json", exclude_none=True, exclude_unset=True)
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON: equal requests have equal ones."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def parsed(body: CreateJob) -> CreateJob:
+    """The body, once it asks for nothing that this server does not know. Raises InvalidRequest."""
+    for key in body.model_extra or {}:
+        param = key if _NAME.fullmatch(key) else None
+        named = f"`{param}`" if param else "A key"
+        raise InvalidRequest("unknown_parameter", f"{named} is not a parameter of a fine-tuning job.", param=param)
+    if body.integrations:
+        raise InvalidRequest("not_supported", "Integrations are not supported.", param="integrations")
+    if body.method is not None and body.method.type != "supervised":
+        raise InvalidRequest("method_not_supported", "Only the method `supervised` is supported.", param="method.type")
+    if body.method is not None and body.method.supervised is not None and body.hyperparameters is not None:
+        raise InvalidRequest(
+            "invalid_request", "Give hyperparameters in `method` or at the top, not in both.", param="hyperparameters"
+        )
+    unit = body.privacy.privacy_unit
+    if unit is not None and unit.column is not None:
+        raise InvalidRequest(
+            "not_supported",
+            "The privacy unit is the record; units by column are not there yet.",
+            param="privacy.privacy_unit",
+        )
+    _require_plain_text(body)
+    adaptation_of(body)
+    return body
+
+
+def _require_plain_text(body: CreateJob) -> None:
+    """Databases store neither U+0000 nor halves of surrogate pairs, which JSON can spell."""
+    text = json.dumps(body.to_dict(), ensure_ascii=False)
+    if "\\u0000" in text.replace("\\\\", "") or any("\ud800" <= character <= "\udfff" for character in text):
+        raise InvalidRequest("invalid_request", "A string of the request is no valid text.")
+
+
+def hyperparameters_of(body: CreateJob) -> Hyperparameters:
+    """From whichever of the wire's two places holds them."""
+    if body.method is not None and body.method.supervised is not None:
+        return body.method.supervised.hyperparameters or Hyperparameters()
+    return body.hyperparameters or Hyperparameters()
+
+
+def adaptation_of(body: CreateJob) -> Adaptation | None:
+    """The adaptation that was asked for; None: `auto`. Raises InvalidRequest."""
+    if body.adaptation is None:
+        return None
+    fields = dict(body.adaptation)
+    kind = fields.pop("type", "auto")
+    if kind == "auto" and not fields:
+        return None
+    cls = ADAPTATIONS.get(kind) if isinstance(kind, str) else None
+    if cls is None:
+        raise InvalidRequest(
+            "adaptation_not_supported", f"Adaptations are auto, {', '.join(ADAPTATIONS)}.", param="adaptation.type"
+        )
+    known = cls.__dataclass_fields__
+    for key in fields:
+        if key not in known:
+            raise InvalidRequest(
+                "unknown_parameter",
+                f"The adaptation `{cls.type}` takes {', '.join(known) or 'no parameters'}.",
+                param=f"adaptation.{key}" if _NAME.fullmatch(key) else "adaptation",
+            )
+    try:
+        return TypeAdapter(cls).validate_python(fields)
+    except ValidationError as error:
+        place = error.errors(include_input=False)[0]["loc"]
+        param = ".".join(["adaptation", *(str(part) for part in place[:1])])
+        raise InvalidRequest("invalid_adaptation", f"`{param}` is out of its range.", param=param) from None

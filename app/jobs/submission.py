@@ -1,0 +1,317 @@
+"""From a request to a job in the queue.
+
+Planning computes PLDs, so it stands between two units of work: facts are read, the plan is made, and one short
+transaction holds the files, inserts the job, reserves from the budgets under their locks and stores the key. What the
+plan was made of is looked at again there; where it has changed, everything is done once more.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from app.auth.service import Caller
+from app.budgets import service as budgets
+from app.catalog.bases import BaseModel
+from app.db.base import now
+from app.db.session import Database, after_commit
+from app.errors import ApiError, BudgetExceeded, Conflict, InvalidRequest, NotFound
+from app.events import service as events
+from app.files import service as files
+from app.files.tables import File
+from app.ids import new_id
+from app.jobs import keys, planning, repository, settlement
+from app.jobs.facts import BudgetFacts, Defaults, FileFacts
+from app.jobs.planning import Planned
+from app.jobs.schemas import CreateJob, hyperparameters_of, parsed
+from app.jobs.tables import Job
+from app.models import service as models
+from app.queue import Queue
+from app.settings import Settings
+
+#: How often a submit is planned again because others changed the budget or the file meanwhile.
+_TRIES = 3
+
+
+class _Stale(Exception):
+    """What the plan was made of has changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """All that planning reads. training is None while a file is not processed yet: then only `base` is known."""
+
+    base: BaseModel
+    training: FileFacts | None
+    validation: FileFacts | None
+
+
+def submit(
+    database: Database,
+    settings: Settings,
+    secret: bytes,
+    queue: Queue,
+    caller: Caller,
+    body: CreateJob,
+    idempotency_key: str | None = None,
+) -> Job:
+    """A new job, queued, or waiting for its files to be read; or the one that this key made before.
+
+    Raises InvalidRequest, NotFound, BudgetExceeded, and Conflict where the key made another job.
+    """
+    parsed(body)
+    if idempotency_key is not None:
+        with database.reading() as session:
+            known = repository.find_by_key(session, caller.project_id, idempotency_key)
+        if known is not None:
+            return _same(known, body)
+    for remaining in reversed(range(_TRIES)):
+        with database.reading() as session:
+            facts = _read(session, settings, caller.project_id, body)
+        planned = _plan(body, facts, settings)
+        try:
+            with database.writing() as session:
+                return _store(session, secret, queue, caller, body, facts, planned, idempotency_key)
+        except (_Stale, BudgetExceeded):
+            if not remaining:
+                raise
+    raise AssertionError("unreachable")
+
+
+def estimate(database: Database, settings: Settings, caller: Caller, body: CreateJob) -> Planned:
+    """What a submit would plan, with nothing stored. Raises what it would raise; Conflict while a file is read."""
+    parsed(body)
+    with database.reading() as session:
+        facts = _read(session, settings, caller.project_id, body)
+    planned = _plan(body, facts, settings)
+    if planned is None:
+        raise Conflict(
+            "file_not_processed", "A file is still being read; try again soon.", param="training_file"
+        )
+    return planned
+
+
+def plan_waiting(database: Database, settings: Settings, secret: bytes) -> list[str]:
+    """Plans jobs whose files have been read meanwhile; returns the ids of those now queued, to be hinted at.
+
+    What cannot be planned fails, with the code that its submit would have answered.
+    """
+    with database.reading() as session:
+        waiting = repository.waiting_for_files(session)
+    return [job_id for job_id in waiting if _plan_one(database, settings, secret, job_id)]
+
+
+def _plan_one(database: Database, settings: Settings, secret: bytes, job_id: str) -> bool:
+    for remaining in reversed(range(_TRIES)):
+        try:
+            with database.reading() as session:
+                job = session.get(Job, job_id)
+                if job is None or job.status != "validating_files":
+                    return False
+                body = CreateJob.model_validate(job.request)
+                facts = _read(session, settings, job.project_id, body)
+            planned = _plan(body, facts, settings)
+            if planned is None:
+                return False
+            with database.writing() as session:
+                taken = _take_waiting(session, job_id)
+                if taken is None:
+                    return False
+                _check_unchanged(session, taken.project_id, facts)
+                _enqueue(session, taken, planned, secret, actor="planner")
+            return True
+        except (_Stale, BudgetExceeded) as error:
+            if not remaining and isinstance(error, ApiError):
+                _fail_waiting(database, job_id, error)
+        except ApiError as error:
+            _fail_waiting(database, job_id, error)
+            return False
+    return False
+
+
+def _fail_waiting(database: Database, job_id: str, error: ApiError) -> None:
+    with database.writing() as session:
+        job = _take_waiting(session, job_id)
+        if job is not None:
+            told = {"code": error.code, "message": error.message, "param": error.param}
+            settlement.settle(session, job, "failed", executed={}, actor="planner", error=told)
+
+
+def _take_waiting(session: Session, job_id: str) -> Job | None:
+    """The job that waits for its files, its row locked; None once it does not any more."""
+    return session.scalars(
+        update(Job)
+        .where(Job.id == job_id, Job.status == "validating_files")
+        .values(status="validating_files")
+        .returning(Job)
+        .execution_options(populate_existing=True)
+    ).one_or_none()
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _read(session: Session, settings: Settings, project_id: str, body: CreateJob) -> _Facts:
+    base = models.find_base(body.model)
+    if base is None:
+        raise NotFound("model", param="model")
+    training = _file(session, project_id, body.training_file, "training_file")
+    validation = None
+    if body.validation_file is not None:
+        if body.validation_file == body.training_file:
+            raise InvalidRequest(
+                "invalid_request", "The validation file is the training file.", param="validation_file"
+            )
+        validation = _file(session, project_id, body.validation_file, "validation_file")
+        if validation is None:
+            training = None
+    return _Facts(base, training, validation)
+
+
+def _file(session: Session, project_id: str, file_id: str, param: str) -> FileFacts | None:
+    """The file's facts; None while it is being read."""
+    file = _find(session, project_id, file_id, param)
+    if file.status == "error":
+        reason = file.error or {}
+        raise InvalidRequest(
+            "file_failed",
+            f"The file could not be read: {reason.get('message', 'it was refused.')}",
+            param=param,
+            file_error=reason.get("code"),
+        )
+    if file.status != "processed":
+        return None
+    assert file.num_rows is not None
+    assert file.rows_digest is not None
+    budget = None
+    if not file.public:
+        assert file.budget_id is not None
+        row = budgets.get(session, project_id, file.budget_id)
+        budget = BudgetFacts(row.id, budgets.accounting_of(row), budgets.usage(session, row.id), row.status == "open")
+    return FileFacts(file.id, param, file.num_rows, file.rows_digest, tuple(file.columns or ()), budget)
+
+
+def _find(session: Session, project_id: str, file_id: str, param: str) -> File:
+    try:
+        return files.get(session, project_id, file_id)
+    except NotFound as error:
+        raise NotFound("file", param=param) from error
+
+
+def _plan(body: CreateJob, facts: _Facts, settings: Settings) -> Planned | None:
+    if facts.training is None:
+        return None
+    defaults = Defaults(settings.default_epsilon, settings.default_delta)
+    return planning.plan(body, facts.base, facts.training, facts.validation, defaults)
+
+
+# --- storing ---------------------------------------------------------------------------------------------------------
+
+
+def _store(
+    session: Session,
+    secret: bytes,
+    queue: Queue,
+    caller: Caller,
+    body: CreateJob,
+    facts: _Facts,
+    planned: Planned | None,
+    idempotency_key: str | None,
+) -> Job:
+    created = session.scalars(select(now())).one()
+    job = Job(
+        id=new_id("ftjob"),
+        project_id=caller.project_id,
+        key_id=caller.key_id,
+        status="validating_files",
+        model=facts.base.id,
+        suffix=body.suffix,
+        seed=body.seed if body.seed is not None else secrets.randbelow(2**31),
+        job_metadata=body.metadata or {},
+        training_file_id=body.training_file,
+        validation_file_id=body.validation_file,
+        request=body.to_dict(),
+        request_digest=body.digest(),
+        idempotency_key=idempotency_key,
+        charges=[],
+        hyperparameters=hyperparameters_of(body).model_dump(),
+        fence=0,
+        attempts=0,
+        cancel_requested=False,
+        interrupted=False,
+        created_at=created,
+    )
+    # Files first, in the order of their ids: an insert that refers to a file takes a weaker lock on it, and two such
+    # inserts would each wait for the other's hold.
+    try:
+        with session.begin_nested():
+            for file_id in sorted({body.training_file, body.validation_file} - {None}, key=str):
+                files.hold(session, str(file_id), job.id)
+            session.add(job)
+            session.flush()
+    except IntegrityError:
+        known = repository.find_by_key(session, caller.project_id, idempotency_key) if idempotency_key else None
+        if known is None:
+            raise
+        return _same(known, body)
+    _check_unchanged(session, caller.project_id, facts)
+    events.record(session, project_id=job.project_id, job_id=job.id, code="job_created", message="The job was created.")
+    if planned is not None:
+        _enqueue(session, job, planned, secret, actor=caller.key_id)
+        after_commit(session, partial(queue.hint_job, job.id))
+    return job
+
+
+def _enqueue(session: Session, job: Job, planned: Planned, secret: bytes, actor: str) -> None:
+    """Fixes the plan, takes its cost, makes the key, and queues the job. BudgetExceeded where it does not fit."""
+    job.resolved = planned.resolved
+    job.plan = planned.plan.to_dict()
+    job.plan_digest = planned.plan.digest()
+    job.charges = [charge.to_dict() for charge in planned.charges]
+    job.hyperparameters = planned.hyperparameters
+    current = session.scalars(select(now())).one()
+    job.status, job.queued_at, job.hinted_at = "queued", current, current
+    session.flush()
+    keys.create(session, job, secret)
+    budgets.reserve(session, job.id, [planned_charge.charge for planned_charge in planned.charges], actor)
+    events.record(
+        session,
+        project_id=job.project_id,
+        job_id=job.id,
+        code="job_queued",
+        message="The files are valid, the plan fits its privacy budget; the job waits for a worker.",
+        data=_promise(planned),
+    )
+
+
+def _promise(planned: Planned) -> dict[str, Any]:
+    plan = planned.plan
+    return {
+        "mechanism": plan.mechanism,
+        "epsilon": plan.epsilon,
+        "target_delta": plan.target_delta,
+        "num_steps": sum(part.num_steps for part in plan.parts),
+        "labels_source": planned.resolved["task"]["labels_source"],
+    }
+
+
+def _check_unchanged(session: Session, project_id: str, facts: _Facts) -> None:
+    """Raises _Stale where a file is not what was planned with, NotFound where it is gone."""
+    for known in (facts.training, facts.validation):
+        if known is not None:
+            file = _find(session, project_id, known.id, known.param)
+            budget_id = None if known.budget is None else known.budget.id
+            if (file.status, file.rows_digest, file.budget_id) != ("processed", known.rows_digest, budget_id):
+                raise _Stale
+
+
+def _same(known: Job, body: CreateJob) -> Job:
+    if known.request_digest != body.digest():
+        raise Conflict("idempotency_conflict", "This Idempotency-Key was used for another request.")
+    return known

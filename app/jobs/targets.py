@@ -1,0 +1,92 @@
+"""What a request asks of privacy and evaluation, with the defaults filled in; refused where it makes no sense."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from app.errors import InvalidRequest
+from app.jobs.facts import Defaults, FileFacts
+from app.jobs.schemas import CreateJob, EvaluationBlock
+from app.privacy.accountants import MIN_DELTA
+from app.privacy.filter import MAX_EPSILON_LIMIT
+
+DEFAULT_SPLIT = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the job promises: training, and the evaluation on the same budget's rows, together."""
+
+    epsilon: float
+    delta: float
+
+
+def evaluation_block(body: CreateJob, validation: FileFacts | None) -> EvaluationBlock | None:
+    """None: nothing is evaluated."""
+    if body.evaluation == "none":
+        if validation is not None:
+            raise InvalidRequest(
+                "invalid_evaluation", "A validation file is there to be evaluated on.", param="evaluation"
+            )
+        return None
+    block = body.evaluation or EvaluationBlock()
+    if validation is not None and block.split is not None:
+        raise InvalidRequest(
+            "invalid_evaluation", "Give a validation file or a split, not both.", param="evaluation.split"
+        )
+    if block.epsilon is not None and block.epsilon_share is not None:
+        raise InvalidRequest(
+            "invalid_evaluation", "Give epsilon or epsilon_share, not both.", param="evaluation.epsilon"
+        )
+    return block
+
+
+def held_out(block: EvaluationBlock, training: FileFacts) -> int:
+    """Rows of the training file that the keyed split keeps for evaluation."""
+    return max(1, math.floor(training.num_rows * (block.split or DEFAULT_SPLIT)))
+
+
+def require_mechanism(body: CreateJob, training: FileFacts, validation: FileFacts | None) -> None:
+    """Raises InvalidRequest where private rows would be read without a mechanism."""
+    if body.privacy.mechanism != "none":
+        return
+    for file in (training, validation):
+        if file is not None and not file.public:
+            raise InvalidRequest(
+                "mechanism_not_allowed",
+                "Only files that were declared public are read without a privacy mechanism.",
+                param="privacy.mechanism" if file is training else file.param,
+            )
+    if body.privacy.model_fields_set - {"mechanism"}:
+        raise InvalidRequest(
+            "invalid_request", "Without a mechanism there is nothing else to say under `privacy`.", param="privacy"
+        )
+
+
+def target(body: CreateJob, training: FileFacts, validation: FileFacts | None, defaults: Defaults) -> Target:
+    """Raises InvalidRequest: invalid_epsilon, delta_too_small, delta_too_large."""
+    epsilon = defaults.epsilon if body.privacy.target_epsilon is None else body.privacy.target_epsilon
+    delta = defaults.delta if body.privacy.target_delta is None else body.privacy.target_delta
+    if not 0.0 < epsilon <= MAX_EPSILON_LIMIT:
+        raise InvalidRequest(
+            "invalid_epsilon",
+            f"target_epsilon must be above 0 and at most {MAX_EPSILON_LIMIT:g}.",
+            param="privacy.target_epsilon",
+        )
+    if delta < MIN_DELTA:
+        raise InvalidRequest(
+            "delta_too_small",
+            f"target_delta must be at least {MIN_DELTA:g}: less cannot be certified.",
+            param="privacy.target_delta",
+        )
+    private = [file.num_rows for file in (training, validation) if file is not None and not file.public]
+    smallest = min(private, default=training.num_rows)
+    if delta * smallest >= 1.0:
+        raise InvalidRequest(
+            "delta_too_large",
+            f"target_delta must be below 1/{smallest}, one over the number of rows: a larger one would allow "
+            "publishing somebody's row.",
+            param="privacy.target_delta",
+        )
+    return Target(epsilon, delta)
