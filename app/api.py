@@ -7,6 +7,7 @@ import importlib
 from fastapi import APIRouter, FastAPI
 
 from app.http import health
+from app.http.problems import RESPONSES
 
 #: The routers under /v1, in the order of the documentation.
 # While slices are being laid, one that is not there yet is left out.
@@ -15,11 +16,11 @@ SLICES = ("files", "jobs", "models", "budgets")
 
 def mount(app: FastAPI) -> None:
     """Adds every route to the application."""
-    v1 = APIRouter(prefix="/v1")
+    v1 = APIRouter(prefix="/v1", responses=RESPONSES)
     for name in SLICES:
         try:
             module = importlib.import_module(f"app.{name}.routes")
-        except ModuleNotFoundError:
+        except ImportError:
             continue
         v1.include_router(module.router)
     app.include_router(v1)

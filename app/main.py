@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -12,8 +11,10 @@ from app import api
 from app.db.session import Database
 from app.http import problems
 from app.http.middleware import RequestEnvelope
+from app.queue import Queue
 from app.secret_key import load_secret_key
 from app.settings import Settings
+from app.storage import open_storage
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -31,11 +32,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.database = Database(settings.database)
     app.state.secret_key = load_secret_key(settings)
-    try:
-        app.state.storage = importlib.import_module("app.storage").open_storage(settings.storage)
-        app.state.queue = importlib.import_module("app.queue").Queue(settings.broker)
-    except (ImportError, AttributeError):
-        app.state.storage = app.state.queue = None
+    app.state.storage = open_storage(settings.storage)
+    app.state.queue = Queue(settings.broker)
     problems.install(app)
     app.add_middleware(RequestEnvelope)
     api.mount(app)
@@ -45,4 +43,5 @@ def create_app(settings: Settings) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
+    app.state.queue.close()
     app.state.database.dispose()

@@ -66,7 +66,7 @@ class Queue:
     def ping(self) -> None:
         """Returns if the broker answers; raises whatever its client raises if not."""
         with self._celery.connection_for_write() as connection:
-            connection.ensure_connection(max_retries=1, timeout=SOCKET_SECONDS)
+            connection.ensure_connection(max_retries=1, interval_start=0, timeout=SOCKET_SECONDS)
 
     def close(self) -> None:
         """Closes the connections."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
 import sqlite3
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,15 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
+import structlog
 import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from app import tether
 from app.auth import service as auth
 from app.bootstrap import bootstrap
 from app.db.migrate import upgrade
 from app.db.session import Database
+from app.logging import without_exception_text
 from app.main import create_app
+from app.processes import valkey
 from app.settings import Settings
 from tests.postgres import Postgres
 
@@ -53,6 +60,20 @@ def _no_outside_sockets() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", guarded)
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _logs() -> None:
+    """Our logs through the standard library's, where pytest shows them with a failed test."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.stdlib.add_log_level,
+            without_exception_text,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+    )
 
 
 @pytest.fixture
@@ -105,12 +126,40 @@ def database(database_url: str) -> Iterator[Database]:
 # --- the application -----------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="session")
+def _valkey() -> Iterator[Path]:
+    """A Valkey of this run; its socket's path is short enough for an address."""
+    folder = Path(tempfile.mkdtemp(prefix="pt-vk-"))
+    service = valkey(folder, folder / "valkey.sock")
+    process = tether.popen(service.argv, env=service.env)
+    assert service.wait_until_ready is not None
+    service.wait_until_ready()
+    yield folder / "valkey.sock"
+    tether.kill_group(process)
+    shutil.rmtree(folder)
+
+
 @pytest.fixture
-def settings(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Settings on this test's own database and folder, whatever the environment says; no broker answers there."""
-    for name in ("DATABASE_URL", "REDIS_URL", "STORAGE_URL", "PRIVTUNE_API_KEY", "PRIVTUNE_SECRET_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    return Settings(data_dir=tmp_path / "data", database_url=database_url)
+def broker(_valkey: Path) -> str:
+    """An empty, real broker's URL. A test that asks for it finds it in `settings`, too."""
+    with redis.Redis(unix_socket_path=str(_valkey)) as connection:
+        connection.flushall()
+    return f"redis+socket://{_valkey}"
+
+
+@pytest.fixture
+def settings(
+    request: pytest.FixtureRequest, tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> Settings:
+    """Settings on this test's own database and folder, whatever the environment says.
+
+    No broker answers unless the test asks for `broker`: a hint is lost then, which is no error.
+    """
+    for name in os.environ:
+        if name in ("DATABASE_URL", "REDIS_URL", "STORAGE_URL") or name.startswith("PRIVTUNE_"):
+            monkeypatch.delenv(name)
+    broker = request.getfixturevalue("broker") if "broker" in request.fixturenames else None
+    return Settings(data_dir=tmp_path / "data", database_url=database_url, redis_url=broker)
 
 
 @pytest.fixture

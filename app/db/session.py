@@ -22,7 +22,10 @@ def after_commit(session: Session, action: Callable[[], object]) -> None:
 
 
 class Database:
-    """Engine and sessions. SQLite writers begin IMMEDIATE, so that none fails in the middle for want of the lock."""
+    """Engine and sessions. SQLite writers begin IMMEDIATE, so that none fails in the middle for want of the lock.
+
+    Readers may not write on either database, and read from one snapshot.
+    """
 
     def __init__(self, url: str) -> None:
         sqlite = url.startswith("sqlite")
@@ -84,4 +87,5 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
 
 def _begin_sqlite(connection: Connection) -> None:
     writing = connection.get_execution_options().get("privtune_writing", False)
+    connection.exec_driver_sql(f"PRAGMA query_only={'OFF' if writing else 'ON'}")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")

@@ -7,7 +7,7 @@ depends on the caller, whose own look at the database is over by then: no reques
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -17,7 +17,9 @@ from app.auth import service as auth
 from app.auth.service import Caller, Scope
 from app.db.session import Database
 from app.errors import PermissionDenied, Unauthorized
+from app.queue import Queue
 from app.settings import Settings
+from app.storage import Storage
 
 _bearer = HTTPBearer(auto_error=False, description="An API key of the project.")
 
@@ -32,12 +34,12 @@ def get_database(request: Request) -> Database:
     return request.app.state.database
 
 
-def get_storage(request: Request) -> Any:
+def get_storage(request: Request) -> Storage:
     """The object store."""
     return request.app.state.storage
 
 
-def get_queue(request: Request) -> Any:
+def get_queue(request: Request) -> Queue:
     """The broker's producer."""
     return request.app.state.queue
 
@@ -49,8 +51,8 @@ def get_secret_key(request: Request) -> bytes:
 
 DatabaseDep = Annotated[Database, Depends(get_database)]
 SettingsDep = Annotated[Settings, Depends(get_settings)]
-StorageDep = Annotated[Any, Depends(get_storage)]
-QueueDep = Annotated[Any, Depends(get_queue)]
+StorageDep = Annotated[Storage, Depends(get_storage)]
+QueueDep = Annotated[Queue, Depends(get_queue)]
 SecretKeyDep = Annotated[bytes, Depends(get_secret_key)]
 
 

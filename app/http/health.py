@@ -24,11 +24,11 @@ def healthz() -> dict[str, str]:
 
 @router.get("/readyz", responses={503: {"description": "Something does not answer; `checks` says what."}})
 def readyz(request: Request) -> JSONResponse:
-    """The database, the object store and the broker answer."""
+    """The database answers, the object store takes an object (a full disk does not), and the broker answers."""
     state = request.app.state
     checks = {
         "database": _answers("database", lambda: _ask(state.database)),
-        "storage": _answers("storage", lambda: state.storage.exists("readyz")),
+        "storage": _answers("storage", lambda: state.storage.put_bytes("health/probe", b"ok")),
         "broker": _answers("broker", state.queue.ping),
     }
     ready = all(checks.values())
