@@ -16,7 +16,7 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 class Device:
     """The device, and the type that matrix products compute in; norms, sums, noise and weights stay float32."""
 
-    torch: torch.device
+    torch_device: torch.device
     precision: str
     threads: int
 
@@ -25,11 +25,16 @@ class Device:
         """Whether products round to 16 bits: the noise then covers a wider tolerance."""
         return self.precision in _DTYPES
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What matrix products compute in."""
+        return _DTYPES.get(self.precision, torch.float32)
+
     def autocast(self) -> AbstractContextManager[object]:
         """Around every forward pass."""
         if not self.half_precision:
             return nullcontext()
-        return torch.autocast(self.torch.type, dtype=_DTYPES[self.precision])
+        return torch.autocast(self.torch_device.type, dtype=self.dtype)
 
 
 def set_up_device(runtime: RuntimeOptions) -> Device:

@@ -49,6 +49,8 @@ def export(job: Job, phases: tuple[PreparedPhase, ...], initial: dict[str, Tenso
     job.model.save_pretrained(temporary, max_shard_size="100GB")
     job.tokenizer.model_max_length = job.spec.task.max_length
     job.tokenizer.name_or_path = job.spec.base.id
+    for option in ("is_local", "local_files_only"):
+        job.tokenizer.init_kwargs.pop(option, None)  # how it was loaded here
     job.tokenizer.save_pretrained(temporary)
     (temporary / "README.md").write_text(model_card(job.spec, metrics), encoding="utf-8")
     content = json.dumps(metrics, ensure_ascii=False, indent=2)

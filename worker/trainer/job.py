@@ -45,7 +45,7 @@ class Job:
         """Physical batches on the device, with the rows that they hold. rows: in groups that stay together."""
         limit = self.spec.runtime.max_physical_batch_tokens
         for chosen in physical_batches(rows, examples.lengths, max_tokens=limit):
-            yield chosen, self.task.batch(examples, chosen, self.device.torch)
+            yield chosen, self.task.batch(examples, chosen, self.device.torch_device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,7 +85,7 @@ def adapt(job: Job) -> tuple[PreparedPhase, ...]:
     for phase in job.spec.phases:
         adaptation = phase.adaptation
         names.append([*ADAPTERS[adaptation.type].parameters(job.model, job.family, adaptation), *head])
-    nn.Module.to(job.model, job.device.torch)
+    nn.Module.to(job.model, job.device.torch_device)
     job.model.requires_grad_(False)
     parameters = dict(job.model.named_parameters())
     prepared = []

@@ -7,7 +7,8 @@ clips nor noises.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -29,9 +30,12 @@ from worker.trainer.job import Job, PreparedPhase, all_parameters
 from worker.trainer.messages import Checkpoint, Notice, Progress
 
 
-def train(job: Job, phases: tuple[PreparedPhase, ...], dataset: Dataset, state: State) -> None:
+def train(
+    job: Job, phases: tuple[PreparedPhase, ...], engines: Sequence[GradientEngine], dataset: Dataset, state: State
+) -> None:
     """Executes what `state` lacks of the plan's centring and phases; `state.executed` is true at every moment.
 
+    engines: one for each phase, from `make_engines`.
     Raises StopRequested between two steps, after a checkpoint, once the supervisor asks for it.
     """
     parameters = all_parameters(phases)
@@ -42,9 +46,9 @@ def train(job: Job, phases: tuple[PreparedPhase, ...], dataset: Dataset, state: 
     features = None if pooled is None else _features(job, pooled)
     resumed = [prepared.phase.name for prepared in phases].index(state.phase) if state.phase else 0
     last_checkpoint = time.monotonic()
-    for prepared in phases[resumed:]:
+    for prepared, engine in list(zip(phases, engines, strict=True))[resumed:]:
         part, name = prepared.part, prepared.phase.name
-        engine = make_phase_engine(job, prepared)
+        _require_gradients(job, prepared)
         optimizer = _optimizer(job, prepared)
         decay = prepared.phase.averaging
         average = None if decay is None else WeightAverage(prepared.parameters, decay)
@@ -81,27 +85,46 @@ def train(job: Job, phases: tuple[PreparedPhase, ...], dataset: Dataset, state: 
             average.copy_to(prepared.parameters)
 
 
-def make_phase_engine(job: Job, prepared: PreparedPhase) -> GradientEngine:
-    """The engine of one phase; from here on exactly the phase's parameters require gradients.
+def make_engines(job: Job, phases: tuple[PreparedPhase, ...]) -> list[GradientEngine]:
+    """The engine of each phase, after a dry step of each on synthetic rows.
 
-    Raises EngineError where one of them has no norm per unit.
+    Raises EngineError where a trainable parameter has no exact norm per unit.
     """
+    examples = job.task.synthetic(job.model, rows=4)
+    batch = job.task.batch(examples, range(len(examples)), job.device.torch_device)
+    with torch.no_grad(), job.device.autocast():
+        pooled = job.family.pooled(job.model, batch["input_ids"], batch["attention_mask"])
+        features = {"features": job.family.features(job.model, pooled).float(), "labels": batch["labels"]}
+    engines: list[GradientEngine] = []
+    for prepared in phases:
+        _require_gradients(job, prepared)
+        engines.append(
+            make_engine(
+                job.family.head_module(job.model) if prepared.on_features else job.model,
+                list(_names_in_module(job, prepared)),
+                partial(_feature_loss if prepared.on_features else _loss, job),
+                clipping=prepared.part.clipping,
+                max_grad_norm=prepared.part.max_grad_norm,
+                example=features if prepared.on_features else batch,
+                autocast_dtype=job.device.dtype if job.device.half_precision else None,
+            )
+        )
+    return engines
+
+
+def _loss(job: Job, model: nn.Module, batch: Batch) -> Tensor:
+    return job.task.loss(job.task.logits(model, dict(batch)), dict(batch))
+
+
+def _feature_loss(job: Job, head: nn.Module, batch: Batch) -> Tensor:
+    return job.task.loss(head(batch["features"]).float(), dict(batch))
+
+
+def _require_gradients(job: Job, prepared: PreparedPhase) -> None:
+    """From here on exactly the phase's parameters require gradients."""
     job.model.requires_grad_(False)
     for parameter in prepared.parameters.values():
         parameter.requires_grad_(True)
-    part = prepared.part
-
-    def loss(module: nn.Module, batch: Batch) -> Tensor:
-        with job.device.autocast():
-            if prepared.on_features:
-                logits = module(batch["features"]).float()
-            else:
-                logits = job.task.logits(module, dict(batch))
-        return job.task.loss(logits, dict(batch))
-
-    module = job.family.head_module(job.model) if prepared.on_features else job.model
-    names = list(_names_in_module(job, prepared))
-    return make_engine(module, names, loss, clipping=part.clipping, max_grad_norm=part.max_grad_norm)
 
 
 def _names_in_module(job: Job, prepared: PreparedPhase) -> dict[str, nn.Parameter]:
@@ -133,7 +156,7 @@ def _micro_batches(
 ) -> Iterator[tuple[Batch, Tensor]]:
     """The drawn units' rows in physical batches of whole units, with the unit of each row."""
     rows = [dataset.rows_of_unit[unit].tolist() for unit in units]
-    device = job.device.torch
+    device = job.device.torch_device
     if not prepared.on_features:
         for chosen, batch in job.batches(dataset.examples, rows):
             yield batch, torch.from_numpy(dataset.unit_of_row[chosen]).to(device)
@@ -194,7 +217,7 @@ def _centre(job: Job, pooled: Tensor | None, state: State) -> None:
         state.tensors["centre"] = (total / job.spec.plan.num_units).to(torch.float32)
         state.executed[CENTRING] = 1
         job.control.progress(progress(job, state))
-    job.family.set_centre(job.model, state.tensors["centre"].to(job.device.torch))
+    job.family.set_centre(job.model, state.tensors["centre"].to(job.device.torch_device))
 
 
 def _checkpoint(job: Job, state: State) -> None:

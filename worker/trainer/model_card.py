@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from app.catalog.adaptations import adaptation_to_dict
@@ -40,7 +41,7 @@ def model_card(spec: TrainerSpec, metrics: dict[str, Any]) -> str:
             f"Classes: {labels}. Inputs are cut to {spec.task.max_length} tokens.\n",
             _USE + "\n",
             "## Privacy\n",
-            *_privacy(spec.plan),
+            *_privacy(spec.plan, metrics["released"]),
             "## Training\n",
             *(
                 f"- `{phase.name}`: {json.dumps(adaptation_to_dict(phase.adaptation))}, {phase.num_steps} steps, "
@@ -55,17 +56,19 @@ def model_card(spec: TrainerSpec, metrics: dict[str, Any]) -> str:
     )
 
 
-def _privacy(plan: PrivacyPlan) -> list[str]:
+def _privacy(plan: PrivacyPlan, released: str) -> list[str]:
     if plan.mechanism == "none":
         return ["Trained **without** differential privacy, on data that was declared public.\n"]
     unit = (
         "the record" if plan.privacy_unit.column is None else f"all records with the same `{plan.privacy_unit.column}`"
     )
-    epsilon = "not certified" if plan.epsilon is None else f"{plan.epsilon:.4g}"
+    # Rounded up: a guarantee is never stated stronger than it was certified.
+    epsilon = "not certified" if plan.epsilon is None else f"{math.ceil(plan.epsilon * 1e4) / 1e4:g}"
+    covered = "weights and the metrics below are" if released == "private" else "weights are"
     lines = [
         f"(ε = {epsilon}, δ = {plan.target_delta:g})-differential privacy for {unit}, among {plan.num_units} units, "
         f"under the relation `{plan.neighboring_relation}` (a unit's records are replaced by nothing). "
-        "The model's weights and the metrics below are what the guarantee covers.\n",
+        f"The model's {covered} what the guarantee covers.\n",
         "| part | rate | steps | noise multiplier | bound |",
         "|---|---|---|---|---|",
     ]

@@ -13,12 +13,12 @@ from worker.trainer.checkpoint import State, read_checkpoint
 from worker.trainer.control import Control
 from worker.trainer.data import load_data
 from worker.trainer.device import set_up_device
-from worker.trainer.dp.engine import EngineError
+from worker.trainer.dp.engine import EngineError, GradientEngine
 from worker.trainer.evaluate import evaluate
 from worker.trainer.export import export
 from worker.trainer.failure import StopRequested, TrainerFailure
 from worker.trainer.job import Job, PreparedPhase, adapt, all_parameters, check_plan, initial_values, load_job
-from worker.trainer.loop import make_phase_engine, train
+from worker.trainer.loop import make_engines, train
 from worker.trainer.messages import Failed, Finished, Notice, Started, Stopped
 from worker.trainer.spec import TrainerSpec
 
@@ -34,12 +34,12 @@ def run(folder: Path, key: bytes, control: Control) -> None:
     device = set_up_device(spec.runtime)
     job = load_job(folder, key, control, spec, device)
     phases = adapt(job)
-    check_steps(job, phases)
+    engines = check(job, phases)
     data = load_data(folder, spec, job.task, job.randomness)
     state = read_checkpoint(folder, spec) or State()
     control.send(
         Started(
-            device=device.torch.type,
+            device=device.torch_device.type,
             trainable_parameters=sum(parameter.numel() for parameter in all_parameters(phases).values()),
             total_parameters=sum(parameter.numel() for parameter in job.model.parameters()),
             max_physical_batch_tokens=spec.runtime.max_physical_batch_tokens,
@@ -48,7 +48,7 @@ def run(folder: Path, key: bytes, control: Control) -> None:
     )
     initial = initial_values(phases)
     try:
-        train(job, phases, data.training, state)
+        train(job, phases, engines, data.training, state)
         metrics = evaluate(job, data.evaluation, state)
     except StopRequested:
         control.send(Stopped(state.step, dict(state.executed)))
@@ -57,29 +57,17 @@ def run(folder: Path, key: bytes, control: Control) -> None:
     control.send(Finished(dict(state.executed), time.monotonic() - started))
 
 
-def check_steps(job: Job, phases: tuple[PreparedPhase, ...]) -> None:
+def check(job: Job, phases: tuple[PreparedPhase, ...]) -> list[GradientEngine]:
     """A dry step of each phase on synthetic rows: TrainerFailure `missing_gradient_norm` before anything is spent."""
-    examples = job.task.synthetic(job.model, rows=4)
-    batch = job.task.batch(examples, range(len(examples)), job.device.torch)
-    with torch.no_grad(), job.device.autocast():
-        pooled = job.family.pooled(job.model, batch["input_ids"], batch["attention_mask"])
-        features = {"features": job.family.features(job.model, pooled), "labels": batch["labels"]}
-    units = torch.arange(len(examples), device=job.device.torch)
-    for prepared in phases:
-        try:
-            engine = make_phase_engine(job, prepared)
-            norms = engine.accumulate(features if prepared.on_features else batch, units)
-        except EngineError as error:
-            raise TrainerFailure("missing_gradient_norm", f"{error.code}: {error}") from error
-        sums = engine.take()
-        if len(sums) != len(prepared.parameters) or not all(
-            bool(torch.isfinite(v).all()) for v in (norms, *sums.values())
-        ):
-            raise TrainerFailure("missing_gradient_norm", "a dry step on synthetic rows has no finite norms")
+    try:
+        engines = make_engines(job, phases)
+    except EngineError as error:
+        raise TrainerFailure("missing_gradient_norm", f"{error.code}: {error}") from error
+    for prepared, engine in zip(phases, engines, strict=True):
         if engine.fallbacks:
-            job.control.send(
-                Notice("slow_gradients", {"phase": prepared.phase.name, "parameters": len(engine.fallbacks)})
-            )
+            data = {"phase": prepared.phase.name, "parameters": len(engine.fallbacks)}
+            job.control.send(Notice("slow_gradients", data))
+    return engines
 
 
 def attempt(folder: Path, key: bytes, control: Control) -> bool:

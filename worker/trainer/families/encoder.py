@@ -69,6 +69,7 @@ class EncoderFamily:
             config.id2label = dict(enumerate(labels))
             config.label2id = {label: index for index, label in enumerate(labels)}
             config.problem_type = "single_label_classification"
+            model: PreTrainedModel
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 path,
                 config=config,
