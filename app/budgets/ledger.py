@@ -18,17 +18,7 @@ from app.budgets.tables import LedgerEntry, PrivacyBudget
 from app.db.base import now
 from app.ids import new_id
 
-Kind = Literal[
-    "opened",
-    "reserved",
-    "charged",
-    "released",
-    "limit_raised",
-    "closed",
-    "reopened",
-    "public_declared",
-    "file_attached",
-]
+Kind = Literal["opened", "reserved", "charged", "released", "closed", "public_declared", "file_attached"]
 
 #: The head of an empty chain.
 GENESIS = "0" * 64

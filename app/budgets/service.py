@@ -203,13 +203,13 @@ def settle(
     session.flush()
 
 
+def record_act(session: Session, budget_id: str, kind: ledger.Kind, *, actor: str, details: Mapping[str, Any]) -> None:
+    """An act of a person that spends nothing, in the budget's ledger: a file declared public, or attached to it."""
+    ledger.append(session, _locked(session, budget_id), kind, actor=actor, details=details)
+
+
 def _locked(session: Session, budget_id: str) -> PrivacyBudget:
     budget = repository.lock(session, budget_id)
     if budget is None:
         raise NotFound("privacy_budget")
     return budget
-
-
-def record_act(session: Session, budget_id: str, kind: ledger.Kind, *, actor: str, details: Mapping[str, Any]) -> None:
-    """An act of a person that spends nothing, in the budget's ledger: a file declared public, or attached to it."""
-    ledger.append(session, _locked(session, budget_id), kind, actor=actor, details=details)

@@ -1,0 +1,75 @@
+"""Races for the last of a budget, with real threads on real databases."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from app.budgets import service
+from app.budgets.service import Charge
+from app.budgets.tables import PrivacyBudget
+from app.db.session import Database
+from app.errors import BudgetExceeded
+from tests.app.budgets.conftest import plain_charge
+from tests.app.budgets.test_service import broken, chain, used
+
+THREADS = 8
+ROUNDS = 12
+
+
+@pytest.mark.every_database
+def test_exactly_one_of_many_takes_the_last_of_a_budget(database: Database, make_budget: Callable[..., str]):
+    """Check-then-insert over-spends in nearly every round of this; the row lock in none."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        for number in range(ROUNDS):
+            budget_id = make_budget()
+            with database.reading() as session:
+                capacity = session.get_one(PrivacyBudget, budget_id).rho_capacity
+            most = plain_charge(budget_id, capacity * 0.8)
+            with database.writing() as session:
+                service.reserve(session, f"ftjob-{number}", [most], actor="test")
+            last = Charge(budget_id, most.dp_event, capacity - most.rho)
+            start = threading.Barrier(THREADS)
+
+            def race(me: int, last: Charge = last, start: threading.Barrier = start, number: int = number) -> bool:
+                start.wait()
+                try:
+                    with database.writing() as session:
+                        service.reserve(session, f"ftjob-{number}-{me}", [last], actor="test")
+                except BudgetExceeded:
+                    return False
+                return True
+
+            assert sum(pool.map(race, range(THREADS))) == 1
+            assert used(database, budget_id).total == capacity
+            assert broken(database, budget_id) is None
+
+
+@pytest.mark.every_database
+def test_plans_over_two_budgets_do_not_wait_for_each_other_for_ever(
+    database: Database, make_budget: Callable[..., str]
+):
+    """Half of the threads name the budgets in the other order; settlements run between."""
+    one, two = make_budget(), make_budget()
+    start = threading.Barrier(THREADS)
+
+    def work(me: int) -> None:
+        start.wait()
+        for number in range(6):
+            charges = [plain_charge(one, 0.01), plain_charge(two, 0.01)]
+            job_id = f"ftjob-{me}-{number}"
+            with database.writing() as session:
+                service.reserve(session, job_id, charges if me % 2 else charges[::-1], actor="test")
+            with database.writing() as session:
+                service.settle(session, job_id, {} if number % 2 else None, actor="test")
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(work, range(THREADS)))
+    for budget_id in (one, two):
+        assert used(database, budget_id).reserved == 0.0
+        assert used(database, budget_id).charged == THREADS * 3 * plain_charge(one, 0.01).rho
+        assert broken(database, budget_id) is None
+        assert len(chain(database, budget_id)) == 1 + THREADS * 6 * 2
