@@ -36,3 +36,8 @@ def limits_for(size: int) -> ReaderLimits:
         wall_seconds=4.0 * seconds,
         written_bytes=2**28 + 20 * size,
     )
+
+
+def max_column_bytes(size: int) -> int:
+    """Text that one column of a file of `size` bytes may unpack to: compression of honest text stays far below."""
+    return 2**29 + 20 * size

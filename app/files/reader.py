@@ -1,7 +1,7 @@
 """Reads one uploaded dataset: `python -m app.files.reader JOB`, in a process that a hostile file may ruin alone.
 
-JOB is JSON: {"source", "filename", "folder", "limits"}. In the folder it writes `rows.parquet`, the canonical rows
-(every cell text or null, in the file's order; equal input gives equal bytes), and `profile.json`:
+JOB is JSON: {"source", "filename", "rows", "profile", "limits"}. To the path `rows` it writes the canonical rows as
+Parquet (every cell text or null, in the file's order; equal input gives equal bytes), to `profile` as JSON
 {"format", "num_rows", "columns": [{"name", "type", "distinct", "classes", "nulls"}]} or {"problem": {…}}. The process
 sets its own limits before it opens the file, and neither opens a socket nor runs anything else.
 """
@@ -24,10 +24,8 @@ import duckdb
 
 from app.files.formats import choose
 from app.files.formats.interface import Column, Table, identifier, literal
-from app.files.limits import MAX_CELL_BYTES, MAX_CLASS_LENGTH, MAX_CLASSES, MAX_ROWS, ReaderLimits
+from app.files.limits import MAX_CELL_BYTES, MAX_CLASS_LENGTH, MAX_CLASSES, MAX_ROWS, ReaderLimits, max_column_bytes
 from app.files.problems import ReadError
-
-ROWS_FILE, PROFILE_FILE = "rows.parquet", "profile.json"
 
 _PR_SET_PDEATHSIG = 1
 
@@ -35,16 +33,15 @@ _PR_SET_PDEATHSIG = 1
 def main(job: Mapping[str, Any]) -> None:
     """One file, from limits to profile."""
     _confine(ReaderLimits(**job["limits"]))
-    folder = Path(job["folder"])
     try:
-        profile = read(Path(job["source"]), job["filename"], folder / ROWS_FILE)
+        profile = read(Path(job["source"]), job["filename"], Path(job["rows"]))
     except ReadError as error:
         profile = {"problem": asdict(error.problem)}
     except (MemoryError, duckdb.OutOfMemoryException):
         profile = {"problem": {"code": "limits_exceeded"}}
     except Exception:  # a parser's own words may quote the file
         profile = {"problem": {"code": "processing_failed"}}
-    (folder / PROFILE_FILE).write_text(json.dumps(profile), encoding="utf-8")
+    Path(job["profile"]).write_text(json.dumps(profile), encoding="utf-8")
 
 
 def read(source: Path, filename: str, rows: Path) -> dict[str, Any]:
@@ -53,7 +50,7 @@ def read(source: Path, filename: str, rows: Path) -> dict[str, Any]:
     with _connect(source, rows.parent) as connection:
         table = format_.open(connection, source)
         _write(connection, table, rows, format_.name)
-        return {"format": format_.name, **_profile(connection, table, rows)}
+        return {"format": format_.name, **_profile(connection, table, rows, max_column_bytes(source.stat().st_size))}
 
 
 def _confine(limits: ReaderLimits) -> None:
@@ -88,31 +85,31 @@ def _connect(source: Path, folder: Path) -> duckdb.DuckDBPyConnection:
 
 def _write(connection: duckdb.DuckDBPyConnection, table: Table, rows: Path, format_name: str) -> None:
     problems: list[ReadError] = []
-    for query in table.queries:
+    for reading in table.readings:
         try:
             connection.execute(
-                f"COPY ({query}) TO {literal(rows)} (FORMAT parquet, COMPRESSION zstd, USE_TMP_FILE false)"
+                f"COPY ({reading.query}) TO {literal(rows)} (FORMAT parquet, COMPRESSION zstd, USE_TMP_FILE false)"
             )
         except (duckdb.OutOfMemoryException, MemoryError):
             raise
         except duckdb.Error:
-            # Everything that can be wrong in text is found before or through rejects.
+            # What can be wrong with text, the formats find themselves.
             raise ReadError("invalid_parquet" if format_name == "parquet" else "processing_failed") from None
-        problem = table.problem()
+        problem = reading.problem()
         if problem is None:
             return
         problems.append(problem)
     raise problems[0]
 
 
-def _profile(connection: duckdb.DuckDBPyConnection, table: Table, rows: Path) -> dict[str, Any]:
+def _profile(connection: duckdb.DuckDBPyConnection, table: Table, rows: Path, most: int) -> dict[str, Any]:
     counted = connection.execute(f"SELECT count(*) FROM read_parquet({literal(rows)})").fetchone()
     num_rows = counted[0] if counted else 0
     if num_rows == 0:
         raise ReadError("no_rows")
     if num_rows > MAX_ROWS:
         raise ReadError("too_many_rows")
-    columns = [_column(connection, column, n, table, rows) for n, column in enumerate(table.columns, start=1)]
+    columns = [_column(connection, column, n, table, rows, most) for n, column in enumerate(table.columns, start=1)]
     missing = {column["nulls"]["row"] for column in columns if column["nulls"]["row"] is not None}
     lines = table.lines(missing) if missing else {}
     for column in columns:
@@ -121,7 +118,7 @@ def _profile(connection: duckdb.DuckDBPyConnection, table: Table, rows: Path) ->
 
 
 def _column(
-    connection: duckdb.DuckDBPyConnection, column: Column, position: int, table: Table, rows: Path
+    connection: duckdb.DuckDBPyConnection, column: Column, position: int, table: Table, rows: Path, most: int
 ) -> dict[str, Any]:
     # The canonical rows are read in their order, so that row_number() counts as the file does.
     values = (
@@ -130,14 +127,16 @@ def _column(
     found = connection.execute(
         f"SELECT count(*) FILTER (cell IS NULL), min(place) FILTER (cell IS NULL), "
         f"min(place) FILTER (strlen(cell) > {MAX_CELL_BYTES}), min(place) FILTER (contains(cell, chr(0))), "
-        f"max(length(cell)), approx_count_distinct(cell) FROM {values}"
+        f"max(length(cell)), approx_count_distinct(cell), sum(strlen(cell)) FROM {values}"
     ).fetchone()
     assert found is not None  # an aggregate has one row
-    nulls, first_null, too_long, null_character, longest, roughly = found
+    nulls, first_null, too_long, null_character, longest, roughly, size = found
     for code, row in (("cell_too_long", too_long), ("null_character", null_character)):
         if row is not None:
             line = table.lines({row}).get(row)
             raise ReadError(code, line=line, row=None if line else row, column=position)
+    if (size or 0) > most:
+        raise ReadError("unpacks_too_large")
     distinct, classes = None, None
     if roughly <= 2 * MAX_CLASSES:  # the estimate is some percent off; the exact count needs memory
         cells = [

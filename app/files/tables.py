@@ -19,6 +19,7 @@ class File(Base):
       only, since classes and counts come from private rows.
     error: {code, message, line, column, row}. source_key, rows_key: in the storage.
     attempts, claimed_until: of the processing; a claim that ran out is another attempt's.
+    erased_at: when the bytes of a deleted file were gone.
     """
 
     __tablename__ = "files"
@@ -52,6 +53,7 @@ class File(Base):
     created_at: Mapped[float] = mapped_column(Double)
     expires_at: Mapped[float | None] = mapped_column(Double)
     deleted_at: Mapped[float | None] = mapped_column(Double)
+    erased_at: Mapped[float | None] = mapped_column(Double)
     idempotency_key: Mapped[str | None] = mapped_column(String(255))
 
 

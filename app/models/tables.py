@@ -14,7 +14,7 @@ class Model(Base):
     """What a job released. A deleted model keeps its row; its bytes are gone.
 
     job_id has no foreign key: jobs are a higher slice. base: id of the base model.
-    files: [{path, bytes, sha256, crc32}], sorted by path. archives: {format: {bytes, sha256}}, of the whole archive.
+    erased_at: when its bytes were gone. files: [{path, bytes, sha256, crc32}], sorted by path. archives: {format: {bytes, sha256}}, of the whole archive.
     """
 
     __tablename__ = "models"
@@ -31,3 +31,4 @@ class Model(Base):
     privacy_report: Mapped[dict[str, Any]] = mapped_column(Json)
     created_at: Mapped[float] = mapped_column(Double)
     deleted_at: Mapped[float | None] = mapped_column(Double)
+    erased_at: Mapped[float | None] = mapped_column(Double)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from app.storage.interface import CHUNK, OCTETS, Stored, Writer, check_key
 
 #: Unfinished writes lie here, on the same file system as what they become, and out of every prefix.
 _INCOMING = ".incoming"
+_ABANDONED_SECONDS = 86_400.0
 
 
 class LocalStorage:
@@ -28,6 +30,11 @@ class LocalStorage:
     def __init__(self, root: Path) -> None:
         self._root = root
         (root / _INCOMING).mkdir(mode=0o700, parents=True, exist_ok=True)
+        # What a killed process was writing; nothing that is still being written is a day old.
+        for left in (root / _INCOMING).iterdir():
+            with suppress(FileNotFoundError):
+                if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
+                    left.unlink()
 
     @classmethod
     def from_url(cls, url: str) -> LocalStorage:

@@ -1,19 +1,24 @@
 """What a format must offer: SQL that DuckDB reads the rows by, and the way back from a row to its line."""
 
+# ruff: noqa: S608 - names are quoted, and the database is this process's own memory
+
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import duckdb
+import pyarrow as pa
 
 from app.files.limits import MAX_COLUMN_NAME, MAX_COLUMNS
 from app.files.problems import ReadError
 
 #: What a column held before it became text.
 ColumnType = Literal["string", "integer", "number", "boolean", "json", "mixed"]
+
+_BATCH_ROWS, _BATCH_CHARACTERS = 10_000, 2**22
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,19 +30,28 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """One way to read the rows.
+
+    query: a SELECT of all columns as text under their names, in the file's order of rows; it can run once.
+    problem: asked after the query has run; what ended it, or None.
+    """
+
+    query: str
+    problem: Callable[[], ReadError | None]
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
     """A dataset that is ready to be read.
 
-    queries: SELECTs of all columns as text under their names, in the file's order of rows; several where the format
-    has dialects that only reading tells apart: the first one that reads every row is right.
-    problem: asked after a query has run; what it met, or None.
-    lines: the line on which each of these rows (from 1) begins; empty where the format has no lines.
+    readings: several where the format has dialects that only reading tells apart: the first that reads every row is
+    right. lines: the line on which each of these rows (from 1) begins; empty where the format has no lines.
     has_header: the names were the first line, which could be a row in truth.
     """
 
     columns: tuple[Column, ...]
-    queries: tuple[str, ...]
-    problem: Callable[[], ReadError | None]
+    readings: tuple[Reading, ...]
     lines: Callable[[Collection[int]], Mapping[int, int]]
     has_header: bool = False
 
@@ -45,7 +59,7 @@ class Table:
 @dataclass(frozen=True, slots=True)
 class Format:
     """sniff: whether a file that begins so looks like this format; formats are asked by ascending sniff_order.
-    open: opens a file; ReadError for what is wrong before the rows."""
+    open: ReadError for what is wrong before the rows."""
 
     name: str
     suffixes: tuple[str, ...]
@@ -53,6 +67,54 @@ class Format:
     sniff_order: int
     sniff: Callable[[bytes], bool]
     open: Callable[[duckdb.DuckDBPyConnection, Path], Table]
+
+
+def stream(
+    connection: duckdb.DuckDBPyConnection, columns: Sequence[Column], rows: Iterable[Sequence[str | None]]
+) -> Reading:
+    """A reading of rows that Python yields, batch by batch, never all at once."""
+    schema = pa.schema([(column.name, pa.string()) for column in columns])
+    failures: list[ReadError] = []
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        # An exception would reach DuckDB as a text: it is kept here, and the stream ends.
+        try:
+            for batch in _batched(rows):
+                cells = zip(*batch, strict=True)
+                yield pa.record_batch([pa.array(column, pa.string()) for column in cells], schema)
+        except ReadError as error:
+            failures.append(error)
+        except MemoryError:
+            failures.append(ReadError("limits_exceeded"))
+
+    name = f"rows_{id(failures)}"
+    connection.register(name, pa.RecordBatchReader.from_batches(schema, batches()))
+    names = ", ".join(identifier(column.name) for column in columns)
+    return Reading(f"SELECT {names} FROM {name}", lambda: failures[0] if failures else None)
+
+
+def _batched(rows: Iterable[Sequence[str | None]]) -> Iterator[list[Sequence[str | None]]]:
+    batch: list[Sequence[str | None]] = []
+    size = 0
+    for row in rows:
+        batch.append(row)
+        size += sum(map(len, filter(None, row)))
+        if len(batch) == _BATCH_ROWS or size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def lines_of(numbered: Iterable[tuple[int, object]], rows: Collection[int]) -> Mapping[int, int]:
+    """From all rows with their lines, those of the wanted rows (from 1); read only as far as they reach."""
+    found: dict[int, int] = {}
+    for row, (line, _) in enumerate(numbered, start=1):
+        if row in rows:
+            found[row] = line
+            if len(found) == len(rows):
+                break
+    return found
 
 
 def check_names(names: Collection[str], *, line: int | None = None, code: str = "column_name_invalid") -> None:

@@ -4,24 +4,18 @@ Columns are the keys, in the order in which they first appear; a key that an obj
 Read by Python's own parser: it tells line and column of a mistake, which DuckDB's does not.
 """
 
-# ruff: noqa: S608 - names are quoted, and the database is this process's own memory
-
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import duckdb
-import pyarrow as pa
 
-from app.files.formats.interface import Column, ColumnType, Format, Table, check_names, identifier
+from app.files.formats.interface import Column, ColumnType, Format, Table, check_names, lines_of, stream
 from app.files.limits import MAX_COLUMNS, MAX_ROW_BYTES
 from app.files.problems import ReadError
-
-_BATCH_BYTES = 2**22
 
 
 def _open(connection: duckdb.DuckDBPyConnection, path: Path) -> Table:
@@ -39,11 +33,8 @@ def _open(connection: duckdb.DuckDBPyConnection, path: Path) -> Table:
     columns = tuple(Column(name, _merged(found)) for name, found in kinds.items())
     if not columns:
         raise ReadError("no_rows")
-    schema = pa.schema([(column.name, pa.string()) for column in columns])
-    reader = pa.RecordBatchReader.from_batches(schema, _batches(path, schema))
-    connection.register("jsonl_rows", reader)
-    names = ", ".join(identifier(column.name) for column in columns)
-    return Table(columns, (f"SELECT {names} FROM jsonl_rows",), lambda: None, partial(_lines, path))
+    cells = ([_text(row.get(column.name)) for column in columns] for _, row in _objects(path))
+    return Table(columns, (stream(connection, columns, cells),), lambda rows: lines_of(_objects(path), rows))
 
 
 def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -89,24 +80,6 @@ def _refuse_constant(_name: str) -> NoReturn:
     raise ValueError("not JSON")
 
 
-def _batches(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    rows: list[dict[str, Any]] = []
-    size = 0
-    for _, row in _objects(path):
-        texts = {name: _text(value) for name, value in row.items()}
-        size += sum(len(text) for text in texts.values() if text is not None)
-        rows.append(texts)
-        if size >= _BATCH_BYTES or len(rows) >= 10_000:
-            yield _batch(rows, schema)
-            rows, size = [], 0
-    if rows:
-        yield _batch(rows, schema)
-
-
-def _batch(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.RecordBatch:
-    return pa.record_batch([pa.array([row.get(name) for row in rows], pa.string()) for name in schema.names], schema)
-
-
 def _text(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
@@ -131,16 +104,6 @@ def _merged(kinds: set[ColumnType]) -> ColumnType:
     if len(kinds) <= 1:
         return next(iter(kinds), "string")
     return "number" if kinds == {"integer", "number"} else "mixed"
-
-
-def _lines(path: Path, rows: Collection[int]) -> Mapping[int, int]:
-    found: dict[int, int] = {}
-    for row, (line, _) in enumerate(_objects(path), start=1):
-        if row in rows:
-            found[row] = line
-            if len(found) == len(rows):
-                break
-    return found
 
 
 JSONL = Format(

@@ -11,7 +11,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from app.files.formats.interface import Column, ColumnType, Format, Table, check_names, identifier, literal
+from app.files.formats.interface import Column, ColumnType, Format, Reading, Table, check_names, identifier, literal
 from app.files.limits import MAX_ROWS
 from app.files.problems import ReadError
 
@@ -27,7 +27,7 @@ def _open(connection: duckdb.DuckDBPyConnection, path: Path) -> Table:
     check_names(schema.names)
     columns = tuple(Column(field.name, _type(field.type, n)) for n, field in enumerate(schema, start=1))
     cells = ", ".join(_cell(field) for field in schema)
-    return Table(columns, (f"SELECT {cells} FROM read_parquet({literal(path)})",), lambda: None, _lines)
+    return Table(columns, (Reading(f"SELECT {cells} FROM read_parquet({literal(path)})", lambda: None),), _lines)
 
 
 def _type(kind: pa.DataType, position: int) -> ColumnType:

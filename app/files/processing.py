@@ -1,0 +1,155 @@
+"""An uploaded file becomes a dataset, or says why it is none. Runs in a worker, never in the API.
+
+The file is read in a child process with limits (`app.files.reader`); what it cannot read, whatever the reason, ends in
+status `error` with a fixed code. No file stays `uploaded`: attempts are counted at the claim.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import structlog
+from sqlalchemy.orm import Session
+
+from app.db.session import Database
+from app.files import repository
+from app.files.limits import ReaderLimits, limits_for
+from app.files.problems import Problem
+from app.files.tables import File
+from app.settings import Settings
+from app.storage import Storage
+
+log = structlog.get_logger(__name__)
+
+#: Beyond the reader's own time: to fetch the file and to store the rows.
+_TRANSFER_SECONDS = 600.0
+
+
+def process(database: Database, storage: Storage, settings: Settings, file_id: str) -> bool:
+    """Processes a waiting file; False where there is nothing to do, since it is done, deleted or another's.
+
+    Raises what the storage raises; the file is then left to the next attempt.
+    """
+    with database.reading() as session:
+        found = session.get(File, file_id)
+        limits = limits_for(found.bytes if found else 0)
+    with database.writing() as session:
+        file = repository.claim(session, file_id, limits.wall_seconds + _TRANSFER_SECONDS)
+    if file is None:
+        return False
+    try:
+        if file.attempts > settings.max_attempts:  # earlier ones ended with their worker
+            outcome: dict[str, Any] = {"problem": {"code": "processing_failed"}}
+        else:
+            outcome = _read(storage, settings, file, limits)
+    except Exception:
+        with database.writing() as session:
+            session.get_one(File, file_id, with_for_update=True).claimed_until = None
+        raise
+    with database.writing() as session:
+        done = _finish(session, file_id, outcome)
+    if not done:  # deleted meanwhile: the rows that were stored since must go too
+        storage.delete_prefix(_prefix(file))
+    log.info("file_processed", file_id=file_id, code=outcome.get("problem", {}).get("code"))
+    return True
+
+
+def _read(storage: Storage, settings: Settings, file: File, limits: ReaderLimits) -> dict[str, Any]:
+    """The reader's profile, with `rows_digest` and `rows_key` once the rows are stored, or its problem."""
+    folder = settings.data_dir.resolve() / "incoming"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f"{file.id}-") as name:
+        work = Path(name)
+        source = storage.local_path(file.source_key)
+        if source is None:
+            source = work / "source"
+            storage.get_file(file.source_key, source)
+        output = work / "output"
+        output.mkdir()
+        rows = output / "rows.parquet"
+        profile = _run_reader(source, file.filename, rows, limits)
+        if "problem" in profile:
+            return profile
+        rows_key = f"{_prefix(file)}/rows.parquet"
+        with rows.open("rb") as written:
+            digest = hashlib.file_digest(written, "sha256").hexdigest()
+        storage.put_file(rows_key, rows, "application/vnd.apache.parquet")
+        return {**profile, "rows_digest": digest, "rows_key": rows_key}
+
+
+def _prefix(file: File) -> str:
+    return file.source_key.rpartition("/")[0]
+
+
+def _run_reader(source: Path, filename: str, rows: Path, limits: ReaderLimits) -> dict[str, Any]:
+    profile = rows.with_name("profile.json")
+    job = {
+        "source": str(source),
+        "filename": filename,
+        "rows": str(rows),
+        "profile": str(profile),
+        "limits": asdict(limits),
+    }
+    try:
+        child = subprocess.run(  # noqa: S603 - our own module, arguments as a list
+            [sys.executable, "-m", "app.files.reader", json.dumps(job)],
+            # Nothing of the worker's environment: no credentials, no proxies, no settings.
+            env={
+                "PATH": os.defpath,
+                "LANG": "C.UTF-8",
+                "TZ": "UTC",
+                "HOME": str(rows.parent),
+                "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+            },
+            cwd=rows.parent,
+            stdin=subprocess.DEVNULL,
+            # A parser's words may quote the file: nobody hears them.
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=limits.wall_seconds,
+            start_new_session=True,
+        )
+    except subprocess.TimeoutExpired:
+        return {"problem": {"code": "limits_exceeded"}}
+    try:
+        read: dict[str, Any] = json.loads(profile.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        # Killed by a limit (negative), or out of memory where Python could not even say so.
+        return {"problem": {"code": "limits_exceeded" if child.returncode < 0 else "processing_failed"}}
+    return read
+
+
+def _finish(session: Session, file_id: str, outcome: dict[str, Any]) -> bool:
+    found = session.get_one(File, file_id)
+    file = repository.lock(session, found.project_id, file_id)
+    if file is None:
+        return False
+    if file.status != "uploaded":
+        return True
+    file.claimed_until = None
+    if (
+        "problem" not in outcome
+        and file.public
+        and repository.were_private(session, file.project_id, outcome["rows_digest"])
+    ):
+        outcome = {"problem": {"code": "was_private"}}
+    if "problem" in outcome:
+        file.status = "error"
+        file.error = Problem(**outcome["problem"]).to_dict()
+    else:
+        file.status = "processed"
+        file.format = outcome["format"]
+        file.num_rows = outcome["num_rows"]
+        file.columns = outcome["columns"]
+        file.rows_key = outcome["rows_key"]
+        file.rows_digest = outcome["rows_digest"]
+    session.flush()
+    return True

@@ -1,0 +1,105 @@
+"""Queries of files. What a project may not see is not in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import ColumnElement, Select, exists, or_, select, update
+from sqlalchemy.orm import Session
+
+from app.auth.tables import Project
+from app.db.base import now
+from app.files.tables import File, FileUse
+
+
+def readable(project_id: str) -> Select[File]:
+    """The project's files that are there."""
+    return select(File).where(File.project_id == project_id, File.deleted_at.is_(None))
+
+
+def find(session: Session, project_id: str, file_id: str) -> File | None:
+    """The project's file of that id."""
+    return session.scalars(readable(project_id).where(File.id == file_id)).one_or_none()
+
+
+def lock(session: Session, project_id: str, file_id: str) -> File | None:
+    """The same, under its lock: no other unit of work deletes it or begins to use it meanwhile."""
+    statement = (
+        readable(project_id).where(File.id == file_id).with_for_update().execution_options(populate_existing=True)
+    )
+    return session.scalars(statement).one_or_none()
+
+
+def lock_project(session: Session, project_id: str) -> None:
+    """Lets one upload of a project at a time decide what its bytes belong to."""
+    session.execute(select(Project.id).where(Project.id == project_id).with_for_update())
+
+
+def find_by_idempotency_key(session: Session, project_id: str, key: str) -> File | None:
+    """What an earlier request with this key made, deleted or not."""
+    return session.scalars(select(File).where(File.project_id == project_id, File.idempotency_key == key)).one_or_none()
+
+
+def latest_private_twin(session: Session, project_id: str, sha256: str) -> File | None:
+    """The newest protected file of the same bytes, deleted ones included."""
+    return session.scalars(
+        select(File)
+        .where(File.project_id == project_id, File.sha256 == sha256, File.public.is_(False))
+        .order_by(File.id.desc())
+        .limit(1)
+    ).one_or_none()
+
+
+def were_private(session: Session, project_id: str, rows_digest: str) -> bool:
+    """Whether a protected file, deleted ones included, has these rows in whatever format."""
+    return session.scalars(
+        select(exists().where(File.project_id == project_id, File.rows_digest == rows_digest, File.public.is_(False)))
+    ).one()
+
+
+def in_use(session: Session, file_id: str) -> bool:
+    """Whether a job still needs it."""
+    return session.scalars(select(exists().where(FileUse.file_id == file_id))).one()
+
+
+def waiting(session: Session, limit: int) -> Sequence[str]:
+    """Ids of files that nobody processes, oldest first."""
+    return session.scalars(
+        select(File.id)
+        .where(File.status == "uploaded", File.deleted_at.is_(None), _unclaimed())
+        .order_by(File.id)
+        .limit(limit)
+    ).all()
+
+
+def claim(session: Session, file_id: str, seconds: float) -> File | None:
+    """Takes a waiting file for so long; None where it is done, deleted or another's."""
+    return session.scalars(
+        update(File)
+        .where(File.id == file_id, File.status == "uploaded", File.deleted_at.is_(None), _unclaimed())
+        .values(claimed_until=now() + seconds, attempts=File.attempts + 1)
+        .returning(File)
+        .execution_options(synchronize_session=False)
+    ).one_or_none()
+
+
+def expired(session: Session, limit: int) -> Sequence[File]:
+    """Files whose time is over and that no job needs, under their locks."""
+    return session.scalars(
+        select(File)
+        .where(File.deleted_at.is_(None), File.expires_at < now(), ~exists().where(FileUse.file_id == File.id))
+        .with_for_update(skip_locked=True)
+        .limit(limit)
+    ).all()
+
+
+def to_erase(session: Session, limit: int) -> Sequence[tuple[str, str]]:
+    """Project and id of deleted files whose bytes may still be there."""
+    rows = session.execute(
+        select(File.project_id, File.id).where(File.deleted_at.is_not(None), File.erased_at.is_(None)).limit(limit)
+    )
+    return [(project_id, file_id) for project_id, file_id in rows]
+
+
+def _unclaimed() -> ColumnElement[bool]:
+    return or_(File.claimed_until.is_(None), File.claimed_until < now())

@@ -1,0 +1,196 @@
+"""Files: made from what was received, attached to a budget, held by jobs, deleted, erased."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.auth.service import Caller
+from app.budgets import service as budgets
+from app.db.base import now
+from app.db.session import Database
+from app.errors import Conflict, InvalidRequest, NotFound, PermissionDenied
+from app.files import repository
+from app.files.processing import process
+from app.files.tables import File, FileUse
+from app.storage import Storage
+
+__all__ = ["NewFile", "create", "delete", "erase", "files_to_process", "get", "hold", "process", "release", "sweep"]
+
+log = structlog.get_logger(__name__)
+
+FINE_TUNE = "fine-tune"
+#: Rows that a sweep takes at once.
+_AT_ONCE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class NewFile:
+    """An upload whose bytes are stored. privacy_budget: an id, or None for the one that the bytes had, else the
+    project's own. expires_after: seconds, or None."""
+
+    id: str
+    filename: str
+    bytes: int
+    sha256: str
+    purpose: str
+    public: bool = False
+    privacy_budget: str | None = None
+    expires_after: int | None = None
+
+
+def prefix(project_id: str, file_id: str) -> str:
+    """Where everything of a file is stored."""
+    return f"projects/{project_id}/files/{file_id}"
+
+
+def source_key(project_id: str, file_id: str) -> str:
+    """Where its bytes are stored as uploaded."""
+    return f"{prefix(project_id, file_id)}/source"
+
+
+def check(caller: Caller, *, purpose: str, public: bool, privacy_unit: str | None, privacy_budget: str | None) -> None:
+    """What can be refused before the bytes have arrived."""
+    if purpose != FINE_TUNE:
+        raise InvalidRequest("purpose_not_supported", f"The purpose must be `{FINE_TUNE}`.", param="purpose")
+    if privacy_unit not in (None, "", "record"):
+        raise InvalidRequest(
+            "not_supported", "The privacy unit is the record; a column is not supported yet.", param="privacy_unit"
+        )
+    if public and not caller.may("admin"):
+        raise PermissionDenied("insufficient_scope", "Declaring a file public needs an admin key.", param="public")
+    if public and privacy_budget:
+        raise InvalidRequest("invalid_request", "A public file has no privacy budget.", param="privacy_budget")
+
+
+def create(session: Session, caller: Caller, new: NewFile, idempotency_key: str | None = None) -> File:
+    """The file's row, attached to its budget. An equal request that came before, by its key, is answered with its
+    file: then the id is not `new.id`, and the caller removes the bytes.
+
+    Raises Conflict (idempotency_mismatch, was_private, budget_mismatch), PermissionDenied, NotFound (privacy_budget).
+    """
+    repository.lock_project(session, caller.project_id)
+    if idempotency_key is not None:
+        before = repository.find_by_idempotency_key(session, caller.project_id, idempotency_key)
+        if before is not None:
+            if (before.sha256, before.filename, before.public) != (new.sha256, new.filename, new.public):
+                raise Conflict("idempotency_mismatch", "This Idempotency-Key was used for another upload.")
+            return before
+    created_at = session.scalars(select(now())).one()
+    file = File(
+        id=new.id,
+        project_id=caller.project_id,
+        budget_id=_attach(session, caller, new),
+        filename=new.filename,
+        bytes=new.bytes,
+        sha256=new.sha256,
+        purpose=new.purpose,
+        status="uploaded",
+        public=new.public,
+        source_key=source_key(caller.project_id, new.id),
+        attempts=0,
+        created_at=created_at,
+        expires_at=None if new.expires_after is None else created_at + new.expires_after,
+        idempotency_key=idempotency_key,
+    )
+    session.add(file)
+    session.flush()
+    return file
+
+
+def _attach(session: Session, caller: Caller, new: NewFile) -> str | None:
+    """The budget that jobs on these bytes are charged to; None for bytes declared public."""
+    twin = repository.latest_private_twin(session, caller.project_id, new.sha256)
+    own = budgets.default_for(session, caller.project_id)
+    if new.public:
+        if twin is not None:
+            raise Conflict("was_private", "These bytes were protected before: they cannot be public.", param="public")
+        _audit(session, caller, own.id, "public_declared", new)
+        return None
+    if new.privacy_budget is None:
+        return twin.budget_id if twin is not None else own.id
+    chosen = budgets.get(session, caller.project_id, new.privacy_budget)
+    if twin is not None:
+        if twin.budget_id != chosen.id:
+            raise Conflict("budget_mismatch", "These bytes belong to another privacy budget.", param="privacy_budget")
+    elif chosen.id != own.id:
+        if not caller.may("admin"):
+            raise PermissionDenied(
+                "insufficient_scope", "Choosing a privacy budget needs an admin key.", param="privacy_budget"
+            )
+        _audit(session, caller, chosen.id, "file_attached", new)
+    return chosen.id
+
+
+def _audit(session: Session, caller: Caller, budget_id: str, kind: Any, new: NewFile) -> None:
+    budgets.record_act(session, budget_id, kind, actor=caller.key_id, details={"file_id": new.id, "sha256": new.sha256})
+
+
+def get(session: Session, project_id: str, file_id: str) -> File:
+    """The project's file of that id; NotFound without one, or where it is deleted."""
+    file = repository.find(session, project_id, file_id)
+    if file is None:
+        raise NotFound("file")
+    return file
+
+
+def delete(session: Session, project_id: str, file_id: str) -> File:
+    """Deletes a file; its row stays, and its ledger entries do. Its bytes go after the commit, see `erase`.
+
+    Conflict (file_in_use) while a job needs it.
+    """
+    file = repository.lock(session, project_id, file_id)
+    if file is None:
+        raise NotFound("file")
+    if repository.in_use(session, file.id):
+        raise Conflict("file_in_use", "A job that has not ended needs this file; cancel it, or wait for its end.")
+    file.deleted_at = session.scalars(select(now())).one()
+    session.flush()
+    return file
+
+
+def hold(session: Session, file_id: str, job_id: str) -> None:
+    """A job needs this file until it is released. NotFound where it was deleted meanwhile."""
+    file = session.get(File, file_id, with_for_update=True, populate_existing=True)
+    if file is None or file.deleted_at is not None:
+        raise NotFound("file", param="training_file")
+    if session.get(FileUse, (file_id, job_id)) is None:
+        session.add(FileUse(file_id=file_id, job_id=job_id))
+        session.flush()
+
+
+def release(session: Session, job_id: str) -> None:
+    """The job has ended. Releasing twice changes nothing."""
+    for use in session.scalars(select(FileUse).where(FileUse.job_id == job_id)):
+        session.delete(use)
+    session.flush()
+
+
+def files_to_process(session: Session) -> Sequence[str]:
+    """Ids of uploaded files that nobody processes: to be hinted again."""
+    return repository.waiting(session, _AT_ONCE)
+
+
+def erase(database: Database, storage: Storage, project_id: str, file_id: str) -> None:
+    """Removes the bytes of a deleted file. Interrupted, it is repeated by `sweep`."""
+    storage.delete_prefix(prefix(project_id, file_id))
+    with database.writing() as session:
+        file = session.get_one(File, file_id)
+        file.erased_at = session.scalars(select(now())).one()
+
+
+def sweep(database: Database, storage: Storage) -> None:
+    """Deletes files whose time is over, and removes the bytes of deleted ones."""
+    with database.writing() as session:
+        for file in repository.expired(session, _AT_ONCE):
+            file.deleted_at = session.scalars(select(now())).one()
+            log.info("file_expired", file_id=file.id)
+    with database.reading() as session:
+        deleted = repository.to_erase(session, _AT_ONCE)
+    for project_id, file_id in deleted:
+        erase(database, storage, project_id, file_id)
