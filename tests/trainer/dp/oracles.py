@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from tests.trainer.dp.cases import Batch
 
 
-def unit_gradients(model: nn.Module, names: list[str], loss, batch: Batch, unit_index: Tensor) -> list[dict[str, Tensor]]:
+def unit_gradients(
+    model: nn.Module, names: list[str], loss, batch: Batch, unit_index: Tensor
+) -> list[dict[str, Tensor]]:
     """Mean gradient of each unit, by one backward for each row; units in order of appearance."""
     parameters = dict(model.named_parameters())
     units = list(dict.fromkeys(unit_index.tolist()))

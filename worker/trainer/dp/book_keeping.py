@@ -50,11 +50,6 @@ class BookKeepingEngine:
         self._autocast_dtype = autocast_dtype
         self._sums = zero_sums(self._parameters)
 
-    @property
-    def half_precision(self) -> bool:
-        """Whether gradients are computed in bfloat16 or float16."""
-        return self._autocast_dtype is not None
-
     def accumulate(self, batch: Batch, unit_index: Tensor) -> Tensor:
         tape, losses = self.record(batch, unit_index)
         squared = total_squared(tape.squared_norms().values())

@@ -6,6 +6,7 @@ forward branches on data (transformers' attention masks do) cannot be mapped and
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,7 +72,9 @@ class FunctionalEngine:
 
         values = {name: parameter.detach() for name, parameter in self._parameters.items()}
         per_row: Any = vmap(grad(row_loss), in_dims=(None, 0), randomness="different")
-        return per_row(values, batch)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop")  # slow is what a fallback may be
+            return per_row(values, batch)
 
     def accumulate(self, batch: Batch, unit_index: Tensor) -> Tensor:
         check_records_independent(self._model)

@@ -46,6 +46,7 @@ class Tape:
             for name, value in parameters.items()
         }
         self._grams = outer.GramCache()
+        self.half_precision = False  # whether any gradient came in bfloat16 or float16
 
     def add_dense(self, name: str, rows: Tensor) -> None:
         """rows: (rows, *parameter shape), the gradient of each row."""
@@ -61,6 +62,7 @@ class Tape:
     def add_outer(self, name: str, left: Tensor, right: Tensor) -> None:
         """left: (rows, T, l), right: (rows, T, r); the parameter's shape, flattened, is l · r."""
         uses = self._uses[name]
+        self._note_precision(left)
         left, right = left.detach(), right.detach()  # an input carries its graph: do not keep that alive
         if outer.instantiates(left, right):
             self.add_dense(name, outer.instantiate(left, right, uses.dtype))
@@ -69,7 +71,11 @@ class Tape:
 
     def add_gather(self, name: str, ids: Tensor, gradients: Tensor) -> None:
         """ids: (rows, T); gradients: (rows, T, d), zero where an id takes no part (padding_idx)."""
+        self._note_precision(gradients)
         self._uses[name].gathers.append((ids, gradients.detach()))
+
+    def _note_precision(self, gradients: Tensor) -> None:
+        self.half_precision |= gradients.dtype in (torch.float16, torch.bfloat16)
 
     def squared_norms(self) -> dict[str, Tensor]:
         """‖unit gradient‖² of each parameter, (units,). Complete only after the backward pass."""

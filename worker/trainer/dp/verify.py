@@ -84,7 +84,7 @@ def _compare(
     scale = max(float(sum(g.square().sum() for g in row.values())) ** 0.5 for row in expected)
     wrong: list[str] = []
     for name, parameter in parameters.items():
-        half = engine.half_precision or parameter.dtype in (torch.float16, torch.bfloat16)
+        half = tape.half_precision or parameter.dtype in (torch.float16, torch.bfloat16)
         relative = 0.1 if half else 1e-3
         want = torch.stack([row[name].norm() for row in expected])
         allowed = relative * want + relative * 1e-2 * scale

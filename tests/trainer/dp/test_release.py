@@ -1,0 +1,65 @@
+"""One-shot releases and the bound on what enters them; clipping rules."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from app.privacy.plan import GaussianRelease
+from worker.trainer.dp.clipping import AUTOMATIC_GAMMA, clip_factors, clipping_sensitivity
+from worker.trainer.dp.randomness import JobRandomness
+from worker.trainer.dp.release import bounded_rows, gaussian_release
+
+RANDOMNESS = JobRandomness(bytes(range(32)))
+PART = GaussianRelease("mean", noise_multiplier=3.0, sensitivity=2.0)
+
+
+def test_release_adds_the_plans_noise_once() -> None:
+    total = torch.linspace(0, 5, 20_000).view(100, 200)
+    released = gaussian_release(RANDOMNESS, PART, total)
+    noise = (released - total.double()).flatten().numpy()
+    assert released.dtype == torch.float64
+    assert stats.kstest(noise / 6.0, "norm").pvalue > 1e-3
+    assert abs(noise.std() / 6.0 - 1) < 5 / math.sqrt(2 * len(noise))
+    assert torch.equal(released, gaussian_release(RANDOMNESS, PART, total))
+
+
+def test_releases_have_streams_of_their_own() -> None:
+    other = GaussianRelease("counts", noise_multiplier=3.0, sensitivity=2.0)
+    total = torch.zeros(1000)
+    assert not torch.equal(gaussian_release(RANDOMNESS, PART, total), gaussian_release(RANDOMNESS, other, total))
+
+
+def test_a_total_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(ValueError, match="finite"):
+        gaussian_release(RANDOMNESS, PART, torch.tensor([1.0, torch.nan]))
+
+
+def test_a_release_needs_noise() -> None:
+    part = GaussianRelease("mean", noise_multiplier=0.0, sensitivity=1.0)
+    with pytest.raises(ValueError, match="noise"):
+        gaussian_release(RANDOMNESS, part, torch.zeros(3))
+
+
+def test_rows_are_bounded_and_broken_ones_vanish() -> None:
+    rows = bounded_rows(torch.tensor([[3.0, 4.0], [0.3, 0.4], [torch.inf, 1.0], [0.0, 0.0]]), 1.0)
+    assert torch.allclose(rows, torch.tensor([[0.6, 0.8], [0.3, 0.4], [0, 0], [0, 0]], dtype=torch.float64), atol=1e-7)
+
+
+def test_flat_and_automatic_factors() -> None:
+    norms = torch.tensor([0.0, 0.5, 1.0, 4.0, torch.inf, torch.nan])
+    assert clip_factors("flat", norms, 1.0).tolist() == [1.0, 1.0, 1.0, 0.25, 0.0, 0.0]
+    automatic = clip_factors("automatic", norms, 1.0)
+    assert automatic[:4].tolist() == pytest.approx([1 / (n + AUTOMATIC_GAMMA) for n in (0.0, 0.5, 1.0, 4.0)])
+    assert automatic[4:].tolist() == [0.0, 0.0]
+    assert clip_factors("none", norms, 1.0).tolist() == [1.0, 1.0, 1.0, 1.0, 0.0, 0.0]
+
+
+def test_sensitivities() -> None:
+    assert clipping_sensitivity("flat", 0.3) == 0.3
+    assert clipping_sensitivity("automatic", 0.3) == 1.0
+    with pytest.raises(ValueError, match="bounds no contribution"):
+        clipping_sensitivity("none", 0.3)
