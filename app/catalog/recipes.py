@@ -97,6 +97,7 @@ HEAD_EPSILON = 1.0
 
 # Head on frozen features. Results are flat in 10 to 40 epochs and in rates of 1/16 to 1/4.
 _HEAD_SAMPLE_RATE, _HEAD_EPOCHS, _HEAD_LEARNING_RATE, _HEAD_AVERAGING = 1 / 8, 20, 0.2, 0.95
+# The private mean's noise at ε of 1 and above; below, it keeps its share of the target.
 _CENTRING_NOISE_MULTIPLIER = 20.0
 
 # Beyond the head: a warm head first, at three times the noise (it raises the main phase's by 5 % at ε = 3).
@@ -158,7 +159,8 @@ def recipe_for(
         )
         warm = _head_phase(_HEAD_SAMPLE_RATE, _WARM_STEPS, _HEAD_LEARNING_RATE)
         phases = (dataclasses.replace(warm, noise_ratio=_WARM_NOISE_RATIO), main)
-    return Recipe(phases, "automatic", 1.0, _CENTRING_NOISE_MULTIPLIER), reason
+    centring = _CENTRING_NOISE_MULTIPLIER / min(1.0, target_epsilon or 1.0)
+    return Recipe(phases, "automatic", 1.0, centring), reason
 
 
 def _auto(num_units: int, target_epsilon: float | None) -> tuple[Adaptation, str]:
