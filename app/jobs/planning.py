@@ -24,7 +24,7 @@ from app.jobs.targets import Target
 from app.privacy.accountants import pld_epsilon
 from app.privacy.calibration import CannotCalibrate, calibrate, gaussian_noise_multiplier
 from app.privacy.dp_events import event_for, to_json
-from app.privacy.filter import MAX_EPSILON_LIMIT, largest_target_epsilon
+from app.privacy.filter import MAX_EPSILON_LIMIT
 from app.privacy.plan import Dataset, GaussianRelease, Part, PrivacyPlan, SampledGaussian
 
 #: Fewer units than this train nothing, and their noise would say so at a cost.
@@ -32,6 +32,9 @@ MIN_UNITS = 10
 MAX_STEPS = 200_000
 
 DEFAULT_EPSILON_SHARE = 0.1
+
+#: Plans that are made, at a tenth of a second each, to find one that fits.
+_NEAREST_TRIES = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +82,10 @@ def plan(
     if body.privacy.mechanism == "none":
         return _not_private(request)
     target = targets.target(body, training, validation, defaults)
-    planned, recipe = _private(request, target)
+    planned = _private(request, target)
     over = [charge for charge in planned.charges if not _fits(charge, request)]
     if over:
-        raise _exceeded(request, target, recipe, over[0])
+        raise _exceeded(request, target, over[0])
     return planned
 
 
@@ -125,7 +128,7 @@ class _Request:
         raise KeyError(budget_id)
 
 
-def _private(request: _Request, target: Target) -> tuple[Planned, Recipe]:
+def _private(request: _Request, target: Target) -> Planned:
     recipe, reasons = _recipe(request, target.epsilon)
     recipe = _with_overrides(request.body, recipe)
     kind = "none" if request.evaluation is None else "public" if request.evaluated.public else "private"
@@ -149,12 +152,11 @@ def _private(request: _Request, target: Target) -> tuple[Planned, Recipe]:
         accountant=calibrated.accountant,
         num_validation_units=request.validation.num_rows if request.validation else request.num_held_out,
     )
-    return _planned(request, recipe, privacy_plan, kind, reasons, _charges(request, privacy_plan)), recipe
+    return _planned(request, recipe, privacy_plan, kind, reasons, _charges(request, privacy_plan))
 
 
 def _not_private(request: _Request) -> Planned:
-    # The recipe is chosen as if ε were unlimited; nothing is noised or clipped.
-    recipe, reasons = _recipe(request, MAX_EPSILON_LIMIT)
+    recipe, reasons = _recipe(request, None)
     privacy_plan = PrivacyPlan(
         mechanism="none",
         num_units=request.num_units,
@@ -170,7 +172,7 @@ def _planned(
     recipe: Recipe,
     privacy_plan: PrivacyPlan,
     evaluation: str,
-    reasons: Any,
+    reasons: dict[str, str],
     charges: tuple[PlannedCharge, ...],
 ) -> Planned:
     main = recipe.phases[-1]
@@ -205,21 +207,21 @@ def _planned(
     return Planned(privacy_plan, charges, resolved, hyperparameters)
 
 
-def _recipe(request: _Request, target_epsilon: float) -> tuple[Recipe, Any]:
+def _recipe(request: _Request, target_epsilon: float | None) -> tuple[Recipe, dict[str, str]]:
     asked = hyperparameters_of(request.body)
     batch_size = None if asked.batch_size == "auto" else asked.batch_size
     if batch_size is not None and batch_size > request.num_units:
         raise InvalidRequest(
             "invalid_hyperparameter", "batch_size is larger than the number of rows to train on.", param="batch_size"
         )
-    recipe, reasons = recipe_for(
+    recipe, reason = recipe_for(
         request.reading.task.type,
         adaptation_of(request.body),
         request.num_units,
         target_epsilon,
         n_epochs=None if asked.n_epochs == "auto" else asked.n_epochs,
         batch_size=batch_size,
-        learning_rate_multiplier=(1.0 if asked.learning_rate_multiplier == "auto" else asked.learning_rate_multiplier),
+        learning_rate_multiplier=None if asked.learning_rate_multiplier == "auto" else asked.learning_rate_multiplier,
     )
     if sum(phase.num_steps for phase in recipe.phases) > MAX_STEPS:
         raise InvalidRequest(
@@ -227,7 +229,7 @@ def _recipe(request: _Request, target_epsilon: float) -> tuple[Recipe, Any]:
             f"A job has at most {MAX_STEPS} steps: take a larger batch_size or fewer n_epochs.",
             param="hyperparameters",
         )
-    return recipe, reasons
+    return recipe, {"adaptation": reason}
 
 
 def _with_overrides(body: CreateJob, recipe: Recipe) -> Recipe:
@@ -292,11 +294,11 @@ def _fits(planned: PlannedCharge, request: _Request) -> bool:
     return budget.open and budgets.admissible(budget.accounting, budget.usage, planned.charge)
 
 
-def _exceeded(request: _Request, target: Target, recipe: Recipe, over: PlannedCharge) -> BudgetExceeded:
+def _exceeded(request: _Request, target: Target, over: PlannedCharge) -> BudgetExceeded:
     budget = request.budget(over.charge.budget_id)
     if not budget.open:
         return budgets.closed(budget.id)
-    nearest = _nearest(request, target, recipe, over)
+    nearest = _nearest(request, target, over)
     offer = (
         f" The nearest plan that fits has target_epsilon {nearest['target_epsilon']:g}."
         if nearest is not None
@@ -313,23 +315,14 @@ def _exceeded(request: _Request, target: Target, recipe: Recipe, over: PlannedCh
     )
 
 
-def _nearest(request: _Request, target: Target, recipe: Recipe, over: PlannedCharge) -> dict[str, float] | None:
-    """The largest target ε, to a few per cent, whose whole plan fits; found by planning it."""
-    budget = request.budget(over.charge.budget_id)
-    start = target.epsilon
-    if budget.usage.total == 0.0:
-        start = min(start, budget.accounting.epsilon_limit)
-    elif "training" in over.datasets:
-        found = largest_target_epsilon(
-            budget.accounting, budget.usage.total, recipe.parts, target.delta, request.certified
-        )
-        start = min(start, found.epsilon) if found else start / 2.0
-    epsilon = _two_digits(start)
-    for _ in range(24):
-        if epsilon <= 0.0 or remaining_epsilon(budget.accounting, budget.usage.total) == 0.0:
+def _nearest(request: _Request, target: Target, over: PlannedCharge) -> dict[str, float] | None:
+    """The largest target ε, to some per cent, whose whole plan fits: found by planning, from just above downwards."""
+    epsilon = _two_digits(_just_above(request, target, over))
+    for _ in range(_NEAREST_TRIES):
+        if epsilon <= 0.0:
             return None
         try:
-            candidate, _recipe_used = _private(request, dataclasses.replace(target, epsilon=epsilon))
+            candidate = _private(request, dataclasses.replace(target, epsilon=epsilon))
         except InvalidRequest:
             return None
         if all(_fits(charge, request) for charge in candidate.charges):
@@ -337,6 +330,22 @@ def _nearest(request: _Request, target: Target, recipe: Recipe, over: PlannedCha
             return {"target_epsilon": epsilon, "noise_multiplier": main.noise_multiplier}
         epsilon = _two_digits(epsilon * 0.93)
     return None
+
+
+def _just_above(request: _Request, target: Target, over: PlannedCharge) -> float:
+    """A target ε that costs a little more than what remains; 0 where no target ε helps."""
+    budget = request.budget(over.charge.budget_id)
+    remaining = remaining_epsilon(budget.accounting, budget.usage.total)
+    if "training" not in over.datasets:
+        # Only the evaluation is charged there, a share of the target, or an ε of its own.
+        block = request.evaluation or EvaluationBlock()
+        if block.epsilon is not None:
+            return 0.0
+        remaining /= block.epsilon_share or DEFAULT_EPSILON_SHARE
+    if budget.usage.total == 0.0:
+        return min(target.epsilon, remaining)
+    # ε of one mechanism goes about with √ln(1/δ), and `remaining` is at the budget's δ.
+    return min(target.epsilon, 1.15 * remaining * math.sqrt(math.log(target.delta) / math.log(budget.accounting.delta)))
 
 
 def _main(parts: tuple[Part, ...]) -> SampledGaussian:

@@ -91,9 +91,7 @@ def estimate(database: Database, settings: Settings, caller: Caller, body: Creat
         facts = _read(session, settings, caller.project_id, body)
     planned = _plan(body, facts, settings)
     if planned is None:
-        raise Conflict(
-            "file_not_processed", "A file is still being read; try again soon.", param="training_file"
-        )
+        raise Conflict("file_not_processed", "A file is still being read; try again soon.", param="training_file")
     return planned
 
 
