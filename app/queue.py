@@ -54,6 +54,8 @@ class Queue:
 
     def __init__(self, broker_url: str) -> None:
         self._celery = make_celery(broker_url)
+        # One try: kombu's own retries would keep a request waiting for seconds while the broker is down.
+        self._celery.conf.broker_transport_options |= {"max_retries": 0, "interval_start": 0, "interval_max": 0}
 
     def hint_job(self, job_id: str) -> None:
         """A job may be ready to be claimed."""
