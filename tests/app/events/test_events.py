@@ -110,7 +110,7 @@ def test_a_stream_tells_what_was_and_what_comes_and_ends_with_the_job(
             _record(database, project, "started")
         if looks == 4:
             _record(database, project, "succeeded")
-        return looks > 4
+        return looks >= 4
 
     text = _read(database, project, until_done)
     assert _codes(text) == ["created", "started", "succeeded"]
