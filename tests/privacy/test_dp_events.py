@@ -73,6 +73,13 @@ def test_equal_neighbours_are_merged() -> None:
     assert compose([event, event]) == event_for((sampled("c", 0.1, 200, 2.0),))
 
 
+def test_repetitions_of_repetitions_multiply() -> None:
+    inner = event_for((sampled("a", 0.1, 30, 2.0),))
+    nested = dp_accounting.SelfComposedDpEvent(dp_accounting.ComposedDpEvent([inner, inner]), 5)
+    assert terms(nested) == (Term(0.1, 2.0, 300),)
+    assert from_json(to_json(nested)) == nested
+
+
 def test_no_mechanism_no_event() -> None:
     with pytest.raises(ValueError, match="mechanism"):
         event_for(PrivacyPlan("none", 10, ()))
