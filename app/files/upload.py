@@ -139,7 +139,7 @@ async def _receive(
                 await writer.write(data)
         if file.parts == 0:
             raise InvalidRequest("missing_file", "The form needs a part named `file`.", param=_FILE)
-        if not file.finished or file.parts > 1 or any(target.parts > 1 for target in targets.values()):
+        if not file.finished or file.parts > 1:
             raise _invalid()
         fields = _values(targets)
         check(fields)
@@ -149,6 +149,8 @@ async def _receive(
 def _values(targets: Mapping[str, _Field]) -> dict[str, str]:
     fields = {}
     for name, target in targets.items():
+        if target.parts > 1:
+            raise _invalid()
         if target.parts:
             try:
                 fields[name] = target.data.decode()
