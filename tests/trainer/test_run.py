@@ -153,9 +153,7 @@ def test_a_plan_for_other_phases_is_refused(tmp_path: Path, base: Path) -> None:
         "steps": dataclasses.replace(spec, phases=(dataclasses.replace(phase, num_steps=5), *spec.phases[1:])),
         "rate": dataclasses.replace(spec, phases=(dataclasses.replace(phase, sample_rate=0.6), *spec.phases[1:])),
         "order": dataclasses.replace(spec, plan=reversed_parts),
-        "no evaluation in the plan": dataclasses.replace(
-            spec, plan=dataclasses.replace(plan, parts=plan.parts[:-1])
-        ),
+        "no evaluation in the plan": dataclasses.replace(spec, plan=dataclasses.replace(plan, parts=plan.parts[:-1])),
         "unasked evaluation": dataclasses.replace(spec, evaluation="none"),
         "sensitivity": dataclasses.replace(spec, plan=weak),
         "nothing to evaluate on": dataclasses.replace(spec, data=dataclasses.replace(spec.data, num_held_out=0)),
@@ -201,12 +199,20 @@ def test_no_step_is_made_without_norms(tmp_path: Path, base: Path, monkeypatch: 
     ("error", "code"),
     [
         (MemoryError(), "out_of_memory"),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"), "out_of_memory"),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+            "out_of_memory",
+        ),
         (ZeroDivisionError("a row said SECRET"), "trainer_error"),
     ],
 )
 def test_failures_leave_as_fixed_codes(
-    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], error: Exception, code: str
+    tmp_path: Path,
+    base: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    error: Exception,
+    code: str,
 ) -> None:
     sent = []
 

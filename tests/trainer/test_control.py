@@ -1,0 +1,176 @@
+"""Messages over a real socket: what a supervisor hears, and that Stop is honoured within a step."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.trainer.jobs import KEY, make_job
+from worker.trainer import loop
+from worker.trainer.control import Control
+from worker.trainer.messages import Message, Notice, Stop, decode, encode
+from worker.trainer.run import attempt
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A short path: a socket's address has about a hundred bytes."""
+    with tempfile.TemporaryDirectory(prefix="pt-") as made:
+        yield Path(made) / "j"
+
+
+class Supervisor:
+    """The other end of the socket: notes every message, and says Stop after the first that `stop_on` accepts."""
+
+    def __init__(self, folder: Path, stop_on: Any = None) -> None:
+        self.messages: list[Message] = []
+        self._stop_on = stop_on
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(folder / "control.sock"))
+        self._listener.listen()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        connection, _ = self._listener.accept()
+        with connection, connection.makefile("rb") as lines:
+            for line in lines:
+                self.messages.append(decode(line))
+                if self._stop_on is not None and self._stop_on(self.messages[-1]):
+                    connection.sendall(encode(Stop()))
+                    self._stop_on = None
+
+    def finish(self) -> list[Message]:
+        self._thread.join(30)
+        self._listener.close()
+        return self.messages
+
+    def of_type(self, kind: str) -> list[Any]:
+        return [message for message in self.messages if message.type == kind]
+
+
+def test_a_job_tells_its_story(folder: Path, base: Path) -> None:
+    job = make_job(folder, base, checkpoint_seconds=0, steps=2)
+    supervisor = Supervisor(folder)
+    control = Control.connect(folder)
+    assert attempt(folder, KEY, control)
+    control.close()
+    kinds = [message.type for message in supervisor.finish()]
+    assert kinds[:2] == ["started", "notice"]
+    assert kinds[-1] == "finished"
+    started = supervisor.of_type("started")[0]
+    assert (started.device, started.threads, started.trainable_parameters) == ("cpu", 1, 16 * 2 + 2)
+    assert [message.step for message in supervisor.of_type("checkpoint")] == [2, 3]
+    last = supervisor.of_type("progress")[-1]
+    assert (last.step, last.num_steps) == (4, 4)
+    assert last.executed == {"centring": 1, "head": 2, "evaluation": 1}
+    assert supervisor.of_type("finished")[0].executed == last.executed
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"2", "3"}, "the supervisor deletes, not we"
+    assert job.metrics()["released"] == "private"
+
+
+def test_progress_is_throttled_but_the_last_step_is_told(folder: Path, base: Path) -> None:
+    make_job(folder, base, steps=50, evaluation="none")
+    supervisor = Supervisor(folder)
+    control = Control.connect(folder)
+    assert attempt(folder, KEY, control)
+    control.close()
+    supervisor.finish()
+    steps = [message.step for message in supervisor.of_type("progress")]
+    assert len(steps) < 40
+    assert steps[-1] == 51
+
+
+@pytest.mark.parametrize("adaptation", ["head", "lora"])
+def test_stop_is_honoured_within_a_step(
+    folder: Path, base: Path, monkeypatch: pytest.MonkeyPatch, adaptation: str
+) -> None:
+    job = make_job(folder, base, adaptation=adaptation, steps=500)
+    made: list[int] = []
+    marker = Notice("third_step")
+
+    class Counting(loop.PrivateStep):
+        def run(self, step: int, micro_batches: Any) -> None:
+            super().run(step, micro_batches)
+            made.append(step)
+            if len(made) == 3:  # Stop arrives while this step is at hand
+                control.send(marker)
+                assert control._stop.wait(10)
+
+    monkeypatch.setattr(loop, "PrivateStep", Counting)
+    supervisor = Supervisor(folder, stop_on=lambda message: message == marker)
+    control = Control.connect(folder)
+    assert attempt(folder, KEY, control)
+    control.close()
+    supervisor.finish()
+    assert len(made) == 3
+    stopped = supervisor.of_type("stopped")
+    assert [(message.step, message.executed) for message in stopped] == [(4, {"centring": 1, "head": 3})]
+    assert supervisor.messages[-1] is stopped[0]
+    assert [message.step for message in supervisor.of_type("checkpoint")] == [4], "a paused job can go on from there"
+    assert not (job.folder / "results/model").exists()
+
+
+def test_a_stop_before_the_first_step_executes_nothing(folder: Path, base: Path) -> None:
+    make_job(folder, base)
+    supervisor = Supervisor(folder, stop_on=lambda message: True)
+    control = Control.connect(folder)
+    control.send(Notice("hello"))
+    assert control._stop.wait(10)
+    assert attempt(folder, KEY, control)
+    control.close()
+    supervisor.finish()
+    assert supervisor.of_type("stopped")[0].executed == {}
+    assert not supervisor.of_type("checkpoint")
+
+
+def test_a_lost_supervisor_stops_the_job(folder: Path, base: Path) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    control = Control(ours)
+    theirs.close()
+    assert control._stop.wait(10)
+    make_job(folder, base, steps=100_000)
+    assert attempt(folder, KEY, control)
+    assert not (folder / "results/model").exists()
+    control.close()
+
+
+def test_a_warm_spare_takes_its_job_from_one_line(folder: Path, base: Path) -> None:
+    job = make_job(folder, base)
+    supervisor = Supervisor(folder)
+    order = json.dumps({"folder": str(folder), "key": KEY.hex()}) + "\n"
+    done = subprocess.run([sys.executable, "-m", "worker.trainer"], input=order, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    supervisor.finish()
+    assert not [m for m in supervisor.of_type("notice") if m.code == "sandbox_unavailable"]
+    assert supervisor.messages[-1].type == "finished"
+    assert (folder / "trainer.log").exists()
+    assert KEY.hex() not in (folder / "trainer.log").read_text()
+    assert (job.folder / "results/model/model.safetensors").exists()
+
+
+def test_a_trainer_dies_with_its_parent() -> None:
+    """The child holds one end of a pipe, and waits for a line that never comes: only its death closes the pipe."""
+    child = (
+        "import sys; from worker.trainer.sandbox import die_with_parent; die_with_parent(); print(1); sys.stdin.read()"
+    )
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-u', '-c', {child!r}])"
+    process = subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout.readline() == "1\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.stdout.read() == ""
+    process.stdout.close()
+    process.stdin.close()

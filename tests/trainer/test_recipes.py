@@ -1,0 +1,100 @@
+"""The measured recipes, and how a request's numbers change them."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.catalog.adaptations import ADAPTATIONS, BitFit, Head, Lora
+from app.catalog.recipes import recipe_for
+from app.privacy.calibration import calibrate
+from app.privacy.plan import GaussianRelease, SampledGaussian
+
+
+def _recipe(adaptation=None, units=6920, epsilon=3.0, **asked):
+    return recipe_for("text_classification", adaptation, units, epsilon, **asked)
+
+
+def test_auto_is_the_measured_head() -> None:
+    recipe, reason = _recipe()
+    (phase,) = recipe.phases
+    assert (phase.sample_rate, phase.num_steps, phase.learning_rate, phase.averaging) == (1 / 8, 160, 0.2, 0.95)
+    assert (recipe.clipping, recipe.max_grad_norm, recipe.centring_noise_multiplier) == ("automatic", 1.0, 20.0)
+    assert (phase.adaptation, reason) == (Head(), "few_units")
+
+
+@pytest.mark.parametrize(
+    ("units", "epsilon", "adaptation", "reason"),
+    [
+        (10, 3.0, Head(), "few_units"),
+        (20_000, None, Head(), "few_units"),
+        (20_001, 0.5, Head(), "small_epsilon"),
+        (20_001, 1.0, Lora(), "many_units"),
+        (1_000_000, None, Lora(), "many_units"),
+    ],
+)
+def test_auto_and_why(units: int, epsilon: float | None, adaptation: object, reason: str) -> None:
+    recipe, why = _recipe(units=units, epsilon=epsilon)
+    assert (recipe.phases[-1].adaptation, why) == (adaptation, reason)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ADAPTATIONS if kind != "head"])
+def test_beyond_the_head_a_warm_head_comes_first(kind: str) -> None:
+    recipe, reason = _recipe(ADAPTATIONS[kind]())
+    warm, main = recipe.phases
+    assert (warm.adaptation, warm.num_steps, warm.noise_ratio) == (Head(), 80, 3.0)
+    assert (main.adaptation.type, main.noise_ratio, reason) == (kind, 1.0, "requested")
+    assert main.sample_rate * 6920 == pytest.approx(532, abs=1)
+    assert main.num_steps == 52
+    parts = {part.name: part for part in recipe.parts(2.0)}
+    assert (parts["head"].noise_multiplier, parts["main"].noise_multiplier) == (6.0, 2.0)
+    assert list(parts) == ["centring", "head", "main"]
+
+
+@pytest.mark.parametrize("units", [1, 2, 7, 50, 99])
+@pytest.mark.parametrize("adaptation", [Head(), BitFit()])
+@pytest.mark.parametrize("epsilon", [None, 3.0])
+def test_small_datasets_keep_sane_rates(units: int, adaptation: object, epsilon: float | None) -> None:
+    for phase in _recipe(adaptation, units, epsilon)[0].phases:
+        assert 0.0 < phase.sample_rate <= 1.0
+        assert 1 <= phase.num_steps <= 200
+
+
+def test_large_datasets_keep_a_bounded_batch() -> None:
+    main = _recipe(Lora(), 10_000_000)[0].phases[-1]
+    assert main.sample_rate * 10_000_000 == pytest.approx(4096)
+
+
+def test_a_requests_numbers() -> None:
+    phase = _recipe(n_epochs=3, batch_size=100, units=1000, learning_rate_multiplier=0.5)[0].phases[0]
+    assert (phase.sample_rate, phase.num_steps, phase.learning_rate) == (0.1, 30, 0.1)
+    warm, main = _recipe(Lora(), 1000, n_epochs=2, batch_size=1000, learning_rate_multiplier=2.0)[0].phases
+    assert (warm.sample_rate, warm.num_steps, warm.learning_rate) == (1 / 8, 80, 0.2)
+    assert (main.sample_rate, main.num_steps, main.learning_rate, main.head_learning_rate) == (1.0, 2, 2e-3, 1e-2)
+    assert _recipe(batch_size=5000, units=1000)[0].phases[0].sample_rate == 1.0
+    assert _recipe(n_epochs=1, batch_size=3, units=10)[0].phases[0].num_steps == 4  # ⌈1 / 0.3⌉
+
+
+@pytest.mark.parametrize("bad", [{"units": 0}, {"n_epochs": 0}, {"batch_size": -1}, {"learning_rate_multiplier": 0.0}])
+def test_numbers_that_make_no_sense(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="positive"):
+        _recipe(**bad)
+    with pytest.raises(KeyError):
+        recipe_for("cooking", None, 10, 1.0)
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 0.3])
+def test_a_small_epsilon_can_still_be_calibrated(epsilon: float) -> None:
+    """The private mean's noise is fixed before calibration: it must leave room at any target."""
+    recipe, _ = _recipe(epsilon=epsilon)
+    calibrated = calibrate(recipe.parts, epsilon, 1e-5)
+    assert calibrated.epsilon <= epsilon
+    centring, head = calibrated.parts
+    assert isinstance(centring, GaussianRelease)
+    assert isinstance(head, SampledGaussian)
+    assert centring.noise_multiplier >= 20.0 / epsilon
+
+
+def test_without_privacy_nothing_is_clipped_or_noised() -> None:
+    for part in _recipe(Lora(), epsilon=None)[0].parts(0.0):
+        assert part.noise_multiplier == 0.0
+        assert getattr(part, "clipping", "none") == "none"
