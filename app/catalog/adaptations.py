@@ -73,5 +73,5 @@ def adaptation_to_dict(adaptation: Adaptation) -> dict[str, Any]:
 
 def adaptation_from_dict(data: Mapping[str, Any]) -> Adaptation:
     """Raises KeyError on an unknown type, TypeError on an unknown field, ValueError on one out of range."""
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+    fields: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in data.items()}
     return ADAPTATIONS[fields.pop("type")](**fields)
