@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     configure(Settings().log_level)
     try:
-        return arguments.run(arguments)
+        status: int = arguments.run(arguments)
+        return status
     except (ApiError, ValueError) as error:
         print(f"privtune: {error}", file=sys.stderr)
         return 1

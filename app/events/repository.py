@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from app.events.tables import JobEvent
 
 
-def readable(project_id: str, job_id: str) -> Select[tuple[JobEvent]]:
+def readable(project_id: str, job_id: str) -> Select[JobEvent]:
     """The events of one job, as its project may read them."""
     return select(JobEvent).where(JobEvent.project_id == project_id, JobEvent.job_id == job_id)
 

@@ -2,11 +2,13 @@
 
 A unit of work ends before the answer leaves (`scope="function"`), so that nobody is told of what was not committed. It
 depends on the caller, whose own look at the database is over by then: no request ever holds two connections.
+
+What only hands something over is `async def`: it costs no thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -24,29 +26,34 @@ from app.storage import Storage
 _bearer = HTTPBearer(auto_error=False, description="An API key of the project.")
 
 
-def get_settings(request: Request) -> Settings:
+async def get_settings(request: Request) -> Settings:
     """The settings that the application was made with."""
-    return request.app.state.settings
+    settings: Settings = request.app.state.settings
+    return settings
 
 
-def get_database(request: Request) -> Database:
+async def get_database(request: Request) -> Database:
     """For streams, which open a session of their own now and then."""
-    return request.app.state.database
+    database: Database = request.app.state.database
+    return database
 
 
-def get_storage(request: Request) -> Storage:
+async def get_storage(request: Request) -> Storage:
     """The object store."""
-    return request.app.state.storage
+    storage: Storage = request.app.state.storage
+    return storage
 
 
-def get_queue(request: Request) -> Queue:
+async def get_queue(request: Request) -> Queue:
     """The broker's producer."""
-    return request.app.state.queue
+    queue: Queue = request.app.state.queue
+    return queue
 
 
-def get_secret_key(request: Request) -> bytes:
+async def get_secret_key(request: Request) -> bytes:
     """32 bytes that wrap job keys."""
-    return request.app.state.secret_key
+    secret_key: bytes = request.app.state.secret_key
+    return secret_key
 
 
 DatabaseDep = Annotated[Database, Depends(get_database)]
@@ -70,8 +77,8 @@ def authenticated(
     return caller
 
 
-def _needs(scope: Scope) -> Callable[[Caller], Caller]:
-    def check(caller: Annotated[Caller, Depends(authenticated)]) -> Caller:
+def _needs(scope: Scope) -> Callable[[Caller], Awaitable[Caller]]:
+    async def check(caller: Annotated[Caller, Depends(authenticated)]) -> Caller:
         if not caller.may(scope):
             raise PermissionDenied("insufficient_scope", f"This needs a key with the scope `{scope}`.")
         return caller

@@ -24,7 +24,7 @@ class PageParams:
     order: Literal["asc", "desc"] = "desc"
 
 
-def page_params(
+async def page_params(
     after: Annotated[str | None, Query(max_length=128, description="The last id of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     order: Annotated[Literal["asc", "desc"], Query(description="By creation: `desc` is newest first.")] = "desc",
@@ -38,7 +38,7 @@ Page = Annotated[PageParams, Depends(page_params)]
 
 def paginate(
     session: Session,
-    statement: Select[tuple[Row]],
+    statement: Select[Row],
     model: Any,
     page: PageParams,
     key: InstrumentedAttribute[Any] | None = None,
