@@ -1,0 +1,479 @@
+"""A job in a worker's hands, on both databases: claims, fences, leases, settlement."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from app.auth.service import Caller
+from app.budgets.tables import LedgerEntry, Reservation
+from app.db.session import Database
+from app.errors import Conflict
+from app.events.tables import JobEvent
+from app.files.tables import FileUse
+from app.jobs import keys, lifecycle, service
+from app.jobs.lifecycle import Claimed, LeaseLost
+from app.jobs.tables import Job, JobKey
+from app.models.tables import Model
+from app.privacy.dp_events import event_for, from_json
+from app.privacy.plan import PrivacyPlan
+from app.settings import Settings
+from tests.app.jobs.conftest import SECRET
+from tests.app.jobs.test_submission import chain_holds, codes, used
+
+Submit = Callable[..., Job]
+Look = Callable[[str], Job]
+
+pytestmark = pytest.mark.every_database
+
+MODEL_FIELDS: dict[str, Any] = {
+    "storage_prefix": "projects/p/models/j/1",
+    "files": [{"path": "config.json", "bytes": 2, "sha256": "c" * 64, "crc32": 0}],
+    "archives": {"tar": {"bytes": 10, "sha256": "d" * 64}, "zip": {"bytes": 10, "sha256": "e" * 64}},
+    "metrics": {},
+    "privacy_report": {},
+}
+
+
+def claim(database: Database, job_id: str, lease_seconds: float = 30.0) -> Claimed:
+    with database.writing() as session:
+        claimed = lifecycle.claim(session, job_id, "worker-1", lease_seconds)
+    assert claimed is not None
+    return claimed
+
+
+def sweep(database: Database, settings: Settings) -> list[str]:
+    with database.writing() as session:
+        return lifecycle.sweep(session, settings)
+
+
+def all_steps(job: Job | Claimed) -> dict[str, int]:
+    plan = job.plan if isinstance(job, Claimed) else PrivacyPlan.from_dict(job.plan or {})
+    return {part.name: part.num_steps for part in plan.parts}
+
+
+def progress(claimed: Claimed, **executed: int) -> dict[str, Any]:
+    return {
+        "step": sum(executed.values()),
+        "num_steps": sum(all_steps(claimed).values()),
+        "phase": "head",
+        "executed": executed,
+    }
+
+
+def beat(database: Database, claimed: Claimed, **executed: int) -> lifecycle.Beat:
+    with database.writing() as session:
+        return lifecycle.heartbeat(
+            session, claimed.job_id, claimed.fence, 30.0, progress(claimed, **executed) if executed else None
+        )
+
+
+def settled(database: Database, job_id: str) -> bool:
+    """Nothing of the job is left that only a living one needs."""
+    with database.reading() as session:
+        reservations = session.scalars(select(Reservation).where(Reservation.job_id == job_id)).all()
+        return (
+            all(row.state == "settled" for row in reservations)
+            and session.get(JobKey, job_id) is None
+            and not session.scalars(select(FileUse).where(FileUse.job_id == job_id)).all()
+        )
+
+
+# --- claims ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_claim_is_a_lease_with_a_fence(database: Database, submit: Submit, look: Look):
+    job_id = submit().id
+    claimed = claim(database, job_id)
+    job = look(job_id)
+    assert (job.status, job.fence, job.attempts, job.worker) == ("running", 1, 1, "worker-1")
+    assert job.started_at is not None
+    assert job.lease_expires_at is not None
+    assert job.lease_expires_at == pytest.approx(job.started_at + 30.0, abs=1.0)
+    assert (claimed.fence, claimed.attempt, claimed.checkpoint, claimed.runtime) == (1, 1, None, None)
+    assert claimed.plan.digest() == job.plan_digest
+    with database.writing() as session:
+        assert lifecycle.claim(session, job_id, "worker-2", 30.0) is None
+        assert lifecycle.claim(session, "ftjob-none", "worker-2", 30.0) is None
+
+
+def test_of_many_claims_one_wins(database: Database, submit: Submit):
+    for _ in range(4):
+        job_id = submit(privacy={"target_epsilon": 0.5}).id
+        start = threading.Barrier(8)
+
+        def race(me: int, job_id: str = job_id, start: threading.Barrier = start) -> Claimed | None:
+            start.wait()
+            with database.writing() as session:
+                return lifecycle.claim(session, job_id, f"worker-{me}", 30.0)
+
+        with ThreadPoolExecutor(8) as pool:
+            won = [claimed for claimed in pool.map(race, range(8)) if claimed is not None]
+        assert [claimed.fence for claimed in won] == [1]
+
+
+def test_a_heartbeat_renews_the_lease_and_stores_progress(database: Database, submit: Submit, look: Look):
+    job_id = submit().id
+    claimed = claim(database, job_id, lease_seconds=1.0)
+    before = look(job_id).lease_expires_at
+    assert beat(database, claimed, centring=1, head=10) == lifecycle.Beat(cancel_requested=False)
+    job = look(job_id)
+    assert job.lease_expires_at is not None
+    assert before is not None
+    assert job.lease_expires_at > before + 20.0
+    assert job.progress is not None
+    assert job.progress["executed"] == {"centring": 1, "head": 10}
+    beat(database, claimed, centring=1, head=20)
+    after = look(job_id).progress
+    assert after is not None
+    assert (after["step"], after["first_step"], after["first_at"]) == (21, 11, job.progress["first_at"])
+
+
+# --- fences ----------------------------------------------------------------------------------------------------------
+
+CHECKPOINT = {"key": "jobs/checkpoint", "step": 11, "executed": {"centring": 1, "head": 10}}
+
+#: Everything that a worker may write, under the fence that it was given.
+WRITES: dict[str, Callable[[Any, Claimed, Settings], object]] = {
+    "heartbeat": lambda session, c, _: lifecycle.heartbeat(session, c.job_id, c.fence, 30.0, progress(c, head=1)),
+    "freeze_runtime": lambda session, c, _: lifecycle.freeze_runtime(session, c.job_id, c.fence, {"device": "cpu"}),
+    "checkpoint": lambda session, c, _: lifecycle.commit_checkpoint(session, c.job_id, c.fence, CHECKPOINT),
+    "succeed": lambda session, c, _: lifecycle.succeed(session, c.job_id, c.fence, all_steps(c), MODEL_FIELDS),
+    "cancel": lambda session, c, _: lifecycle.cancel_running(session, c.job_id, c.fence, {"head": 1}),
+    "fail": lambda session, c, _: lifecycle.fail(session, c.job_id, c.fence, "trainer_error"),
+    "requeue": lambda session, c, _: lifecycle.requeue(session, c.job_id, c.fence),
+    "abandon": lambda session, c, s: lifecycle.abandon(session, c.job_id, c.fence, s, "trainer_error"),
+}
+
+
+def everything(database: Database, job_id: str) -> list[Any]:
+    """All that a worker's write could change."""
+    with database.reading() as session:
+        job = session.get_one(Job, job_id)
+        row = {column.key: getattr(job, column.key) for column in Job.__mapper__.column_attrs}
+        ledger = session.scalars(select(LedgerEntry.hash).order_by(LedgerEntry.id)).all()
+        events = session.scalars(select(JobEvent.id).order_by(JobEvent.id)).all()
+        return [row, ledger, events, session.scalars(select(Model.id)).all(), session.get(JobKey, job_id) is None]
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_stale_fence_writes_nothing(database: Database, submit: Submit, settings: Settings, look: Look, write: str):
+    """A zombie wakes after another worker took the job over, at each of its writes."""
+    job_id = submit().id
+    zombie = claim(database, job_id, lease_seconds=-1.0)
+    assert sweep(database, settings) == [job_id]
+    for taken_over in (False, True):  # back in the queue, then another's
+        if taken_over:
+            assert claim(database, job_id).fence == zombie.fence + 1
+        before = everything(database, job_id)
+        with pytest.raises(LeaseLost), database.writing() as session:
+            WRITES[write](session, zombie, settings)
+        assert everything(database, job_id) == before
+    with database.writing() as session:
+        lifecycle.fail(session, job_id, zombie.fence + 1, "trainer_error")
+    before = everything(database, job_id)
+    for fence in (zombie.fence, zombie.fence + 1):  # nor does anybody after the end
+        with pytest.raises(LeaseLost), database.writing() as session:
+            WRITES[write](
+                session, Claimed(**{**{n: getattr(zombie, n) for n in zombie.__slots__}, "fence": fence}), settings
+            )
+    assert everything(database, job_id) == before
+
+
+def test_an_expired_lease_that_nobody_took_can_be_renewed(database: Database, submit: Submit):
+    claimed = claim(database, submit().id, lease_seconds=-1.0)
+    assert beat(database, claimed) == lifecycle.Beat(cancel_requested=False)
+
+
+# --- the sweep -------------------------------------------------------------------------------------------------------
+
+
+def test_a_silent_workers_job_is_taken_over_until_its_attempts_are_used_up(
+    database: Database, submit: Submit, settings: Settings, look: Look, budget_id: str
+):
+    job_id = submit().id
+    cost = look(job_id).charges[0]["rho"]
+    for attempt in range(1, settings.max_attempts + 1):
+        assert claim(database, job_id, lease_seconds=-1.0).attempt == attempt
+        hints = sweep(database, settings)
+        assert hints == ([job_id] if attempt < settings.max_attempts else [])
+    job = look(job_id)
+    assert (job.status, job.attempts, job.fence) == ("failed", 3, 3)
+    assert job.error == {"code": "worker_lost", "message": lifecycle.failure("worker_lost")["message"], "param": None}
+    assert used(database, budget_id) == type(used(database, budget_id))(charged=cost, reserved=0.0)  # in full
+    assert settled(database, job_id)
+    assert chain_holds(database, budget_id)
+    assert codes(database, job_id)[-1] == "job_failed"
+
+
+def test_a_living_lease_is_left_alone(database: Database, submit: Submit, settings: Settings, look: Look):
+    job_id = submit().id
+    claim(database, job_id)
+    assert sweep(database, settings) == []
+    assert look(job_id).status == "running"
+
+
+def test_lost_hints_are_repeated_but_not_all_the_time(
+    database: Database, submit: Submit, settings: Settings, look: Look
+):
+    job_id = submit().id
+    assert sweep(database, settings) == []  # hinted at just now
+
+    def shift(**seconds: float) -> None:
+        with database.writing() as session:
+            job = session.get_one(Job, job_id)
+            for name, value in seconds.items():
+                setattr(job, name, getattr(job, name) - value)
+
+    shift(queued_at=10.0, hinted_at=10.0)
+    assert sweep(database, settings) == [job_id]
+    assert sweep(database, settings) == []
+    shift(queued_at=6.0, hinted_at=6.0)  # less than it waited for the hint before
+    assert sweep(database, settings) == []
+    shift(queued_at=1000.0, hinted_at=lifecycle.REHINT_SECONDS)
+    assert sweep(database, settings) == [job_id]
+    claim(database, job_id)
+    shift(hinted_at=1000.0)
+    assert sweep(database, settings) == []
+
+
+def test_two_sweeps_at_once_take_a_job_back_once(database: Database, submit: Submit, settings: Settings, look: Look):
+    job_ids = [submit(privacy={"target_epsilon": 0.5}).id for _ in range(4)]
+    for job_id in job_ids:
+        claim(database, job_id, lease_seconds=-1.0)
+    start = threading.Barrier(4)
+
+    def race(_me: int) -> list[str]:
+        start.wait()
+        return sweep(database, settings)
+
+    with ThreadPoolExecutor(4) as pool:
+        hints = [job_id for swept in pool.map(race, range(4)) for job_id in swept]
+    assert sorted(hints) == job_ids
+    for job_id in job_ids:
+        assert codes(database, job_id).count("job_requeued") == 1
+
+
+# --- how a job ends --------------------------------------------------------------------------------------------------
+
+
+def test_success_charges_the_plan_and_publishes_the_model(
+    database: Database, submit: Submit, look: Look, budget_id: str
+):
+    job_id = submit(suffix="ward-7").id
+    claimed = claim(database, job_id)
+    steps = all_steps(claimed)
+    with pytest.raises(ValueError, match="whole plan"), database.writing() as session:
+        lifecycle.succeed(session, job_id, claimed.fence, {**steps, "head": steps["head"] - 1}, MODEL_FIELDS)
+    assert look(job_id).status == "running"
+    with database.writing() as session:
+        model_id = lifecycle.succeed(session, job_id, claimed.fence, steps, MODEL_FIELDS)
+    job = look(job_id)
+    assert (job.status, job.fine_tuned_model, job.executed) == ("succeeded", model_id, steps)
+    assert job.finished_at is not None
+    assert (used(database, budget_id).charged, used(database, budget_id).reserved) == (job.charges[0]["rho"], 0.0)
+    assert settled(database, job_id)
+    assert chain_holds(database, budget_id)
+    with database.reading() as session:
+        assert session.get_one(Model, model_id).job_id == job_id
+        with pytest.raises(keys.KeyUnavailable):
+            lifecycle.job_key(session, job_id, SECRET)
+
+
+def test_a_cancel_in_the_queue_gives_everything_back(
+    database: Database, submit: Submit, caller: Caller, look: Look, budget_id: str
+):
+    job_id = submit().id
+    with database.writing() as session:
+        service.cancel(session, caller, job_id)
+    assert look(job_id).status == "cancelled"
+    assert used(database, budget_id).total == 0.0
+    assert settled(database, job_id)
+    with database.writing() as session:
+        assert service.cancel(session, caller, job_id).status == "cancelled"  # twice is once
+        assert lifecycle.claim(session, job_id, "worker-1", 30.0) is None
+    assert codes(database, job_id).count("job_cancelled") == 1
+
+
+def test_a_cancel_while_running_charges_the_executed_steps(
+    database: Database, submit: Submit, caller: Caller, look: Look, budget_id: str
+):
+    """E: the ledger's event is that of the steps which ran, and nothing else."""
+    job_id = submit().id
+    claimed = claim(database, job_id)
+    with database.writing() as session:
+        assert service.cancel(session, caller, job_id).status == "running"
+    assert beat(database, claimed, centring=1, head=40).cancel_requested
+    executed = {"centring": 1, "head": 41}
+    with database.writing() as session:
+        lifecycle.cancel_running(session, job_id, claimed.fence, executed)
+    job = look(job_id)
+    assert (job.status, job.executed) == ("cancelled", executed)
+    with database.reading() as session:
+        entry = session.scalars(
+            select(LedgerEntry).where(LedgerEntry.job_id == job_id, LedgerEntry.kind == "charged")
+        ).one()
+    assert from_json(entry.dp_event or {}) == event_for(claimed.plan.executed(executed))
+    assert 0.0 < used(database, budget_id).charged == entry.rho < job.charges[0]["rho"]
+    assert settled(database, job_id)
+    assert chain_holds(database, budget_id)
+
+
+def test_steps_of_a_committed_checkpoint_are_charged_whatever_the_worker_says(
+    database: Database, submit: Submit, look: Look
+):
+    job_id = submit().id
+    claimed = claim(database, job_id)
+    with database.writing() as session:
+        lifecycle.commit_checkpoint(session, job_id, claimed.fence, CHECKPOINT)
+        lifecycle.cancel_running(session, job_id, claimed.fence, {})
+    assert look(job_id).executed == CHECKPOINT["executed"]
+
+
+def test_a_failure_is_charged_in_full(database: Database, submit: Submit, look: Look, budget_id: str):
+    job_id = submit().id
+    claimed = claim(database, job_id)
+    beat(database, claimed, centring=1, head=1)
+    with database.writing() as session:
+        lifecycle.fail(session, job_id, claimed.fence, "out_of_memory")
+    job = look(job_id)
+    assert job.status == "failed"
+    assert job.error is not None
+    assert job.error["code"] == "out_of_memory"
+    assert used(database, budget_id).charged == job.charges[0]["rho"]
+    assert settled(database, job_id)
+
+
+def test_an_unlisted_failure_code_is_not_told(database: Database, submit: Submit, look: Look):
+    job_id = submit().id
+    claimed = claim(database, job_id)
+    with database.writing() as session:
+        lifecycle.fail(session, job_id, claimed.fence, "ValueError: patient 17 has no label")
+    assert (look(job_id).error or {})["code"] == "trainer_error"
+
+
+def test_a_cancel_that_a_crash_overtook_is_charged_in_full(
+    database: Database, submit: Submit, settings: Settings, caller: Caller, look: Look, budget_id: str
+):
+    job_id = submit().id
+    claimed = claim(database, job_id, lease_seconds=-1.0)
+    beat(database, claimed, centring=1, head=3)
+    with database.writing() as session:
+        service.cancel(session, caller, job_id)
+        session.get_one(Job, job_id).lease_expires_at = 0.0
+    assert sweep(database, settings) == []
+    job = look(job_id)
+    assert (job.status, used(database, budget_id).charged) == ("cancelled", job.charges[0]["rho"])
+
+
+def test_a_cancel_after_a_crash_is_charged_in_full(
+    database: Database, submit: Submit, settings: Settings, caller: Caller, look: Look, budget_id: str
+):
+    """Back in the queue, but nobody knows which steps the lost attempt had executed."""
+    job_id = submit().id
+    claim(database, job_id, lease_seconds=-1.0)
+    sweep(database, settings)
+    with database.writing() as session:
+        service.cancel(session, caller, job_id)
+    assert used(database, budget_id).charged == look(job_id).charges[0]["rho"]
+
+
+def test_a_worker_that_stops_gracefully_gives_its_job_back(
+    database: Database, submit: Submit, caller: Caller, look: Look, budget_id: str
+):
+    job_id = submit().id
+    claimed = claim(database, job_id)
+    executed = {"centring": 1, "head": 5}
+    with database.writing() as session:
+        lifecycle.requeue(session, job_id, claimed.fence, executed)
+    job = look(job_id)
+    assert (job.status, job.attempts, job.worker, job.lease_expires_at) == ("queued", 0, None, None)
+    with database.writing() as session:
+        service.cancel(session, caller, job_id)
+    assert look(job_id).executed == executed
+    assert 0.0 < used(database, budget_id).charged < job.charges[0]["rho"]
+
+
+def test_an_ended_job_cannot_be_cancelled(database: Database, submit: Submit, caller: Caller):
+    job_id = submit().id
+    claimed = claim(database, job_id)
+    with database.writing() as session:
+        lifecycle.fail(session, job_id, claimed.fence, "trainer_error")
+    with database.writing() as session, pytest.raises(Conflict) as refused:
+        service.cancel(session, caller, job_id)
+    assert refused.value.code == "job_ended"
+
+
+def test_cancels_and_finishes_race(database: Database, submit: Submit, caller: Caller, look: Look, budget_id: str):
+    """Whoever wins, the job ends once and is charged once."""
+    for _ in range(4):
+        job_id = submit(privacy={"target_epsilon": 0.5}).id
+        start = threading.Barrier(2)
+
+        def work(job_id: str = job_id, start: threading.Barrier = start) -> None:
+            start.wait()
+            with database.writing() as session:
+                claimed = lifecycle.claim(session, job_id, "worker-1", 30.0)
+            if claimed is not None:
+                with database.writing() as session:
+                    lifecycle.fail(session, job_id, claimed.fence, "trainer_error")
+
+        def cancel(job_id: str = job_id, start: threading.Barrier = start) -> None:
+            start.wait()
+            try:
+                with database.writing() as session:
+                    service.cancel(session, caller, job_id)
+            except Conflict:
+                pass
+
+        with ThreadPoolExecutor(2) as pool:
+            for future in [pool.submit(work), pool.submit(cancel)]:
+                future.result()
+        ends = [code for code in codes(database, job_id) if code in ("job_failed", "job_cancelled")]
+        assert len(ends) == 1
+        assert settled(database, job_id)
+    assert used(database, budget_id).reserved == 0.0
+    assert chain_holds(database, budget_id)
+
+
+# --- checkpoints and runtime -----------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_moves_forward_only(database: Database, submit: Submit, settings: Settings):
+    job_id = submit().id
+    claimed = claim(database, job_id, lease_seconds=-1.0)
+    with database.writing() as session:
+        assert lifecycle.commit_checkpoint(session, job_id, claimed.fence, CHECKPOINT) is None
+        previous = lifecycle.commit_checkpoint(session, job_id, claimed.fence, {**CHECKPOINT, "step": 12, "key": "b"})
+    assert previous is not None
+    assert previous["key"] == CHECKPOINT["key"]
+    for step, executed in ((12, {}), (5, {}), (13, {"head": 10_000}), (13, {"centring": 2})):
+        with pytest.raises(ValueError, match=r"ahead|executed steps"), database.writing() as session:
+            lifecycle.commit_checkpoint(
+                session, job_id, claimed.fence, {"key": "c", "step": step, "executed": executed}
+            )
+    with database.writing() as session:
+        session.get_one(Job, job_id).lease_expires_at = 0.0
+    sweep(database, settings)
+    resumed = claim(database, job_id)
+    assert resumed.checkpoint is not None
+    assert (resumed.checkpoint["key"], resumed.checkpoint["fence"], resumed.fence) == ("b", 1, 2)
+
+
+def test_runtime_options_are_frozen_at_the_first_attempt(database: Database, submit: Submit, settings: Settings):
+    job_id = submit().id
+    claimed = claim(database, job_id, lease_seconds=-1.0)
+    with database.writing() as session:
+        first = lifecycle.freeze_runtime(session, job_id, claimed.fence, {"threads": 2})
+        assert first == {"threads": 2}
+    sweep(database, settings)
+    second = claim(database, job_id)
+    assert second.runtime == {"threads": 2}
+    with database.writing() as session:
+        assert lifecycle.freeze_runtime(session, job_id, second.fence, {"threads": 8}) == {"threads": 2}
+        assert lifecycle.freeze_runtime(session, job_id, second.fence, {"threads": 1}, replace=True) == {"threads": 1}
