@@ -13,6 +13,9 @@ from app.http.problems import RESPONSES
 # While slices are being laid, one that is not there yet is left out.
 SLICES = ("files", "jobs", "models", "budgets")
 
+#: Paths that take bodies of any size, up to limits of their own.
+STREAMED = frozenset({"/v1/files"})
+
 
 def mount(app: FastAPI) -> None:
     """Adds every route to the application."""

@@ -35,7 +35,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.storage = open_storage(settings.storage)
     app.state.queue = Queue(settings.broker)
     problems.install(app)
-    app.add_middleware(RequestEnvelope)
+    app.add_middleware(RequestEnvelope, streamed=api.STREAMED)
     api.mount(app)
     return app
 

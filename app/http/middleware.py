@@ -1,12 +1,14 @@
-"""Around every request: an id, one line in the log, and an answer even to a mistake of ours."""
+"""Around every request: an id, one line in the log, an answer even to a mistake of ours, a limit to its body."""
 
 from __future__ import annotations
 
 import re
 import time
+from collections.abc import Container
 
 import structlog
 from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.http.problems import unexpected
@@ -14,15 +16,23 @@ from app.ids import sortable_token
 
 log = structlog.get_logger("app.access")
 
+#: Bytes of a body that is no upload.
+MAX_BODY = 2**20
+
 #: A proxy's request id is taken over when it is plainly an id.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 
 
 class RequestEnvelope:
-    """ASGI middleware. The innermost place that sees every answer, and the outermost that can still give one."""
+    """ASGI middleware. The innermost place that sees every answer, and the outermost that can still give one.
 
-    def __init__(self, app: ASGIApp) -> None:
+    streamed: paths whose routes take bodies of any size piece by piece. Every other body is held in memory as a whole,
+    and is so before the caller is known.
+    """
+
+    def __init__(self, app: ASGIApp, streamed: Container[str]) -> None:
         self.app = app
+        self.streamed = streamed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -42,7 +52,8 @@ class RequestEnvelope:
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
-                await self.app(scope, receive, send_with_id)
+                limited = receive if scope["path"] in self.streamed else _limit(receive)
+                await self.app(scope, limited, send_with_id)
             except Exception:
                 log.exception("request_failed", **_about(scope))
                 if status is None:
@@ -51,6 +62,20 @@ class RequestEnvelope:
             finally:
                 duration = round(1000 * (time.monotonic() - started), 1)
                 log.info("request", status=status, milliseconds=duration, **_about(scope))
+
+
+def _limit(receive: Receive) -> Receive:
+    received = 0
+
+    async def counted() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > MAX_BODY:
+            raise HTTPException(413)
+        return message
+
+    return counted
 
 
 def _about(scope: Scope) -> dict[str, str | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -12,6 +13,7 @@ from sqlalchemy.exc import OperationalError
 
 from app.errors import ApiError, BudgetExceeded, Conflict, NotFound, PermissionDenied, ServiceUnavailable, Unauthorized
 from app.http.deps import Reader, Writing
+from app.http.middleware import MAX_BODY
 
 #: Stands for a private row: whatever is done with it, it may not come back.
 ROW = "Zymurgy-4711"
@@ -213,3 +215,20 @@ def test_every_answer_has_a_request_id(client: TestClient) -> None:
     assert client.get("/healthz", headers=given).headers["x-request-id"] == "proxy-12345678"
     for hostile in ("x", "a b c d e f g h", "<script>alert(1)", "a" * 65):
         assert client.get("/healthz", headers={"x-request-id": hostile}).headers["x-request-id"].startswith("req-")
+
+
+def _many(chunks: int) -> Iterator[bytes]:
+    """A body of unknown length."""
+    yield b'{"model": "'
+    yield from (b"x" * 2**16 for _ in range(chunks))
+    yield b'"}'
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "multipart/form-data; boundary=x", "text/plain"])
+def test_a_body_that_is_no_upload_is_limited(client: TestClient, content_type: str) -> None:
+    headers = {"content-type": content_type, "authorization": ""}
+    for content in (b"x" * (MAX_BODY + 1), _many(17)):
+        response = client.post("/probe/body", content=content, headers=headers)
+        assert _error(response, 413)["code"] == "payload_too_large"
+        assert response.headers["x-should-retry"] == "false"
+    _error(client.post("/probe/body", content=_many(15), headers=headers), 400)
