@@ -1,0 +1,71 @@
+"""What the catalog offers, the trainer can do; what it says of a base model is what the package holds."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.catalog.adaptations import ADAPTATIONS, adaptation_from_dict, adaptation_to_dict
+from app.catalog.bases import BASES, BaseModel
+from app.catalog.tasks import TASKS
+from worker.trainer.adaptations.registry import ADAPTERS
+from worker.trainer.families.registry import FAMILIES
+from worker.trainer.tasks.registry import TRAINER_TASKS
+
+
+def test_every_task_has_its_trainer() -> None:
+    assert TRAINER_TASKS.keys() == TASKS.keys()
+    assert [name for name, task in TASKS.items() if task.type != name] == []
+
+
+def test_every_adaptation_has_its_adapter() -> None:
+    assert ADAPTERS.keys() == ADAPTATIONS.keys()
+
+
+@pytest.mark.parametrize("name", ADAPTATIONS)
+def test_an_adaptation_survives_storage(name: str) -> None:
+    adaptation = ADAPTATIONS[name]()
+    assert adaptation.type == name
+    stored = json.loads(json.dumps(adaptation_to_dict(adaptation)))
+    assert adaptation_from_dict(stored) == adaptation
+
+
+def test_roles_of_a_task_are_inferred_from_distinct_names() -> None:
+    for task in TASKS.values():
+        names = [name for column in task.columns for name in column.names]
+        assert len(set(names)) == len(names), "one column name would stand for two roles"
+        assert [name for name in names if name != name.lower()] == []
+
+
+@pytest.mark.parametrize("base", BASES.values(), ids=BASES)
+def test_a_base_is_what_the_catalog_says(base: BaseModel) -> None:
+    assert base.family in FAMILIES
+    assert set(base.tasks) <= TASKS.keys()
+    found = importlib.util.find_spec(base.package)
+    assert found is not None
+    assert found.submodule_search_locations
+    folder = Path(found.submodule_search_locations[0]) / base.path
+    weights = folder / "model.safetensors"
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() == base.digest
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model_type"] == base.family
+    assert config["hidden_size"] == base.hidden_size
+    assert config["num_hidden_layers"] == base.num_layers
+    assert 0 < base.max_length <= config["max_position_embeddings"]
+    tensors = _header(weights)
+    counted = {name: math.prod(t["shape"]) for name, t in tensors.items() if not name.endswith("position_ids")}
+    assert sum(counted.values()) == base.parameters
+    assert (folder / "tokenizer.json").exists()
+
+
+def _header(weights: Path) -> dict[str, Any]:
+    with weights.open("rb") as file:
+        header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    header.pop("__metadata__", None)
+    return header
