@@ -62,8 +62,8 @@ def respond(request: Request, download: Download) -> Response:
         return Response(status_code=304, headers={name: headers[name] for name in ("etag", "cache-control")})
 
     start, end, status = 0, download.size, 200
-    # A validator that is another ETag, or a date (none is ever sent), means: the whole body.
-    if given.get("if-range", etag) == etag:
+    # A validator that is another ETag, or a date (none is ever sent), means: the whole body. HEAD knows no ranges.
+    if request.method == "GET" and given.get("if-range", etag) == etag:
         try:
             wanted_range = parse_range(given.get("range"), download.size)
         except RangeNotSatisfiable as error:

@@ -14,7 +14,8 @@ class Model(Base):
     """What a job released. A deleted model keeps its row; its bytes are gone.
 
     job_id has no foreign key: jobs are a higher slice. base: id of the base model.
-    erased_at: when its bytes were gone. files: [{path, bytes, sha256, crc32}], sorted by path. archives: {format: {bytes, sha256}}, of the whole archive.
+    files: [{path, bytes, sha256, crc32}], in the order of the archives. archives: {format: {bytes, sha256}}, of the
+      whole archive. erased_at: when the bytes of a deleted model were gone.
     """
 
     __tablename__ = "models"

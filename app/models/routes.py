@@ -1,0 +1,169 @@
+"""/v1/models, /v1/base_models, /v1/tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Path, Query, Request
+from fastapi.responses import Response
+from sqlalchemy.orm import Session
+
+from app.auth.service import Caller
+from app.catalog.tasks import TASKS
+from app.db.session import after_commit
+from app.http.deps import DatabaseDep, Reader, Reading, StorageDep, Submitter, Writing
+from app.http.downloads import Download, respond
+from app.models import archives, repository, service
+from app.models.schemas import (
+    BaseModelList,
+    ModelDeleted,
+    ModelFile,
+    ModelFileList,
+    ModelList,
+    ModelOut,
+    TaskList,
+    render,
+    render_as_model,
+    render_base,
+    render_task,
+)
+from app.models.tables import Model
+from app.storage import Storage
+
+router = APIRouter(tags=["models"])
+
+ModelId = Annotated[str, Path(max_length=200)]
+ArchiveName = Annotated[Literal["tar", "zip"], Query(alias="format", description="Of the archive.")]
+
+_MEDIA_TYPES = {".json": "application/json", ".md": "text/markdown", ".txt": "text/plain"}
+
+
+@router.get("/base_models")
+def list_base_models(_caller: Reader) -> BaseModelList:
+    """What jobs can start from."""
+    return BaseModelList(data=[render_base(base) for base in service.bases()])
+
+
+@router.get("/tasks")
+def list_tasks(_caller: Reader) -> TaskList:
+    """What can be trained, and the columns that each task reads."""
+    return TaskList(data=[render_task(task) for task in TASKS.values()])
+
+
+@router.get("/models")
+def list_models(session: Reading, caller: Reader) -> ModelList:
+    """Bases and the project's own models; like the wire's, not in pages."""
+    own = session.scalars(repository.readable(caller.project_id).order_by(Model.created_at.desc(), Model.id.desc()))
+    return ModelList(data=[*map(render_as_model, service.bases()), *map(render, own)])
+
+
+@router.get("/models/{model_id}/files")
+def list_model_files(session: Reading, caller: Reader, model_id: ModelId) -> ModelFileList:
+    """What the bundle holds."""
+    model = service.get(session, caller.project_id, model_id)
+    files = [ModelFile(path=file["path"], bytes=file["bytes"], sha256=file["sha256"]) for file in model.files]
+    return ModelFileList(data=files, archives=model.archives)
+
+
+def _file(request: Request, session: Session, caller: Caller, storage: Storage, model_id: str, path: str) -> Response:
+    model = service.get(session, caller.project_id, model_id)
+    file = service.find_file(model, path)
+    key = f"{model.storage_prefix}/{file['path']}"
+    suffix = file["path"][file["path"].rfind(".") :]
+    return respond(
+        request,
+        Download(
+            filename=file["path"],
+            media_type=_MEDIA_TYPES.get(suffix, "application/octet-stream"),
+            size=file["bytes"],
+            sha256=file["sha256"],
+            read=lambda start, end: storage.stream(key, start, end),
+        ),
+    )
+
+
+@router.get("/models/{model_id}/files/{path:path}", response_class=Response)
+def download_model_file(
+    request: Request, session: Reading, caller: Reader, storage: StorageDep, model_id: ModelId, path: str
+) -> Response:
+    """One file of the bundle. Range, If-Range and If-None-Match work; the ETag is its SHA-256."""
+    return _file(request, session, caller, storage, model_id, path)
+
+
+@router.head("/models/{model_id}/files/{path:path}", include_in_schema=False)
+def head_model_file(
+    request: Request, session: Reading, caller: Reader, storage: StorageDep, model_id: ModelId, path: str
+) -> Response:
+    """The headers of the same."""
+    return _file(request, session, caller, storage, model_id, path)
+
+
+def _archive(
+    request: Request, session: Session, caller: Caller, storage: Storage, model_id: str, format_: str
+) -> Response:
+    model = service.get(session, caller.project_id, model_id)
+    prefix, files = model.storage_prefix, model.files
+
+    def read_file(path: str, start: int, end: int) -> Iterator[bytes]:
+        return storage.stream(f"{prefix}/{path}", start, end)
+
+    return respond(
+        request,
+        Download(
+            filename=f"{model.id}.{format_}",
+            media_type=archives.FORMATS[format_].media_type,
+            size=model.archives[format_]["bytes"],
+            sha256=model.archives[format_]["sha256"],
+            read=lambda start, end: archives.read(format_, files, start, end, read_file),
+        ),
+    )
+
+
+@router.get("/models/{model_id}/download", response_class=Response)
+def download_model(
+    request: Request,
+    session: Reading,
+    caller: Reader,
+    storage: StorageDep,
+    model_id: ModelId,
+    format_: ArchiveName = "tar",
+) -> Response:
+    """The whole bundle as one archive. Range, If-Range and If-None-Match work; the ETag is its SHA-256."""
+    return _archive(request, session, caller, storage, model_id, format_)
+
+
+@router.head("/models/{model_id}/download", include_in_schema=False)
+def head_model(
+    request: Request,
+    session: Reading,
+    caller: Reader,
+    storage: StorageDep,
+    model_id: ModelId,
+    format_: ArchiveName = "tar",
+) -> Response:
+    """The headers of the same."""
+    return _archive(request, session, caller, storage, model_id, format_)
+
+
+# Below the longer paths: the id of a base may hold a slash, so this one takes whatever is left.
+
+
+@router.get("/models/{model_id:path}")
+def retrieve_model(session: Reading, caller: Reader, model_id: ModelId) -> ModelOut:
+    """A model of the project, with its metrics and its privacy report; or a base."""
+    base = service.find_base(model_id)
+    if base is not None:
+        return render_as_model(base)
+    return render(service.get(session, caller.project_id, model_id), full=True)
+
+
+@router.delete("/models/{model_id:path}")
+def delete_model(
+    session: Writing, caller: Submitter, database: DatabaseDep, storage: StorageDep, model_id: ModelId
+) -> ModelDeleted:
+    """Deletes a model and its bytes. What its job spent stays in the budget's ledger."""
+    model: Any = service.delete(session, caller.project_id, model_id)
+    identifier = model.id
+    after_commit(session, lambda: service.erase(database, storage, identifier))
+    return ModelDeleted(id=identifier)

@@ -1,0 +1,143 @@
+"""Models, bases, tasks and bundles on the wire."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from app.catalog import bases, tasks
+from app.models.tables import Model
+
+
+class ModelOut(BaseModel):
+    """The wire's `model`; ours after `owned_by`. A base has none of the last four."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    base_model: str | None = None
+    job: str | None = None
+    metrics: dict[str, Any] | None = None
+    privacy_report: dict[str, Any] | None = None
+
+
+class ModelList(BaseModel):
+    """All models: bases first, then the project's own, newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelOut]
+    has_more: Literal[False] = False
+
+
+class ModelDeleted(BaseModel):
+    """The wire's answer to a delete."""
+
+    id: str
+    object: Literal["model"] = "model"
+    deleted: Literal[True] = True
+
+
+class ModelFile(BaseModel):
+    """A file of a bundle; its SHA-256 is its ETag, too."""
+
+    object: Literal["model.file"] = "model.file"
+    path: str
+    bytes: int
+    sha256: str
+
+
+class ModelFileList(BaseModel):
+    """Everything in a bundle, and the archives that it can be downloaded as."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelFile]
+    has_more: Literal[False] = False
+    archives: dict[str, Any]
+
+
+class BaseModelOut(BaseModel):
+    """A pretrained model that jobs start from."""
+
+    id: str
+    object: Literal["base_model"] = "base_model"
+    title: str
+    family: str
+    tasks: list[str]
+    parameters: int
+    max_length: int
+    licence: str
+    sha256: str
+
+
+class BaseModelList(BaseModel):
+    """The catalog of bases."""
+
+    object: Literal["list"] = "list"
+    data: list[BaseModelOut]
+    has_more: Literal[False] = False
+
+
+class TaskColumn(BaseModel):
+    """A role that the task reads. names: the column names that it is inferred from, the first one present."""
+
+    role: str
+    names: list[str]
+    required: bool
+
+
+class TaskOut(BaseModel):
+    """What can be trained."""
+
+    type: str
+    object: Literal["task"] = "task"
+    title: str
+    labelled: bool
+    columns: list[TaskColumn]
+
+
+class TaskList(BaseModel):
+    """The catalog of tasks."""
+
+    object: Literal["list"] = "list"
+    data: list[TaskOut]
+    has_more: Literal[False] = False
+
+
+def render(model: Model, *, full: bool = False) -> ModelOut:
+    """A fine-tuned model; `full` with its metrics and its privacy report."""
+    return ModelOut(
+        id=model.id,
+        created=int(model.created_at),
+        owned_by=model.project_id,
+        base_model=model.base,
+        job=model.job_id,
+        metrics=model.metrics if full else None,
+        privacy_report=model.privacy_report if full else None,
+    )
+
+
+def render_as_model(base: bases.BaseModel) -> ModelOut:
+    """A base among the models. The wire wants a time, a base has none."""
+    return ModelOut(id=base.id, created=0, owned_by="catalog")
+
+
+def render_base(base: bases.BaseModel) -> BaseModelOut:
+    """A base in the catalog."""
+    return BaseModelOut(
+        id=base.id,
+        title=base.title,
+        family=base.family,
+        tasks=list(base.tasks),
+        parameters=base.parameters,
+        max_length=base.max_length,
+        licence=base.licence,
+        sha256=base.digest,
+    )
+
+
+def render_task(task: tasks.Task) -> TaskOut:
+    """A task in the catalog."""
+    columns = [TaskColumn(role=c.role, names=list(c.names), required=c.required) for c in task.columns]
+    return TaskOut(type=task.type, title=task.title, labelled=task.labelled, columns=columns)

@@ -1,0 +1,151 @@
+"""Fine-tuned models: published by their jobs, downloaded, deleted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.db.base import now
+from app.db.session import Database
+from app.errors import InvalidRequest, NotFound
+from app.ids import sortable_token
+from app.models import repository
+from app.models.catalog import BaseModelUnavailable, base_path, bases, find_base
+from app.models.tables import Model
+from app.storage import Storage
+
+__all__ = [
+    "BUNDLE_FILES",
+    "BaseModelUnavailable",
+    "base_path",
+    "bases",
+    "delete",
+    "erase",
+    "find_base",
+    "find_file",
+    "get",
+    "model_id",
+    "publish",
+    "sweep",
+]
+
+#: All that a bundle may hold. Weights as safetensors: nothing in it runs code when it is loaded.
+BUNDLE_FILES = frozenset(
+    {
+        "README.md",
+        "config.json",
+        "merges.txt",
+        "metrics.json",
+        "model.safetensors",
+        "privacy_report.json",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.json",
+        "vocab.txt",
+    }
+)
+
+_LONGEST_ID = 96
+_SHORT_ID = 8
+_AT_ONCE = 100
+
+
+def model_id(base: str, suffix: str | None) -> str:
+    """`ft-<base>-<suffix>-<short id>`: a path segment, a repository name, 96 characters of [A-Za-z0-9._-] at most."""
+    short = sortable_token()[-_SHORT_ID:]
+    tail = "-".join(part for part in (_segment(suffix or ""), short) if part)
+    stem = _segment(base)[: _LONGEST_ID - len("ft-") - 1 - len(tail)].rstrip("-.")
+    return "-".join(part for part in ("ft", stem, tail) if part)
+
+
+def _segment(text: str) -> str:
+    """Hubs refuse `--` and `..` in a name."""
+    return re.sub(r"([-.])[-.]+", r"\1", re.sub(r"[^A-Za-z0-9._-]+", "-", text)).strip("-.")
+
+
+def publish(
+    session: Session,
+    *,
+    project_id: str,
+    job_id: str,
+    base: str,
+    suffix: str | None,
+    storage_prefix: str,
+    files: Sequence[Mapping[str, Any]],
+    archives: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    privacy_report: Mapping[str, Any],
+) -> Model:
+    """The model's row. Its bytes are stored already; from this unit of work's commit on they can be downloaded.
+
+    files: [{path, bytes, sha256, crc32}], in the order of the archives. Raises ValueError for a file that no bundle
+    may hold: that is a bug, and nothing is published.
+    """
+    paths = [file["path"] for file in files]
+    if len(set(paths)) != len(paths) or not set(paths) <= BUNDLE_FILES:
+        raise ValueError("a bundle holds a file that is not on its list")
+    model = Model(
+        id=model_id(base, suffix),
+        project_id=project_id,
+        job_id=job_id,
+        base=base,
+        storage_prefix=storage_prefix,
+        files=[dict(file) for file in files],
+        archives=dict(archives),
+        metrics=dict(metrics),
+        privacy_report=dict(privacy_report),
+        created_at=session.scalars(select(now())).one(),
+    )
+    session.add(model)
+    session.flush()
+    return model
+
+
+def get(session: Session, project_id: str, identifier: str) -> Model:
+    """The project's model of that id; NotFound without one, or where it is deleted."""
+    model = repository.find(session, project_id, identifier)
+    if model is None:
+        raise NotFound("model")
+    return model
+
+
+def find_file(model: Model, path: str) -> Mapping[str, Any]:
+    """The bundle's file of exactly that path; NotFound."""
+    for file in model.files:
+        if file["path"] == path:
+            return file
+    raise NotFound("file")
+
+
+def delete(session: Session, project_id: str, identifier: str) -> Model:
+    """Deletes a model; what its job spent stays spent. Its bytes go after the commit, see `erase`."""
+    model = repository.lock(session, project_id, identifier)
+    if model is None:
+        if find_base(identifier) is not None:
+            raise InvalidRequest("base_model", "A base model belongs to the catalog: it cannot be deleted.")
+        raise NotFound("model")
+    model.deleted_at = session.scalars(select(now())).one()
+    session.flush()
+    return model
+
+
+def erase(database: Database, storage: Storage, identifier: str) -> None:
+    """Removes the bytes of a deleted model. Interrupted, it is repeated by `sweep`."""
+    with database.reading() as session:
+        prefix = session.get_one(Model, identifier).storage_prefix
+    storage.delete_prefix(prefix)
+    with database.writing() as session:
+        session.get_one(Model, identifier).erased_at = session.scalars(select(now())).one()
+
+
+def sweep(database: Database, storage: Storage) -> None:
+    """Removes the bytes of deleted models that a crash has left."""
+    with database.reading() as session:
+        deleted = repository.to_erase(session, _AT_ONCE)
+    for identifier in deleted:
+        erase(database, storage, identifier)
