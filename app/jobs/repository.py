@@ -15,10 +15,12 @@ def readable(project_id: str) -> Select[Job]:
     return select(Job).where(Job.project_id == project_id)
 
 
-def with_metadata(statement: Select[Job], metadata: Mapping[str, str]) -> Select[Job]:
-    """Those whose metadata has each of these pairs."""
+def with_metadata(session: Session, statement: Select[Job], metadata: Mapping[str, str]) -> Select[Job]:
+    """Those whose metadata has each of these pairs, whatever characters are in them."""
+    each = func.jsonb_each_text if session.get_bind().dialect.name == "postgresql" else func.json_each
     for key, value in metadata.items():
-        statement = statement.where(Job.job_metadata[key].as_string() == value)
+        pair = each(Job.job_metadata).table_valued("key", "value")
+        statement = statement.where(select(pair.c.key).where(pair.c.key == key, pair.c.value == value).exists())
     return statement
 
 
