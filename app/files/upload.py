@@ -6,14 +6,17 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import structlog
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 from streaming_form_data import StreamingFormDataParser
 from streaming_form_data.parser import ParseFailedException, UnexpectedPartException
 from streaming_form_data.targets import BaseTarget
 
-from app.errors import InvalidRequest, PayloadTooLarge
+from app.errors import InvalidRequest, PayloadTooLarge, ServiceUnavailable
 from app.storage import Storage
+
+log = structlog.get_logger(__name__)
 
 #: Bytes of one form field beside the file.
 _MAX_FIELD = 4096
@@ -86,7 +89,8 @@ async def receive(
 
     check: raises for fields that will be refused; asked before the file is stored where the fields precede it, as
     they do from the wire's client, and in any case at the end.
-    Raises PayloadTooLarge (file_too_large) and InvalidRequest (invalid_multipart, unknown_field, upload_interrupted).
+    Raises PayloadTooLarge (file_too_large), ServiceUnavailable (storage_unavailable) and InvalidRequest
+    (invalid_multipart, missing_file, unknown_field, upload_interrupted).
     """
     try:
         if int(request.headers.get("content-length", 0)) > max_bytes + _FRAMING:
@@ -94,6 +98,10 @@ async def receive(
         return await _receive(request, storage, key, field_names, check, max_bytes)
     except ClientDisconnect:
         raise InvalidRequest("upload_interrupted", "The connection ended before the file did.", param=_FILE) from None
+    except OSError as error:
+        log.warning("upload_not_stored", error=type(error).__name__)
+        await _drain(request)
+        raise ServiceUnavailable("storage_unavailable", "The file could not be stored; try again.") from error
     except Exception:
         await _drain(request)
         raise

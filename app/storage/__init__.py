@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from app.storage.interface import Storage, Stored, Writer
+from app.storage.interface import Storage, StorageUnavailable, Stored, Writer
 from app.storage.local import LocalStorage
 from app.storage.objects import ObjectStorage
 
-__all__ = ["SCHEMES", "Storage", "Stored", "Writer", "open_storage"]
+__all__ = ["SCHEMES", "Storage", "StorageUnavailable", "Stored", "Writer", "open_storage"]
 
 SCHEMES: dict[str, Callable[[str], Storage]] = {
     "file": LocalStorage.from_url,

@@ -18,6 +18,10 @@ CHUNK = 2**20
 OCTETS = "application/octet-stream"
 
 
+class StorageUnavailable(OSError):
+    """The store does not answer, or refuses: a fault of the deployment, never of a request."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
     """What is known of an object without reading it."""
@@ -35,7 +39,7 @@ class Writer(Protocol):
 
 
 class Storage(Protocol):
-    """Objects under keys. Reading a missing key raises FileNotFoundError."""
+    """Objects under keys. Reading a missing key raises FileNotFoundError; whatever else fails, an OSError."""
 
     def put_bytes(self, key: str, data: bytes, content_type: str = OCTETS) -> None:
         """Writes a small object."""

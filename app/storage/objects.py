@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import obstore
+from obstore.exceptions import BaseError
 from obstore.store import from_url
 
-from app.storage.interface import CHUNK, OCTETS, Stored, Writer, check_key
+from app.storage.interface import CHUNK, OCTETS, StorageUnavailable, Stored, Writer, check_key
 
 #: Parts of a multipart upload: 5 MiB is S3's smallest; few at once bound what one upload keeps in memory.
 _PART = 5 * 2**20
@@ -30,17 +31,19 @@ class ObjectStorage:
         return cls(from_url(url))
 
     def put_bytes(self, key: str, data: bytes, content_type: str = OCTETS) -> None:
-        obstore.put(self._store, check_key(key), data, attributes={"Content-Type": content_type})
+        with _store_errors():
+            obstore.put(self._store, check_key(key), data, attributes={"Content-Type": content_type})
 
     def put_file(self, key: str, path: Path, content_type: str = OCTETS) -> None:
-        obstore.put(
-            self._store,
-            check_key(key),
-            path,
-            attributes={"Content-Type": content_type},
-            chunk_size=_PART,
-            max_concurrency=_PARTS_AT_ONCE,
-        )
+        with _store_errors():
+            obstore.put(
+                self._store,
+                check_key(key),
+                path,
+                attributes={"Content-Type": content_type},
+                chunk_size=_PART,
+                max_concurrency=_PARTS_AT_ONCE,
+            )
 
     @asynccontextmanager
     async def put_stream(self, key: str, content_type: str = OCTETS) -> AsyncIterator[Writer]:
@@ -56,25 +59,27 @@ class ObjectStorage:
             )
         )
         writer.task = upload
-        try:
-            yield writer
-        except BaseException:
-            await writer.close(failed=True)  # the source raises inside obstore, which aborts the multipart upload
-            await asyncio.gather(upload, return_exceptions=True)
-            raise
-        await writer.close()
-        await upload
+        with _store_errors():
+            try:
+                yield writer
+            except BaseException:
+                await writer.close(failed=True)  # the source raises inside obstore, which aborts the multipart upload
+                await asyncio.gather(upload, return_exceptions=True)
+                raise
+            await writer.close()
+            await upload
 
     def get_range(self, key: str, start: int, end: int) -> bytes:
         return b"".join(self.stream(key, start, end))
 
     def stream(self, key: str, start: int = 0, end: int | None = None, chunk: int = CHUNK) -> Iterator[bytes]:
-        size = obstore.head(self._store, check_key(key))["size"]
-        stop = size if end is None else min(end, size)
-        if start < stop:
-            found = obstore.get(self._store, key, options={"range": (start, stop)})
-            for piece in found.stream(min_chunk_size=chunk):
-                yield bytes(piece)
+        with _store_errors():
+            size = obstore.head(self._store, check_key(key))["size"]
+            stop = size if end is None else min(end, size)
+            if start < stop:
+                found = obstore.get(self._store, key, options={"range": (start, stop)})
+                for piece in found.stream(min_chunk_size=chunk):
+                    yield bytes(piece)
 
     def get_file(self, key: str, path: Path) -> None:
         with path.open("wb") as file:
@@ -82,7 +87,8 @@ class ObjectStorage:
 
     def head(self, key: str) -> Stored | None:
         try:
-            return Stored(key, obstore.head(self._store, check_key(key))["size"])
+            with _store_errors():
+                return Stored(key, obstore.head(self._store, check_key(key))["size"])
         except FileNotFoundError:
             return None
 
@@ -91,16 +97,29 @@ class ObjectStorage:
 
     def delete(self, key: str) -> None:
         try:
-            obstore.delete(self._store, check_key(key))
+            with _store_errors():
+                obstore.delete(self._store, check_key(key))
         except FileNotFoundError:
             return  # some stores answer 404, others 204
 
     def delete_prefix(self, prefix: str) -> None:
-        for page in obstore.list(self._store, check_key(prefix)):
-            obstore.delete(self._store, [found["path"] for found in page])
+        with _store_errors():
+            for page in obstore.list(self._store, check_key(prefix)):
+                obstore.delete(self._store, [found["path"] for found in page])
 
     def local_path(self, key: str) -> Path | None:
         return None
+
+
+@contextmanager
+def _store_errors() -> Iterator[None]:
+    """Obstore's errors as the interface has them. Their texts hold URLs: they stay the cause, for the log."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except BaseError as error:
+        raise StorageUnavailable("the object store does not answer, or refuses") from error
 
 
 class _Aborted(Exception):

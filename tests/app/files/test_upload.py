@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from app.settings import Settings
@@ -147,6 +149,22 @@ def test_a_file_over_the_limit_is_refused_even_unannounced(
     error = refused(httpx.post(f"{live_server.url}/v1/files", content=body, headers=headers), 413, "file_too_large")
     assert error["max_bytes"] == 1_000_000
     assert stored(settings) == []
+
+
+def test_a_full_disk_is_no_fault_of_the_request(
+    app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        @asynccontextmanager
+        async def put_stream(self, key: str) -> AsyncIterator[Any]:
+            raise OSError(28, "No space left on device", "/a/path")
+            yield
+
+    monkeypatch.setattr(app.state, "storage", Full())
+    answer = client.post("/v1/files", files={"file": ("a.csv", DATA)}, data={"purpose": "fine-tune"})
+    refused(answer, 503, "storage_unavailable")
+    assert "/a/path" not in answer.text
+    assert "x-should-retry" not in answer.headers
 
 
 def test_a_file_of_exactly_the_limit_is_taken(upload: Upload, settings: Settings) -> None:

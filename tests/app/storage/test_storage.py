@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from obstore.store import from_url
 
-from app.storage import Storage, open_storage
+from app.storage import Storage, StorageUnavailable, open_storage
+from app.storage.objects import ObjectStorage
 
 DATA = bytes(range(256)) * 1000
 
@@ -142,6 +145,37 @@ def test_a_failing_store_raises_instead_of_hanging(s3: tuple[str, object]) -> No
 
     with pytest.raises(FileNotFoundError):
         asyncio.run(asyncio.wait_for(upload(), 60))
+
+
+def test_a_store_that_is_gone_is_one_error_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ALLOW_HTTP": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    storage = ObjectStorage(from_url("s3://bucket", retry_config={"max_retries": 0}))
+    (tmp_path / "file").write_bytes(b"x")
+
+    async def upload() -> None:
+        async with storage.put_stream("k") as writer:
+            await writer.write(b"x")
+
+    calls: list[Callable[[], object]] = [
+        lambda: storage.put_bytes("k", b"x"),
+        lambda: storage.put_file("k", tmp_path / "file"),
+        lambda: asyncio.run(upload()),
+        lambda: storage.get_range("k", 0, 1),
+        lambda: storage.head("k"),
+        lambda: storage.delete("k"),
+        lambda: storage.delete_prefix("k"),
+    ]
+    for call in calls:
+        with pytest.raises(StorageUnavailable) as caught:
+            call()
+        assert "127.0.0.1" not in str(caught.value)
 
 
 def test_local_files_are_private_and_leave_no_temporary_names(tmp_path: Path) -> None:
