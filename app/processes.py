@@ -52,13 +52,14 @@ class _Kept:
 
 
 class Keeper:
-    """Starts services in order, starts again what dies, stops them in the opposite order.
+    """Starts services in order, starts again what dies, stops them in the opposite order, or together.
 
     Everything happens in the thread that calls `run`: a child lives no longer than the thread that started it.
     """
 
-    def __init__(self, services: Sequence[Service]) -> None:
+    def __init__(self, services: Sequence[Service], *, stop_together: bool = False) -> None:
         self._services = services
+        self._stop_together = stop_together
         self._kept: dict[str, _Kept] = {}
         self._stop = threading.Event()
         self._up = threading.Event()
@@ -79,6 +80,9 @@ class Keeper:
             self._error = error
             raise
         finally:
+            if self._stop_together:
+                for kept in self._kept.values():
+                    kept.process.terminate()
             for service in reversed(self._services):
                 self._end(service)
             self._up.set()
@@ -125,7 +129,8 @@ class Keeper:
         kept = self._kept.get(service.name)
         if kept is None or kept.process.poll() is not None:
             return
-        kept.process.terminate()
+        if not self._stop_together:
+            kept.process.terminate()
         try:
             kept.process.wait(service.stop_seconds)
         except subprocess.TimeoutExpired:

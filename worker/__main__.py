@@ -24,7 +24,8 @@ def main() -> int:
         parser.error(f"queues are {', '.join(QUEUES)}")
     logging.configure(Settings().log_level)
     env = tether.importable(os.environ)
-    keeper = Keeper([Service(queue, tether.python("-m", "worker.main", queue), env) for queue in queues])
+    services = [Service(queue, tether.python("-m", "worker.main", queue), env) for queue in queues]
+    keeper = Keeper(services, stop_together=True)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: keeper.stop())
     keeper.run()

@@ -8,8 +8,8 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.files import service as files
-from app.jobs import lifecycle
-from app.jobs import service as jobs
+from app.jobs import lifecycle, submission
+from app.models import service as models
 from worker.workplace import Workplace
 
 log = structlog.get_logger(__name__)
@@ -17,17 +17,18 @@ log = structlog.get_logger(__name__)
 
 def process_file(workplace: Workplace, file_id: str) -> None:
     """Reads and checks an upload, then plans the jobs that waited for it."""
-    files.process(workplace.database, workplace.storage, file_id)
+    files.process(workplace.database, workplace.storage, workplace.settings, file_id)
     plan_waiting(workplace)
 
 
 def plan_waiting(workplace: Workplace) -> None:
     """Plans jobs whose files are ready by now."""
-    jobs.plan_waiting(workplace.database, workplace.settings, workplace.secret_key, workplace.queue)
+    for job_id in submission.plan_waiting(workplace.database, workplace.settings, workplace.secret_key):
+        workplace.queue.hint_job(job_id)
 
 
 def sweep(workplace: Workplace) -> None:
-    """Expired leases are taken back, queued jobs and unread files are hinted at, waiting jobs planned."""
+    """Expired leases are taken back, queued jobs and unread files hinted at, waiting jobs planned, old bytes erased."""
     with workplace.database.writing() as session:
         queued = lifecycle.sweep(session, workplace.settings)
     with workplace.database.reading() as session:
@@ -37,6 +38,8 @@ def sweep(workplace: Workplace) -> None:
     for file_id in unread:
         workplace.queue.hint_file(file_id)
     plan_waiting(workplace)
+    files.sweep(workplace.database, workplace.storage)
+    models.sweep(workplace.database, workplace.storage)
 
 
 class Sweeper:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable
+import warnings
 
 from celery import Celery
-from celery.signals import worker_shutting_down
+from celery.platforms import SecurityWarning
+from celery.signals import setup_logging, worker_shutting_down
 
 from app import logging
 from app.queue import FILES_QUEUE, TRAINING_QUEUE, make_celery
@@ -29,13 +30,13 @@ def main(queue: str) -> int:
     workplace = Workplace.open(settings)
     celery = make_celery(settings.broker)
     celery.conf.update(
-        worker_hijack_root_logger=False,
-        worker_redirect_stdouts=False,
         # A hint that waits behind a long job should be another worker's.
         worker_disable_prefetch=True,
     )
-    on_shutdown: Callable[..., object] = lambda **_: workplace.shutting_down.set()  # noqa: E731 - kept: Celery's reference is weak
-    worker_shutting_down.connect(on_shutdown)
+    worker_shutting_down.connect(lambda **_: workplace.shutting_down.set(), weak=False)
+    setup_logging.connect(lambda **_: None, weak=False)  # a receiver is all it takes: logging stays as it is
+    # Its reason, messages that are pickled, does not hold here: only JSON is taken.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
     with contextlib.ExitStack() as stack:
         stack.callback(workplace.close)
         if queue == TRAINING_QUEUE:

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from app.budgets import service as budgets
 from app.jobs.lifecycle import Claimed
 from app.models import archives
+from app.models import service as models
 from app.storage.interface import Storage
 from worker import privacy_report, reporter
 from worker.privacy_report import LedgerPosition
@@ -27,20 +28,6 @@ log = structlog.get_logger(__name__)
 
 #: Made here.
 REPORT, METRICS = "privacy_report.json", "metrics.json"
-#: All that leaves; anything else in the folder stays behind.
-BUNDLE_FILES = (
-    "README.md",
-    "config.json",
-    "merges.txt",
-    METRICS,
-    "model.safetensors",
-    REPORT,
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-)
 #: Without these there is no model.
 _REQUIRED = ("README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
@@ -89,7 +76,9 @@ def build(
         raise IncompleteResults from error
     for name, content in ((METRICS, metrics), (REPORT, report)):
         (model / name).write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
-    names = tuple(name for name in BUNDLE_FILES if (model / name).is_file() and not (model / name).is_symlink())
+    names = tuple(
+        name for name in sorted(models.BUNDLE_FILES) if (model / name).is_file() and not (model / name).is_symlink()
+    )
     left_behind = sum(1 for _ in model.iterdir()) - len(names)
     if left_behind:
         log.warning("bundle_files_left_behind", count=left_behind)

@@ -79,7 +79,6 @@ def run_job(workplace: Workplace, spares: Spares, job_id: str) -> None:
     if claimed is None:
         return
     with structlog.contextvars.bound_contextvars(job_id=job_id, fence=claimed.fence):
-        log.info("job_claimed", attempt=claimed.attempt)
         try:
             with Lease(workplace.database, claimed, workplace.settings) as lease:
                 Attempt(workplace, claimed, lease, spares.take()).run()
@@ -115,6 +114,7 @@ class Attempt:
         """Returns once the job is settled or given back. Raises LeaseLost; removes trainer and folder in any case."""
         try:
             spec = self._lay_out()
+            log.info("trainer_begins", attempt=self._claimed.attempt, pid=self._trainer.process.pid)
             self._trainer.begin(self._key())
             finished = self._follow()
             self._publish(spec, finished)
@@ -188,12 +188,12 @@ class Attempt:
                 raise Unworkable("resume_mismatch") from None
 
     def _base(self) -> BaseSpec:
-        base = models.find_base(self._claimed.model, self._settings)
+        base = models.find_base(self._claimed.model)
         if base is None:
             raise Unworkable("base_model_invalid")
         try:
             return BaseSpec(base.id, base.family, str(models.base_path(base)))
-        except (LookupError, ValueError, OSError):
+        except models.BaseModelUnavailable:
             log.exception("base_model_refused")
             raise Unworkable("base_model_invalid") from None
 

@@ -13,6 +13,7 @@ import selectors
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
@@ -35,6 +36,8 @@ PASSED_ON = (
     "PYTHONPATH",
 )
 
+PROGRAM = tuple(tether.python("-m", "worker.trainer"))
+
 _LONGEST_LINE = 1 << 20
 _CHUNK = 1 << 16
 
@@ -50,7 +53,7 @@ class TrainerGone(RuntimeError):
 class TrainerProcess:
     """One trainer. Only the thread that starts it may read; `kill` is safe from any."""
 
-    def __init__(self, root: Path, *, threads: int = 0) -> None:
+    def __init__(self, root: Path, *, threads: int = 0, program: Sequence[str] = PROGRAM) -> None:
         """Starts a spare in a fresh folder under `root`. Raises OSError."""
         self.folder = JobFolder.create(root)
         try:
@@ -60,7 +63,7 @@ class TrainerProcess:
             self._listener.setblocking(False)
             with open(self.folder.path / LOG_FILE, "ab") as output:
                 self.process = tether.popen(
-                    tether.python("-m", "worker.trainer"),
+                    program,
                     env=_environment(self.folder.path, threads),
                     cwd=self.folder.path,
                     stdin=subprocess.PIPE,

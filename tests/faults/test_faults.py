@@ -1,0 +1,255 @@
+"""Processes killed mid-job, hints lost and repeated: the job ends once, and its ledger and weights are right."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from app.queue import Queue
+from tests.faults import replay
+from tests.running import BASE_MODEL, REPOSITORY, Running, gone, until, wait_for_job, write_snippets
+
+#: Impatient, so that a fault is noticed within seconds.
+QUICK = {
+    "PRIVTUNE_LEASE_SECONDS": "3",
+    "PRIVTUNE_HEARTBEAT_SECONDS": "0.3",
+    "PRIVTUNE_SWEEP_SECONDS": "0.5",
+    "PRIVTUNE_CHECKPOINT_SECONDS": "0.5",
+    "PRIVTUNE_THREADS": "1",
+    "PRIVTUNE_BUDGET_EPSILON": "60",
+}
+#: Some seconds of steps through the whole encoder.
+JOB: dict[str, Any] = {
+    "task": {"type": "text_classification", "labels": ["negative", "positive"], "max_length": 32},
+    "adaptation": {"type": "bitfit"},
+    "hyperparameters": {"n_epochs": 8, "batch_size": 20},
+    "privacy": {"target_epsilon": 5.0, "target_delta": 1e-5},
+    "evaluation": {"split": 0.2},
+}
+
+Start = Callable[..., Running]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts services; what still runs at the end is stopped, and nothing may be left of it."""
+    running: list[Running] = []
+
+    def starter(*arguments: str, data_dir: Path = tmp_path / "data", **env: str) -> Running:
+        running.append(Running(data_dir, *arguments, **{**QUICK, **env}))
+        return running[-1]
+
+    yield starter
+    for service in running:
+        print("".join(line for line in service.output if '"request"' not in line))  # shown where the test failed
+        with service:
+            family = set(service.tree()) if service.process.poll() is None else set()
+        until(lambda family=family: gone(family), 10)
+
+
+def upload(client: openai.OpenAI, folder: Path, rows: int = 160) -> Any:
+    """A processed dataset."""
+    file = client.files.create(file=write_snippets(folder / "rows.csv", rows), purpose="fine-tune")
+    return client.files.wait_for_processing(file.id, poll_interval=0.1, max_wait_seconds=60)
+
+
+def submit(client: openai.OpenAI, file_id: str, **change: Any) -> Any:
+    """The job, created."""
+    return client.fine_tuning.jobs.create(model=BASE_MODEL, training_file=file_id, extra_body={**JOB, **change})
+
+
+def checkpointed(client: openai.OpenAI, job_id: str, times: int) -> None:
+    """Waits until that many checkpoints were committed."""
+
+    def enough() -> bool:
+        job = client.fine_tuning.jobs.retrieve(job_id)
+        assert job.status in ("queued", "running"), f"it ended before it could be disturbed: {job.error}"
+        return codes(client, job_id).count("checkpoint_committed") >= times
+
+    until(enough)
+
+
+def codes(client: openai.OpenAI, job_id: str) -> list[str]:
+    """The codes of the job's history, oldest first."""
+    events = client.fine_tuning.jobs.list_events(job_id, limit=100)
+    return [event.model_extra["code"] for event in events][::-1]
+
+
+def weights(client: openai.OpenAI, job: Any) -> bytes:
+    """The published model's."""
+    answer = httpx.get(
+        f"{client.base_url}models/{job.fine_tuned_model}/files/model.safetensors",
+        headers={"authorization": f"Bearer {client.api_key}"},
+        timeout=60,
+    )
+    return answer.raise_for_status().content
+
+
+def ledger(client: openai.OpenAI, job: Any) -> list[tuple[str, float]]:
+    """What the ledger says of the job, in order."""
+    budget = job.model_extra["privacy"]["privacy_budget"]
+    entries: Any = client.get(f"/privacy_budgets/{budget}/entries?limit=100", cast_to=object)
+    mine = [entry for entry in entries["data"] if entry["job_id"] == job.id]
+    return [(entry["kind"], entry["rho"]) for entry in sorted(mine, key=lambda entry: entry["sequence"])]
+
+
+def charged_in_full(client: openai.OpenAI, job: Any) -> bool:
+    """Reserved once, charged once, all of it."""
+    entries = ledger(client, job)
+    return [kind for kind, _ in entries] == ["reserved", "charged"] and entries[0][1] == entries[1][1] > 0
+
+
+def test_trainer_and_worker_killed_broker_flushed_hints_repeated(start: Start, tmp_path: Path) -> None:
+    service = start()
+    with service.client() as client:
+        job = submit(client, upload(client, tmp_path).id)
+        undisturbed = tmp_path / "undisturbed"
+        undisturbed.mkdir()
+        first = service.training()
+        key = replay.record(service, job.id, undisturbed)
+        checkpointed(client, job.id, 1)
+        os.kill(first, signal.SIGKILL)
+        second = service.training(attempt=2)
+        assert second != first
+        checkpointed(client, job.id, 2)
+        os.kill(service.find("worker.main training"), signal.SIGKILL)
+        until(lambda: gone({second}), 5)  # the trainer ends with its worker
+        with service.broker() as broker:
+            broker.flushall()
+            queue = Queue(f"redis+socket://{broker.connection_pool.connection_kwargs['path']}")
+            for _ in range(20):
+                queue.hint_job(job.id)
+            queue.close()
+        ended = wait_for_job(client, job.id)
+        assert ended.status == "succeeded", ended.error
+        assert ended.model_extra["attempts"] == 3
+        story = codes(client, job.id)
+        assert story.count("job_started") == 3
+        assert story.count("job_succeeded") == 1
+        assert charged_in_full(client, ended)
+        assert weights(client, ended) == replay.run(undisturbed, key)
+        assert [entry["attempt"] for entry in service.logged("trainer_begins")] == [1, 2, 3]
+        leftovers = [path for path in (service.data_dir / "storage").rglob("checkpoints") if any(path.iterdir())]
+        assert leftovers == []
+
+
+def test_a_job_whose_trainer_always_dies_fails_and_is_charged_in_full(start: Start, tmp_path: Path) -> None:
+    service = start(PRIVTUNE_MAX_ATTEMPTS="2")
+    with service.client() as client:
+        job = submit(client, upload(client, tmp_path).id)
+        for attempt in (1, 2):
+            os.kill(service.training(attempt), signal.SIGKILL)
+        ended = wait_for_job(client, job.id)
+        assert (ended.status, ended.error.code) == ("failed", "trainer_error")
+        assert ended.fine_tuned_model is None
+        assert charged_in_full(client, ended)
+        assert ended.model_extra["privacy"]["epsilon_spent"] == ended.model_extra["privacy"]["epsilon"]
+
+
+def test_a_job_that_takes_too_long_fails_and_is_charged_in_full(start: Start, tmp_path: Path) -> None:
+    service = start(PRIVTUNE_MAX_JOB_SECONDS="2")
+    with service.client() as client:
+        job = submit(client, upload(client, tmp_path).id, hyperparameters={"n_epochs": 200, "batch_size": 20})
+        ended = wait_for_job(client, job.id)
+        assert (ended.status, ended.error.code) == ("failed", "time_limit")
+        assert charged_in_full(client, ended)
+
+
+def test_a_worker_that_wakes_up_after_its_lease_writes_nothing(start: Start, tmp_path: Path) -> None:
+    service = start()
+    with service.client() as client:
+        job = submit(client, upload(client, tmp_path).id)
+        checkpointed(client, job.id, 1)
+        sleeper, first = service.find("worker.main training"), service.training()
+        os.kill(sleeper, signal.SIGSTOP)
+        other = worker(service, "--queues", "training")
+        try:
+            until(lambda: codes(client, job.id).count("job_started") == 2)
+            os.kill(sleeper, signal.SIGCONT)
+            until(lambda: gone({first}), 10)
+            ended = wait_for_job(client, job.id)
+            assert ended.status == "succeeded", ended.error
+            story = codes(client, job.id)
+            assert (story.count("job_started"), story.count("job_succeeded")) == (2, 1)
+            assert charged_in_full(client, ended)
+            assert service.logged("lease_lost")
+        finally:
+            os.kill(sleeper, signal.SIGCONT)
+            other.terminate()
+            other.wait(30)
+
+
+def test_ctrl_c_gives_the_job_back_and_a_kill_of_everything_leaves_no_orphan(start: Start, tmp_path: Path) -> None:
+    service = start()
+    with service.client() as client:
+        job = submit(client, upload(client, tmp_path).id)
+        undisturbed = tmp_path / "undisturbed"
+        undisturbed.mkdir()
+        key = replay.record(service, job.id, undisturbed)
+        checkpointed(client, job.id, 1)
+    family = set(service.tree())
+    assert len(family) >= 6  # service, broker, worker, its two processes, a trainer
+    assert service.stop(signal.SIGINT) == 0
+    assert gone(family)
+    assert list((service.data_dir / "jobs").glob("job-*")) == []
+    with service.database() as database:
+        row = database.execute("SELECT status, attempts, interrupted, checkpoint IS NOT NULL FROM jobs").fetchone()
+    assert row == ("queued", 0, 0, 1)
+
+    service = start()
+    with service.client() as client:
+        service.training()
+        until(lambda: codes(client, job.id).count("checkpoint_committed") >= 3)
+        family = set(service.tree())
+        assert len(family) >= 6
+        service.kill()
+        until(lambda: gone(family), 5)
+
+    service = start()
+    with service.client() as client:
+        ended = wait_for_job(client, job.id)
+        assert ended.status == "succeeded", ended.error
+        assert ended.model_extra["attempts"] == 2
+        assert charged_in_full(client, ended)
+        assert weights(client, ended) == replay.run(undisturbed, key)
+
+
+def test_hints_that_were_lost_before_any_worker_ran(start: Start, tmp_path: Path) -> None:
+    service = start("--no-worker")
+    assert not [command for command in service.tree().values() if "-m worker" in command]
+    with service.client() as client:
+        file = client.files.create(file=write_snippets(tmp_path / "rows.csv", 160), purpose="fine-tune")
+        job = submit(client, file.id, adaptation={"type": "head"}, hyperparameters={})
+        assert job.status == "validating_files"
+        with service.broker() as broker:
+            assert broker.llen("files") >= 1
+            broker.flushall()
+        process = worker(service)
+        try:
+            ended = wait_for_job(client, job.id)
+            assert ended.status == "succeeded", ended.error
+            assert codes(client, job.id).count("job_started") == 1
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+
+
+def worker(service: Running, *arguments: str) -> subprocess.Popen[bytes]:
+    """`privtune worker` beside a service."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PRIVTUNE_")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "app.cli", "worker", "--data-dir", str(service.data_dir), *arguments],
+        cwd=REPOSITORY,
+        env={**environment, **QUICK},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )

@@ -1,0 +1,115 @@
+"""The release gate: what is not on the list stays inside."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from app.db.session import Database
+from app.events import repository as events
+from app.events.tables import JobEvent
+from worker import reporter
+from worker.trainer.messages import Progress
+
+SECRET = "Mrs Patient lives at Secret Street 1"
+
+
+@pytest.fixture
+def recorded(database: Database, project_id: str) -> Any:
+    """Records one event; the rows of the job's history, and what was logged."""
+    claimed = SimpleNamespace(project_id=project_id, job_id="ftjob-1")
+
+    def record(code: str, data: dict[str, Any]) -> tuple[list[JobEvent], str]:
+        with capture_logs() as logs, database.writing() as session:
+            reporter.record(session, claimed, code, data)  # type: ignore[arg-type]
+        with database.reading() as session:
+            return list(session.scalars(events.readable(project_id, "ftjob-1"))), str(logs)
+
+    return record
+
+
+def test_a_cleared_code_becomes_an_event_in_fixed_words(recorded: Any) -> None:
+    data = {"step": 3, "num_steps": 10, "phase": "main", "executed": {"main": 3}}
+    (event,), _ = recorded("progress", data)
+    assert (event.code, event.type, event.level, event.message) == ("progress", "metrics", "info", "Step 3 of 10.")
+    assert event.data == data
+
+
+def test_an_unknown_code_is_dropped_and_not_even_logged_by_name(recorded: Any) -> None:
+    rows, logs = recorded(SECRET, {"loss": 0.123456})
+    assert rows == []
+    assert "event_dropped" in logs
+    assert SECRET not in logs
+    assert "0.123456" not in logs
+
+
+def test_a_field_that_is_not_listed_is_dropped_from_a_cleared_event(recorded: Any) -> None:
+    (event,), logs = recorded("checkpoint_committed", {"step": 3, "loss": 0.123456, SECRET: 1})
+    assert event.data == {"step": 3}
+    assert "event_fields_dropped" in logs
+    assert "0.123456" not in logs
+    assert SECRET not in logs
+
+
+@pytest.mark.parametrize("value", [SECRET, None, True, math.nan, math.inf, [1], {"a": 1}])
+def test_an_event_whose_field_is_of_another_kind_is_dropped(recorded: Any, value: Any) -> None:
+    rows, logs = recorded("checkpoint_committed", {"step": value})
+    assert rows == []
+    assert SECRET not in logs
+
+
+def test_names_in_progress_are_names_of_phases(recorded: Any) -> None:
+    rows, _ = recorded("progress", {"step": 1, "num_steps": 2, "phase": SECRET, "executed": {"main": 1}})
+    assert rows == []
+    rows, _ = recorded("progress", {"step": 1, "num_steps": 2, "phase": "main", "executed": {SECRET: 1}})
+    assert rows == []
+
+
+def test_progress_is_thinned_to_a_few_events_and_the_last_is_among_them() -> None:
+    thinned = reporter.ProgressEvents()
+    due = [step for step in range(1, 5001) if thinned.due(Progress(step, 5000, "main", {"main": step}))]
+    assert len(due) <= reporter.PROGRESS_EVENTS + 1
+    assert due[0] == 1
+    assert due[-1] == 5000
+
+
+METRICS = {
+    "released": "private",
+    "method": "whatever",
+    "noise_std": 2.5,
+    "dataset": "held_out_split",
+    "num_units": 100,
+    "labels": ["a", "b"],
+    "accuracy": 0.9,
+    "accuracy_interval_95": [0.8, 1.0],
+    "precision_macro": 0.9,
+    "recall_macro": 0.9,
+    "f1_macro": 0.9,
+    "f1_micro": 0.9,
+    "precision_per_class": [0.9, 0.9],
+    "recall_per_class": [0.9, 0.9],
+    "f1_per_class": [0.9, 0.9],
+    "confusion_matrix": [[50.5, 1.0], [0.0, 48.1]],
+}
+
+
+def test_metrics_pass_by_name_and_kind_only() -> None:
+    offered = {**METRICS, "training_loss": 0.1, "accuracy_exact": 0.91, "labels": [SECRET], "method": SECRET}
+    released = reporter.cleared_metrics(offered, "private", ("a", "b"))
+    assert released == {**METRICS, "method": released["method"]}
+    assert SECRET not in str(released)
+
+
+@pytest.mark.parametrize("evaluation", ["public", "none"])
+def test_metrics_of_another_kind_than_planned_are_refused(evaluation: str) -> None:
+    with pytest.raises(reporter.NotReleased):
+        reporter.cleared_metrics(METRICS, evaluation, ("a", "b"))
+
+
+def test_without_an_evaluation_no_number_is_released() -> None:
+    released = reporter.cleared_metrics({"released": "none", "accuracy": 0.9}, "none", ("a", "b"))
+    assert "accuracy" not in released
