@@ -69,6 +69,7 @@ def _connect(source: Path, folder: Path) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect(":memory:")
     for setting in (
         "threads=1",
+        "enable_progress_bar=false",
         "memory_limit='1GiB'",
         "preserve_insertion_order=true",
         "autoload_known_extensions=false",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -149,6 +151,29 @@ def test_a_file_over_the_limit_is_refused_even_unannounced(
     error = refused(httpx.post(f"{live_server.url}/v1/files", content=body, headers=headers), 413, "file_too_large")
     assert error["max_bytes"] == 1_000_000
     assert stored(settings) == []
+
+
+def test_an_upload_that_is_cut_leaves_nothing(live_server: Any, api_key: str, settings: Settings) -> None:
+    host, port = live_server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(
+            f"POST /v1/files HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {api_key}\r\n"
+            "content-type: multipart/form-data; boundary=b\r\ncontent-length: 9000000\r\n\r\n"
+            '--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n'
+            '--b\r\nContent-Disposition: form-data; name="file"; filename="a.csv"\r\n\r\n'.encode()
+            + bytes(3_000_000)
+        )
+        eventually(lambda: stored(settings) != [])
+    eventually(lambda: stored(settings) == [])
+    listed = httpx.get(f"{live_server.url}/v1/files", headers={"authorization": f"Bearer {api_key}"})
+    assert listed.json()["data"] == []
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_full_disk_is_no_fault_of_the_request(
