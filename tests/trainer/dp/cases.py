@@ -221,17 +221,20 @@ def build(
             parameter.add_(0.1 * torch.randn_like(parameter))
     model = model.to(dtype).eval()
     if checkpointing:
-        # transformers checkpoints in training mode only; these configurations keep dropout, so it is set to zero.
-        model.train()
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
-            for attribute in ("attention_dropout", "dropout", "dropout_prob", "activation_dropout"):
-                if isinstance(getattr(module, attribute, None), float):
-                    setattr(module, attribute, 0.0)
+        train_without_dropout(model)  # transformers checkpoints in training mode only
         base = model.get_base_model() if lora else model
         base.activation_checkpointing_enable()
     return model
+
+
+def train_without_dropout(model: nn.Module) -> None:
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for attribute in ("attention_dropout", "dropout", "dropout_prob", "activation_dropout"):
+            if isinstance(getattr(module, attribute, None), float):
+                setattr(module, attribute, 0.0)
 
 
 def trainable(model: nn.Module) -> list[str]:

@@ -86,6 +86,9 @@ class NoBatches:
     def accumulate(self, batch: Batch, unit_index: Tensor) -> Tensor:
         raise AssertionError("an empty batch has no micro-batch")
 
+    def reset(self) -> None:
+        return
+
     def take(self) -> dict[str, Tensor]:
         return {name: torch.zeros_like(value).detach() for name, value in self._parameters.items()}
 

@@ -14,6 +14,7 @@ from tests.trainer.dp.checks import check_loop, check_noise, check_sensitivity, 
 from tests.trainer.dp.oracles import norm
 from worker.trainer.dp import outer
 from worker.trainer.dp.book_keeping import BookKeepingEngine
+from worker.trainer.dp.engine import zero_sums
 from worker.trainer.dp.engines import make_engine
 from worker.trainer.dp.randomness import JobRandomness
 from worker.trainer.dp.tape import Tape
@@ -42,6 +43,7 @@ class _ClipsAfterSum(BookKeepingEngine):
     def accumulate(self, batch: Batch, unit_index: Tensor) -> Tensor:
         tape, _ = self.record(batch, unit_index)
         squared = sum(tape.squared_norms().values())
+        self._sums = self._sums or zero_sums(self._parameters)
         factors = dict.fromkeys(self._parameters, torch.ones_like(squared))
         tape.add_clipped_sums(factors, self._sums)
         scale = min(1.0, self._max_grad_norm * len(squared) / norm(self._sums))

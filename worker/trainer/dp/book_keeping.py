@@ -48,7 +48,7 @@ class BookKeepingEngine:
         self._clipping = clipping
         self._max_grad_norm = max_grad_norm
         self._autocast_dtype = autocast_dtype
-        self._sums = zero_sums(self._parameters)
+        self._sums: dict[str, Tensor] = {}
 
     def accumulate(self, batch: Batch, unit_index: Tensor) -> Tensor:
         tape, losses = self.record(batch, unit_index)
@@ -59,6 +59,7 @@ class BookKeepingEngine:
         )
         squared = squared.masked_fill(tainted > 0, torch.inf)
         factors = clip_factors(self._clipping, squared.sqrt(), self._max_grad_norm)
+        self._sums = self._sums or zero_sums(self._parameters)
         tape.add_clipped_sums(dict.fromkeys(self._parameters, factors), self._sums)
         return squared
 
@@ -88,6 +89,9 @@ class BookKeepingEngine:
         if lost:
             raise EngineError("unsupported_use", "used outside the tape", lost)
 
+    def reset(self) -> None:
+        self._sums = {}
+
     def take(self) -> dict[str, Tensor]:
-        sums, self._sums = self._sums, zero_sums(self._parameters)
+        sums, self._sums = self._sums or zero_sums(self._parameters), {}
         return sums

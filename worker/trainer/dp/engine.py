@@ -46,6 +46,10 @@ class GradientEngine(Protocol):
         """
         ...
 
+    def reset(self) -> None:
+        """Forgets what was accumulated."""
+        ...
+
     def take(self) -> dict[str, Tensor]:
         """The sums since the last call, by parameter name, in float32 or better; starts again from zero."""
         ...

@@ -94,5 +94,9 @@ class _Deferred:
             self._chosen = self.choose(stand_in(batch))
         return self._chosen.accumulate(batch, unit_index)
 
+    def reset(self) -> None:
+        if self._chosen is not None:
+            self._chosen.reset()
+
     def take(self) -> dict[str, Tensor]:
         return zero_sums(self._parameters) if self._chosen is None else self._chosen.take()

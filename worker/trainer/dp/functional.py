@@ -60,7 +60,7 @@ class FunctionalEngine:
         self._max_grad_norm = max_grad_norm
         self._chunk_size = chunk_size
         self._mapped = True
-        self._sums = zero_sums(self._parameters)
+        self._sums: dict[str, Tensor] = {}
 
     def _row_gradients(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Gradients (rows, *parameter shape) by parameter name."""
@@ -79,6 +79,7 @@ class FunctionalEngine:
     def accumulate(self, batch: Batch, unit_index: Tensor) -> Tensor:
         check_records_independent(self._model)
         units = unit_rows(unit_index)
+        self._sums = self._sums or zero_sums(self._parameters)
         rows = len(unit_index)
         dtype = next(iter(self._sums.values())).dtype
         weights = units.weight_of_row.to(dtype)
@@ -148,6 +149,9 @@ class FunctionalEngine:
             self._sums[name] += kept.sum(0).view_as(self._sums[name])
         return squared
 
+    def reset(self) -> None:
+        self._sums = {}
+
     def take(self) -> dict[str, Tensor]:
-        sums, self._sums = self._sums, zero_sums(self._parameters)
+        sums, self._sums = self._sums or zero_sums(self._parameters), {}
         return sums

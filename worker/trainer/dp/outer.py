@@ -10,7 +10,7 @@ from torch import Tensor
 
 from worker.trainer.dp.engine import UnitRows
 
-_BLOCK = 64  # Gram matrices are symmetric: only blocks on and above the diagonal are computed
+_CACHED = 1 << 18  # elements of one operand
 _MAX_GATHERED = 1 << 24  # elements gathered at a time for cross terms between rows
 
 
@@ -35,6 +35,12 @@ class GramCache:
         result = torch.bmm(wide, wide.transpose(1, 2))
         self._kept = [(operand, result), *self._kept[:1]]
         return result
+
+
+def cached_pieces(rows: int, width: int, device: torch.device) -> list[slice]:
+    """Slices of rows, `width` elements each, that stay in a CPU's cache between operations; all rows elsewhere."""
+    size = max(1, _CACHED // max(1, width)) if device.type == "cpu" else rows
+    return [slice(start, start + size) for start in range(0, rows, size)]
 
 
 def instantiates(left: Tensor, right: Tensor) -> bool:
@@ -102,16 +108,16 @@ def cross_gather(
 
 def add_weighted_sum(left: Tensor, right: Tensor, row_factor: Tensor, row_blank: Tensor | None, target: Tensor) -> None:
     """target (flat) += Σ_r row_factor[r] Σ_t left[r,t] ⊗ right[r,t]; rows in `row_blank` are left out."""
-    if row_blank is not None:
-        # Zero times infinity is not zero: blank both operands.
-        left = left.masked_fill(row_blank[:, None, None], 0.0)
-        right = right.masked_fill(row_blank[:, None, None], 0.0)
     dtype = target.dtype
-    left, right = left.to(dtype), right.to(dtype)
-    if left.shape[2] <= right.shape[2]:
-        left = left * row_factor[:, None, None]
-    else:
-        right = right * row_factor[:, None, None]
-    target.view(left.shape[2], right.shape[2]).addmm_(
-        left.reshape(-1, left.shape[2]).t(), right.reshape(-1, right.shape[2])
-    )
+    matrix = target.view(left.shape[2], right.shape[2])
+    narrow_left = left.shape[2] <= right.shape[2]
+    # Pieces large enough for a fast product, small enough for the scaled copy to stay in cache.
+    for piece in cached_pieces(len(left), left.shape[1] * min(left.shape[2], right.shape[2]) // 4, left.device):
+        a, b = left[piece].to(dtype), right[piece].to(dtype)
+        if row_blank is not None:
+            # Zero times infinity is not zero: blank both operands.
+            a = a.masked_fill(row_blank[piece, None, None], 0.0)
+            b = b.masked_fill(row_blank[piece, None, None], 0.0)
+        factor = row_factor[piece, None, None]
+        a, b = (a * factor, b) if narrow_left else (a, b * factor)
+        matrix.addmm_(a.reshape(-1, a.shape[2]).t(), b.reshape(-1, b.shape[2]))

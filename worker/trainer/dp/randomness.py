@@ -30,9 +30,8 @@ DROPOUT = "dropout"
 
 KEY_BYTES = 32
 _DOMAIN = b"privtune/dp/1"
-_CHUNK = 1 << 16  # normals per chunk, even: small enough to stay in cache
+_CHUNK = 1 << 15  # normals per chunk, even: small enough to stay in cache
 _ZEROS = bytes(8 * _CHUNK)
-_MASK53 = (1 << 53) - 1
 
 
 class _Keystream:
@@ -43,7 +42,7 @@ class _Keystream:
         self._buffer = bytearray(8 * _CHUNK + 15)
 
     def words(self, count: int) -> npt.NDArray[np.uint64]:
-        """The next `count` 64-bit words, at most _CHUNK; valid until the next call."""
+        """The next `count` 64-bit words, at most _CHUNK; writable, valid until the next call."""
         size = 8 * count
         written = self._encryptor.update_into(memoryview(_ZEROS)[:size], self._buffer)
         assert written == size
@@ -91,13 +90,12 @@ class JobRandomness:
             raise ValueError("std must be finite and not negative")
         flat = tensor.detach().view(-1)
         keystream = _Keystream(self.subkey(phase, step, stream, name))
+        buffer = torch.empty(2, _CHUNK, dtype=torch.float64, device=flat.device)
         for start in range(0, flat.numel(), _CHUNK):
             stop = min(start + _CHUNK, flat.numel())
-            pairs = (stop - start + 1) // 2
-            words = torch.from_numpy(keystream.words(2 * pairs).view(np.int64))
-            if flat.device.type != "cpu":
-                words = words.to(flat.device)
-            flat[start:stop].add_(_normals(words, std)[: stop - start])
+            words = keystream.words(2 * ((stop - start + 1) // 2))
+            words >>= np.uint64(11)
+            flat[start:stop].add_(_normals(torch.from_numpy(words.view(np.int64)), std, buffer)[: stop - start])
 
     def normals(self, count: int, *, phase: str, step: int, stream: str, name: str = "") -> Tensor:
         """`count` independent standard normals, float64, shape (count,), on the CPU."""
@@ -110,19 +108,18 @@ class JobRandomness:
         return int.from_bytes(self.subkey(phase, step, stream)[:8], "big") >> 1
 
 
-def _normals(words: Tensor, std: float) -> Tensor:
-    """Box-Muller: 2n words (int64) to 2n normals (float64), the first n from cosines, the last n from sines.
+def _normals(words: Tensor, std: float, buffer: Tensor) -> Tensor:
+    """Box-Muller: 2n words below 2⁵³ to 2n normals, first n from cosines, last n from sines; a view of `buffer`.
 
     A chunk is halved, not interleaved, to keep every operation contiguous. Chunk boundaries are fixed at multiples of
     _CHUNK, so the i-th normal of a stream depends on the stream, i and (in the last chunk) the number of elements.
     """
     half = words.numel() // 2
-    uniforms = words.bitwise_right_shift(11).bitwise_and_(_MASK53).to(torch.float64)
+    uniforms, out = buffer[0, : 2 * half], buffer[1, : 2 * half]
     # (k + ½)·2⁻⁵³ lies in (0, 1]: the logarithm is finite and the largest normal is 8.6 σ.
-    uniforms.add_(0.5).mul_(2.0**-53)
-    radius = uniforms[:half].log_().mul_(-2.0 * std * std).sqrt_()
-    angle = uniforms[half:].mul_(2.0 * math.pi)
-    out = torch.empty(2 * half, dtype=torch.float64, device=words.device)
+    uniforms.copy_(words).add_(0.5)
+    radius = uniforms[:half].mul_(2.0**-53).log_().mul_(-2.0 * std * std).sqrt_()
+    angle = uniforms[half:].mul_(2.0 * math.pi * 2.0**-53)
     torch.cos(angle, out=out[:half])
     torch.sin(angle, out=out[half:])
     out[:half].mul_(radius)

@@ -62,7 +62,7 @@ class PrivateStep:
         """Executes step `step` (from 0) on this rank's micro-batches, each (batch, unit_index) of whole units."""
         if not 0 <= step < self._part.num_steps:
             raise ValueError("the plan has no such step")
-        self._engine.take()  # nothing of an abandoned step may enter this one
+        self._engine.reset()  # nothing of an abandoned step may enter this one
         for batch, unit_index in micro_batches:
             self._engine.accumulate(batch, unit_index)
         for name, gradient in self._noised(step).items():

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from worker.trainer.dp.engine import EngineError
 from worker.trainer.dp.layers.elementwise import per_channel, per_row
+from worker.trainer.dp.outer import cached_pieces
 from worker.trainer.dp.taped import Taped, plain
 
 
@@ -66,8 +67,19 @@ class _LayerNorm(torch.autograd.Function):
         wide = torch.promote_types(gradient.dtype, torch.float32)
         by_row = (tape.rows, -1, *ctx.shape)
         if weight_name is not None:
-            scaled = ((x - mean) * rstd).mul_(gradient)
-            tape.add_dense(weight_name, scaled.reshape(by_row).sum(1, dtype=wide))
+            statistics = (tape.rows, -1, *mean.shape[mean.ndim - len(ctx.shape) :])
+            by_rows = [
+                tensor.reshape(form)
+                for tensor, form in ((x, by_row), (mean, statistics), (rstd, statistics), (gradient, by_row))
+            ]
+            scale = [
+                (a - m).mul_(r).mul_(g).sum(1, dtype=wide)
+                for a, m, r, g in (
+                    (tensor[piece] for tensor in by_rows)
+                    for piece in cached_pieces(tape.rows, x.numel() // tape.rows, x.device)
+                )
+            ]
+            tape.add_dense(weight_name, torch.cat(scale))
         if bias_name is not None:
             tape.add_dense(bias_name, gradient.reshape(by_row).sum(1, dtype=wide))
         to_input = None
