@@ -68,11 +68,14 @@ def row_pairs(units: UnitRows) -> tuple[Tensor, Tensor]:
     return i, j
 
 
-def squared_norm(left: Tensor, right: Tensor, units: UnitRows, grams: GramCache, dtype: torch.dtype) -> Tensor:
-    """(units,): ‖Σ over the unit's rows of Σ_t l_t ⊗ r_t‖²."""
-    per_row = (grams.gram(left, dtype).mul(grams.gram(right, dtype))).sum((1, 2))
+def squared_norm(
+    left: Tensor, right: Tensor, units: UnitRows, grams: GramCache, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """‖Σ over the unit's rows of Σ_t l_t ⊗ r_t‖² and Σ ‖l_t‖‖r_t‖ over the same terms, each (units,)."""
+    of_left, of_right = grams.gram(left, dtype), grams.gram(right, dtype)
+    sizes = of_left.diagonal(dim1=1, dim2=2).mul(of_right.diagonal(dim1=1, dim2=2)).sqrt_().sum(1)
     result = torch.zeros(units.num_units, dtype=dtype, device=left.device)
-    result.index_add_(0, units.unit_of_row, per_row)
+    result.index_add_(0, units.unit_of_row, of_left.mul(of_right).sum((1, 2)))
     if not units.one_row_each:
         i, j = row_pairs(units)
         size = max(1, _MAX_GATHERED // (left.shape[1] * (left.shape[2] + right.shape[2] + 2 * left.shape[1])))
@@ -80,8 +83,16 @@ def squared_norm(left: Tensor, right: Tensor, units: UnitRows, grams: GramCache,
             of_left = torch.bmm(left[a].to(dtype), left[b].to(dtype).transpose(1, 2))
             of_right = torch.bmm(right[a].to(dtype), right[b].to(dtype).transpose(1, 2))
             result.index_add_(0, units.unit_of_row[a], 2.0 * of_left.mul_(of_right).sum((1, 2)))
-    # A sum of rounded products may fall below zero where the true norm is tiny.
-    return torch.where(result < 0, torch.zeros_like(result), result)
+    return result, torch.zeros_like(result).index_add_(0, units.unit_of_row, sizes)
+
+
+def rounded_up(squared: Tensor, sizes: Tensor) -> Tensor:
+    """A squared norm that rounding cannot have made too small. sizes: the sum of the norms of what was added up.
+
+    Where terms cancel, the norm is far below them and rounding could report a long gradient as short: the sensitivity
+    would break. A bound on the rounding is added instead; without cancellation it is invisible.
+    """
+    return squared.clamp(min=0.0) + 2.0 * torch.finfo(squared.dtype).eps * sizes.square()
 
 
 def cross_gather(

@@ -82,21 +82,23 @@ class Tape:
         return {name: self._squared_norm(uses) for name, uses in self._uses.items()}
 
     def _squared_norm(self, uses: Uses) -> Tensor:
-        device = self.units.unit_of_row.device
-        total = torch.zeros(self.units.num_units, dtype=uses.dtype, device=device)
         if uses.dense is not None and (uses.outers or uses.gathers):
             self._make_dense(uses)
         if uses.dense is not None:
-            return total + uses.dense.square().sum(1)
+            return uses.dense.square().sum(1)  # the very numbers that are summed: no margin
+        device = self.units.unit_of_row.device
+        total = torch.zeros(self.units.num_units, dtype=uses.dtype, device=device)
+        sizes = torch.zeros_like(total)
         if uses.outers:
             left, right = outer.joined(uses.outers)
-            total += outer.squared_norm(left, right, self.units, self._grams, uses.dtype)
+            total, sizes = outer.squared_norm(left, right, self.units, self._grams, uses.dtype)
         if uses.gathers:
-            total += _gathered(uses, self.units)[1]
+            of_gathers, size = _gathered(uses, self.units)
+            total, sizes = total + of_gathers, sizes + size
             for left, right in uses.outers:
                 for ids, gradients in uses.gathers:
                     total += 2.0 * outer.cross_gather(left, right, ids, gradients, self.units, uses.dtype)
-        return total
+        return outer.rounded_up(total, sizes)
 
     def _make_dense(self, uses: Uses) -> None:
         """Adds outer and gathered uses to the dense one: a parameter with several forms of use and few elements."""
@@ -136,7 +138,7 @@ class Tape:
 
 
 def _gathered(uses: Uses, units: UnitRows) -> tuple[Tensor, Tensor]:
-    """Segments of equal (unit, id) summed, (segments, d), and the squared norm of each unit, (units,)."""
+    """‖Σ onehot(id) ⊗ g‖² and Σ ‖g‖, each (units,): gradients of equal (unit, id) are summed first."""
     vocabulary = uses.shape[0]
     keys = torch.cat([(units.unit_of_row[:, None] * vocabulary + ids).reshape(-1) for ids, _ in uses.gathers])
     values = torch.cat([g.reshape(-1, g.shape[-1]).to(uses.dtype) for _, g in uses.gathers])
@@ -144,8 +146,8 @@ def _gathered(uses: Uses, units: UnitRows) -> tuple[Tensor, Tensor]:
     summed = torch.zeros(len(segments), values.shape[1], dtype=values.dtype, device=values.device)
     summed.index_add_(0, position, values)
     squared = torch.zeros(units.num_units, dtype=values.dtype, device=values.device)
-    squared.index_add_(0, segments // vocabulary, summed.square().sum(1))
-    return summed, squared
+    sizes = squared.index_add(0, keys // vocabulary, values.norm(dim=1))
+    return squared.index_add_(0, segments // vocabulary, summed.square().sum(1)), sizes
 
 
 def total_squared(squared: Iterable[Tensor]) -> Tensor:
