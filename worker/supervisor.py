@@ -357,6 +357,7 @@ class Attempt:
 
     def _trainer_failed(self, code: str) -> NoReturn:
         """A failure that the trainer told. Only an out-of-memory is tried again, with half of the physical batch."""
+        log.warning("trainer_failed", code=code, **self._trainer.where_it_failed())
         tokens = self._runtime.max_physical_batch_tokens // 2
         if code != "out_of_memory" or tokens < _SMALLEST_BATCH_TOKENS:
             raise Unworkable(code)
@@ -369,7 +370,7 @@ class Attempt:
     def _crashed(self) -> NoReturn:
         if self._lease.lost.is_set():
             raise LeaseLost(self._claimed.job_id)
-        log.warning("trainer_crashed", status=self._trainer.process.poll())
+        log.warning("trainer_crashed", status=self._trainer.process.poll(), **self._trainer.where_it_failed())
         self._abandon("trainer_error")
 
     def _abandon(self, code: str) -> NoReturn:

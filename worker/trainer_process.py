@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import selectors
 import socket
 import subprocess
@@ -37,6 +38,10 @@ PASSED_ON = (
 )
 
 PROGRAM = tuple(tether.python("-m", "worker.trainer"))
+
+#: The parts of a traceback that name code and hold no values.
+_FRAME = re.compile(r'  File "([^"]+)", line (\d+), in ([A-Za-z_<][A-Za-z0-9_>]*)')
+_EXCEPTION = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*(?=:|$)")
 
 _LONGEST_LINE = 1 << 20
 _CHUNK = 1 << 16
@@ -125,6 +130,22 @@ class TrainerProcess:
     def kill(self) -> None:
         """Ends it at once, with all that it started."""
         tether.kill_group(self.process)
+
+    def where_it_failed(self) -> dict[str, object]:
+        """For the operator's log: the last exception's type and the places that it came through, and nothing that it
+        said, which may quote private rows and stays in the folder."""
+        text = (self.folder.path / LOG_FILE).read_text(encoding="utf-8", errors="replace")
+        lines = text[text.rfind("Traceback (most recent call last)") :].split("\n")[1:]
+        frames, error = [], None
+        for line in lines:
+            if found := _FRAME.fullmatch(line):
+                if Path(found[1]).is_file():  # else it is no frame, but looks like one
+                    frames.append(f"{'/'.join(Path(found[1]).parts[-3:])}:{found[2]} {found[3]}")
+            elif not line.startswith(" "):
+                kind = _EXCEPTION.match(line)  # what follows its name, and every line after, is its text
+                error = kind[0] if kind else None
+                break
+        return {"error": error, "frames": frames}
 
     def close(self) -> None:
         """Kills what still runs and removes the folder."""

@@ -156,10 +156,11 @@ def test_a_running_job_is_cancelled_within_a_step_and_charged_what_it_executed(
     def training() -> Any:
         now = client.fine_tuning.jobs.retrieve(job.id)
         assert now.status in ("queued", "running"), now.error
-        return now if (now.model_extra["progress"] or {}).get("step", 0) > 2 else None
+        return now if now.estimated_finish is not None else None
 
     running = until(training, 60)
-    assert running.model_extra["estimated_finish"] is None or running.estimated_finish >= running.created_at
+    assert running.model_extra["progress"]["step"] > 0
+    assert running.estimated_finish >= running.model_extra["started_at"]
     asked = time.monotonic()
     client.fine_tuning.jobs.cancel(job.id)
     ended = wait_for_job(client, job.id, 30)

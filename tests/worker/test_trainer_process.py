@@ -154,6 +154,25 @@ def test_its_environment_holds_no_credential_and_the_key_is_in_no_file(
     assert key.hex().encode() not in Path(f"/proc/{trainer.process.pid}/environ").read_bytes()
 
 
+def test_where_it_failed_is_told_without_what_was_said(root: Path, tmp_path: Path) -> None:
+    module = tmp_path / "broken.py"
+    module.write_text("def label_of(row):\n    raise KeyError(row)\nlabel_of('a\\nMrs Patient: HIV positive\\n')\n")
+    trainer = TrainerProcess(root, program=[sys.executable, str(module)])
+    try:
+        with pytest.raises(TrainerGone):
+            trainer.read(10.0)
+        told = trainer.where_it_failed()
+        assert told["error"] == "KeyError"
+        assert [str(frame).rpartition("/")[2] for frame in told["frames"]] == [  # type: ignore[attr-defined]
+            "broken.py:3 <module>",
+            "broken.py:2 label_of",
+        ]
+        assert "Patient" not in str(told)
+        assert "Patient" in (trainer.folder.path / "trainer.log").read_text()
+    finally:
+        trainer.close()
+
+
 def test_folders_are_private_removed_at_the_end_and_after_a_kill_by_the_next(root: Path, start: Start) -> None:
     trainer = start("time.sleep(60)")
     folder = trainer.folder.path
