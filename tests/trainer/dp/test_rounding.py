@@ -49,8 +49,9 @@ def test_cancelling_records_stay_within_the_bound(
 
 @pytest.mark.parametrize("scale", [1.0, 1e4, 1e8])
 @pytest.mark.parametrize("clipping", ["flat", "automatic"])
-def test_cancelling_lookups_stay_within_the_bound(clipping: str, scale: float) -> None:
+def test_cancelling_lookups_stay_within_the_bound(monkeypatch: pytest.MonkeyPatch, clipping: str, scale: float) -> None:
     """One word whose uses cancel, in an embedding that is tied to the head."""
+    monkeypatch.setattr(outer, "instantiates", lambda left, right: False)
     model = nn.Embedding(300, WIDTH)
 
     def loss(module: nn.Module, batch: Batch) -> Tensor:

@@ -13,15 +13,16 @@ from tests.trainer.dp.training import DATA, NUM_UNITS, PART, RANDOMNESS, Trainin
 from worker.trainer.dp.step import TOLERANCE, noise_std
 
 
-def test_a_resumed_job_ends_as_if_never_killed() -> None:
-    whole = Training()
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_resumed_job_ends_as_if_never_killed(dropout: float) -> None:
+    whole = Training(dropout=dropout)
     for index in range(6):
         whole.step(index)
     for killed_after in range(6):
-        first = Training()
+        first = Training(dropout=dropout)
         for index in range(killed_after):
             first.step(index)
-        second = Training()
+        second = Training(dropout=dropout)
         second.model.load_state_dict(first.model.state_dict())
         second.optimizer.load_state_dict(first.optimizer.state_dict())
         for index in range(killed_after, 6):

@@ -37,9 +37,9 @@ DATA = {
 class Training:
     """A small job: everything that a resume restores is the weights and the optimizer's state."""
 
-    def __init__(self, part: SampledGaussian = PART, plan: PrivacyPlan | None = None) -> None:
+    def __init__(self, part: SampledGaussian = PART, plan: PrivacyPlan | None = None, dropout: float = 0.0) -> None:
         torch.manual_seed(0)
-        self.model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+        self.model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Dropout(dropout), nn.Linear(5, 3))
         self.parameters = dict(self.model.named_parameters())
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=0.01)
         engine = make_engine(self.model, list(self.parameters), record_loss, clipping=part.clipping, max_grad_norm=0.5)

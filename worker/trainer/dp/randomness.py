@@ -103,9 +103,9 @@ class JobRandomness:
         self.add_noise_(out, 1.0, phase=phase, step=step, stream=stream, name=name)
         return out
 
-    def torch_seed(self, phase: str, step: int, stream: str = DROPOUT) -> int:
-        """A seed for torch's generator, for draws that privacy does not rest on, such as dropout masks."""
-        return int.from_bytes(self.subkey(phase, step, stream)[:8], "big") >> 1
+    def torch_seed(self, phase: str, step: int, name: str = "") -> int:
+        """A seed for torch's generator, for dropout masks: privacy rests on their independence across records alone."""
+        return int.from_bytes(self.subkey(phase, step, DROPOUT, name)[:8], "big") >> 1
 
 
 def _normals(words: Tensor, std: float, buffer: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from app.privacy.plan import PrivacyPlan, SampledGaussian
 from worker.trainer.dp.clipping import clipping_sensitivity
 from worker.trainer.dp.engine import Batch, GradientEngine
 from worker.trainer.dp.randomness import NOISE, JobRandomness
-from worker.trainer.dp.reduce import sum_over_ranks_
+from worker.trainer.dp.reduce import rank_and_world_size, sum_over_ranks_
 
 #: Rounding may carry what is summed past the clipping bound: noise covers C · (1 + tolerance), as test S checks.
 TOLERANCE = 1e-3
@@ -63,6 +63,9 @@ class PrivateStep:
         if not 0 <= step < self._part.num_steps:
             raise ValueError("the plan has no such step")
         self._engine.reset()  # nothing of an abandoned step may enter this one
+        # A replayed step drops what it dropped before; ranks draw apart, so that no two records share a mask.
+        rank, _ = rank_and_world_size()
+        torch.manual_seed(self._randomness.torch_seed(self._part.name, step, f"rank {rank}"))
         for batch, unit_index in micro_batches:
             self._engine.accumulate(batch, unit_index)
         for name, gradient in self._noised(step).items():
