@@ -61,7 +61,7 @@ def check_sensitivity(
 
     Also: the largest record does reach the bound, so that the test could fail.
     """
-    bound, sensitivity = (0.5, 0.5) if clipping == "flat" else (1.0, 1.0)
+    bound, sensitivity = (1.0, 1.0) if clipping == "automatic" else (0.5, 0.5)
     engine = make(model, names, loss, clipping=clipping, max_grad_norm=bound)
     engine.accumulate(batch, unit_index)
     whole = engine.take()
@@ -72,7 +72,8 @@ def check_sensitivity(
         engine.accumulate({key: value[kept] for key, value in batch.items()}, unit_index[kept])
         moved.append(distance(whole, engine.take()))
     assert max(moved) <= sensitivity * (1.0 + TOLERANCE)
-    assert max(moved) >= 0.9 * sensitivity
+    # By layers, one that no record uses leaves its share of the bound unused.
+    assert max(moved) >= (0.5 if clipping == "per_layer" else 0.9) * sensitivity
 
 
 class NoBatches:

@@ -68,7 +68,7 @@ def test_fallback_equals_loop_over_units(name: str, lora: bool) -> None:
         check_loop(FunctionalEngine, model, trainable(model), CASES[name].loss, batch, unit_index, 1e-12)
 
 
-@pytest.mark.parametrize("clipping", ["flat", "automatic"])
+@pytest.mark.parametrize("clipping", ["flat", "automatic", "per_layer"])
 @pytest.mark.parametrize(("name", "lora"), ADAPTED)
 def test_sensitivity(name: str, lora: bool, clipping: str) -> None:
     model = build(name, lora=lora, dtype=torch.float32)

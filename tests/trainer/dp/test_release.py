@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from app.privacy.plan import GaussianRelease
-from worker.trainer.dp.clipping import AUTOMATIC_GAMMA, clip_factors, clipping_sensitivity
+from worker.trainer.dp.clipping import AUTOMATIC_GAMMA, clip_factors, clip_factors_by_parameter, clipping_sensitivity
 from worker.trainer.dp.randomness import JobRandomness
 from worker.trainer.dp.release import bounded_rows, gaussian_release
 
@@ -63,3 +63,18 @@ def test_sensitivities() -> None:
     assert clipping_sensitivity("automatic", 0.3) == 1.0
     with pytest.raises(ValueError, match="bounds no contribution"):
         clipping_sensitivity("none", 0.3)
+    assert clipping_sensitivity("per_layer", 0.3) == 0.3
+
+
+def test_per_layer_factors() -> None:
+    """Two layers: C / √2 each; weight and bias of one layer share its norm; a broken unit is left out of both."""
+    squared = {
+        "a.weight": torch.tensor([9.0, 0.01, torch.nan]),
+        "a.bias": torch.tensor([16.0, 0.0, 0.0]),
+        "b.weight": torch.tensor([0.01, 4.0, 0.01]),
+    }
+    factors = clip_factors_by_parameter("per_layer", squared, 1.0)
+    bound = 1 / math.sqrt(2)
+    assert factors["a.weight"].tolist() == pytest.approx([bound / 5, 1.0, 0.0])
+    assert factors["a.bias"].tolist() == factors["a.weight"].tolist()
+    assert factors["b.weight"].tolist() == pytest.approx([1.0, bound / 2, 0.0])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from worker.trainer.dp.clipping import clip_factors
+from worker.trainer.dp.clipping import clip_factors_by_parameter
 from worker.trainer.dp.engine import (
     Batch,
     EngineError,
@@ -52,16 +52,16 @@ class BookKeepingEngine:
 
     def accumulate(self, batch: Batch, unit_index: Tensor) -> Tensor:
         tape, losses = self.record(batch, unit_index)
-        squared = total_squared(tape.squared_norms().values())
+        squared = tape.squared_norms()
         # A loss that is not finite taints its unit even where the gradient happens to be.
-        tainted = torch.zeros_like(squared).index_add_(
-            0, tape.units.unit_of_row, (~torch.isfinite(losses)).to(squared.dtype)
+        tainted = torch.zeros(tape.units.num_units, device=losses.device).index_add_(
+            0, tape.units.unit_of_row, (~torch.isfinite(losses)).to(torch.float32)
         )
-        squared = squared.masked_fill(tainted > 0, torch.inf)
-        factors = clip_factors(self._clipping, squared.sqrt(), self._max_grad_norm)
+        squared = {name: value.masked_fill(tainted > 0, torch.inf) for name, value in squared.items()}
+        factors = clip_factors_by_parameter(self._clipping, squared, self._max_grad_norm)
         self._sums = self._sums or zero_sums(self._parameters)
-        tape.add_clipped_sums(dict.fromkeys(self._parameters, factors), self._sums)
-        return squared
+        tape.add_clipped_sums(factors, self._sums)
+        return total_squared(squared.values())
 
     def record(self, batch: Batch, unit_index: Tensor) -> tuple[Tape, Tensor]:
         """One forward and backward; the filled tape and the rows' losses, (rows,)."""

@@ -1,12 +1,13 @@
-"""How much of a unit's gradient enters the sum, as a function of its norm alone.
+"""How much of a unit's gradient enters the sum, as a function of its norms alone.
 
 A rule gives a factor per unit; the sensitivity of the clipped sum under zero_out is the largest norm · factor.
-A unit whose gradient is not finite has factor zero: it contributes exactly nothing.
+A unit whose gradient is not finite has factor zero: it contributes exactly nothing. Per-layer clipping bounds each of
+the L layers by C / √L on its own, so that the whole stays within C.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -42,9 +43,29 @@ def clip_factors(clipping: str, norms: Tensor, max_grad_norm: float) -> Tensor:
     return _RULES[clipping](safe, max_grad_norm) * finite
 
 
+def clip_factors_by_parameter(clipping: str, squared: Mapping[str, Tensor], max_grad_norm: float) -> dict[str, Tensor]:
+    """squared: ‖unit gradient‖² by parameter, each (units,); the factors likewise."""
+    total = torch.stack(list(squared.values())).sum(0)
+    if clipping != "per_layer":
+        return dict.fromkeys(squared, clip_factors(clipping, total.sqrt(), max_grad_norm))
+    layers: dict[str, Tensor] = {}
+    for name, value in squared.items():
+        layer = layer_of(name)
+        layers[layer] = layers[layer] + value if layer in layers else value
+    bound = max_grad_norm / len(layers) ** 0.5
+    finite = torch.isfinite(total)  # a unit that is broken in one layer is left out of all
+    factors = {layer: clip_factors("flat", value.sqrt(), bound) * finite for layer, value in layers.items()}
+    return {name: factors[layer_of(name)] for name in squared}
+
+
+def layer_of(name: str) -> str:
+    """The module that holds the parameter: a weight and its bias are clipped together."""
+    return name.rpartition(".")[0]
+
+
 def clipping_sensitivity(clipping: str, max_grad_norm: float) -> float:
     """L2 norm that one unit can add to the clipped sum; ValueError where it has no bound."""
-    if clipping == "flat":
+    if clipping in ("flat", "per_layer"):
         return max_grad_norm
     if clipping == "automatic":
         return 1.0

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from worker.trainer.dp.clipping import clip_factors
+from worker.trainer.dp.clipping import clip_factors_by_parameter
 from worker.trainer.dp.engine import (
     Batch,
     LossFunction,
@@ -139,15 +139,14 @@ class FunctionalEngine:
     def _add(self, batch: dict[str, Tensor], unit_of_row: Tensor, weights: Tensor, num_units: int) -> Tensor:
         with torch.enable_grad():
             means = self._unit_gradients(batch, unit_of_row, weights, num_units)
-        squared = torch.zeros(num_units, dtype=weights.dtype, device=weights.device)
-        for mean in means.values():
-            squared += mean.square().sum(1).to(squared.dtype)
-        factors = clip_factors(self._clipping, squared.sqrt(), self._max_grad_norm)
+        squared = {name: mean.square().sum(1).to(weights.dtype) for name, mean in means.items()}
+        factors = clip_factors_by_parameter(self._clipping, squared, self._max_grad_norm)
         for name, mean in means.items():
             # Zero times infinity is not zero: a unit without a finite norm is blanked, not scaled.
-            kept = torch.where(factors[:, None] > 0, mean * factors[:, None].to(mean.dtype), 0.0)
+            factor = factors[name][:, None].to(mean.dtype)
+            kept = torch.where(factor > 0, mean * factor, 0.0)
             self._sums[name] += kept.sum(0).view_as(self._sums[name])
-        return squared
+        return torch.stack(list(squared.values())).sum(0)
 
     def reset(self) -> None:
         self._sums = {}
