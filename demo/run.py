@@ -130,8 +130,8 @@ def show_table(job: Any, metrics: dict[str, Any], seconds: float) -> None:
         ("noise multiplier", f"{privacy['noise_multiplier']:.3f}"),
         ("sample rate", f"{privacy['sample_rate']:.4f}"),
         ("steps", privacy["num_steps"]),
-        ("accuracy (noised, charged)", f"{metrics['metrics']['accuracy']:.3f}"),
-        ("F1, macro (noised, charged)", f"{metrics['metrics']['f1_macro']:.3f}"),
+        ("accuracy (noised, charged)", f"{metrics['accuracy']:.3f}"),
+        ("F1, macro (noised, charged)", f"{metrics['f1_macro']:.3f}"),
         ("job, seconds", f"{job.finished_at - job.created_at}"),
     ]
     print()
