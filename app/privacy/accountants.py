@@ -8,6 +8,7 @@ otherwise. GDP's central limit approximation is not an upper bound and is never 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,7 +19,7 @@ import numpy as np
 from dp_accounting import DpEvent
 from dp_accounting.pld import PLDAccountant
 
-from app.privacy import renyi
+from app.privacy import renyi, trade_off
 from app.privacy.dp_events import terms
 from app.privacy.renyi import Term
 
@@ -52,6 +53,14 @@ class Figure:
 def accountant_name(discretization: float, relation: Relation = "zero_out") -> str:
     """The words under which a PLD figure is stated, for instance in a report."""
     return f"PLD, dp-accounting {version('dp-accounting')}, {relation}, discretization {discretization:g}, pessimistic"
+
+
+def stated_discretization(accountant: str) -> float:
+    """The discretization that `accountant_name` put into a name. Raises ValueError for any other text."""
+    found = re.search(r", discretization (\S+), pessimistic$", accountant)
+    if found is None:
+        raise ValueError("not the name of a PLD accountant")
+    return float(found[1])
 
 
 def pld_epsilon(
@@ -92,21 +101,11 @@ def attack_power(
     relation: Relation = "zero_out",
     discretization: float | None = None,
 ) -> list[float]:
-    """The highest true-positive rate of any membership attack at each false-positive rate: the trade-off curve.
-
-    Each (ε, δ(ε)) of the PLD bounds TPR ≤ δ + e^ε·FPR and TPR ≤ 1 − e^−ε·(1 − δ − FPR) (Kairouz, Oh & Viswanath 2015);
-    the least of these over a grid of ε is an upper bound whatever the grid.
-    """
+    """The highest true-positive rate of any membership attack at each false-positive rate: the trade-off curve."""
     parts = terms(event)
     accountant = _composed(parts, relation, discretization or _interval_of(parts, 1e-6))
-    epsilons = np.concatenate([np.linspace(0.0, 4.0, 81), np.linspace(4.25, 20.0, 64)])
-    deltas = np.minimum(1.0, [accountant.get_delta(target_epsilon=float(eps)) + FFT_ALLOWANCE for eps in epsilons])
-    powers = []
-    for rate in false_positive_rates:
-        direct = deltas + np.exp(epsilons) * rate
-        mirrored = 1.0 - np.exp(-epsilons) * (1.0 - deltas - rate)
-        powers.append(float(min(1.0, direct.min(), mirrored.min())))
-    return powers
+    deltas = [accountant.get_delta(target_epsilon=float(epsilon)) + FFT_ALLOWANCE for epsilon in trade_off.EPSILONS]
+    return [trade_off.true_positive_rate(np.minimum(1.0, deltas), rate) for rate in false_positive_rates]
 
 
 def rdp(event: DpEvent, order: int) -> float:

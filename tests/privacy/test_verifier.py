@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from dp_accounting.pld import privacy_loss_distribution as pld
 
-from app.privacy.accountants import pld_epsilon
+from app.privacy.accountants import attack_power, pld_epsilon
 from app.privacy.calibration import calibrate, gaussian_delta
 from app.privacy.dp_events import event_for, terms, to_json
 from app.privacy.renyi import Term
-from app.privacy.verifier import _direction_epsilon, recompute, stored_terms
+from app.privacy.verifier import Composed, _composed, composed, recompute, stored_terms
 from tests.privacy.plans import head, sampled, warm_then_body
 
 PLANS = {
@@ -63,9 +63,42 @@ def test_random_plans() -> None:
 @pytest.mark.parametrize(("q", "sigma"), [(0.3, 1.0), (0.9, 2.0)])
 def test_both_directions(q: float, sigma: float) -> None:
     single = pld.from_gaussian_mechanism(sigma, sampling_prob=q, value_discretization_interval=1e-3)
-    for removing, pmf in ((True, single._pmf_remove), (False, single._pmf_add)):
+    for direction, pmf in (("removing", single._pmf_remove), ("adding", single._pmf_add)):
         theirs = pmf.self_compose(50).get_epsilon_for_delta(1e-6 - 5e-12)
-        assert _direction_epsilon([Term(q, sigma, 50)], 1e-6, 1e-3, removing) == pytest.approx(theirs, rel=1e-6)
+        ours = Composed((_composed([Term(q, sigma, 50)], 1e-3, direction),))
+        assert ours.epsilon(1e-6) == pytest.approx(theirs, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("delta", [1e-5, 1e-8])
+def test_agrees_with_the_certificate_under_replace_one(name: str, delta: float) -> None:
+    event = event_for(PLANS[name])
+    certified = pld_epsilon(event, delta, "replace_one", 1e-3).epsilon
+    assert composed(terms(event), 1e-3, "replace_one").epsilon(delta) == pytest.approx(certified, rel=1e-4)
+
+
+def test_replaced_in_full_batches_is_one_gaussian_of_twice_the_sensitivity() -> None:
+    found = composed((Term(1.0, 3.0, 4),), 1e-4, "replace_one").epsilon(1e-6)
+    assert gaussian_delta(3.0 / 2.0 / 2.0, found) <= 1e-6
+    assert gaussian_delta(3.0 / 2.0 / 2.0, found * 0.999) > 1e-6
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_the_trade_off_curve_agrees(name: str) -> None:
+    event = event_for(PLANS[name])
+    rates = (0.001, 0.01, 0.2)
+    theirs = attack_power(event, rates, discretization=1e-3)
+    ours = [composed(terms(event), 1e-3).true_positive_rate(rate) for rate in rates]
+    assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("term", "discretization"),
+    [(Term(0.5, 1e-4, 1), 1e-3), (Term(1.0, 0.03, 1), 1e-3), (Term(0.5, 0.3, 10_000_000), 1e-6), (Term(0.5, 1, 1), 9)],
+)
+def test_what_no_machine_can_hold_is_refused(term: Term, discretization: float) -> None:
+    with pytest.raises(ValueError, match=r"grid|discretization"):
+        composed((term,), discretization)
 
 
 @pytest.mark.parametrize("sigma", [0.8, 3.0])
@@ -109,6 +142,7 @@ def test_reads_what_the_ledger_stores(name: str) -> None:
         {"type": "gaussian", "noise_multiplier": math.nan},
         {"type": "gaussian", "noise_multiplier": True},
         {"type": "self_composed", "count": 0, "event": {"type": "no_op"}},
+        {"type": "self_composed", "count": True, "event": {"type": "no_op"}},
         {"type": "self_composed", "count": -3, "event": {"type": "gaussian", "noise_multiplier": 1.0}},
         {"type": "poisson_sampled", "sampling_probability": 0.1, "event": {"type": "no_op"}},
         {
