@@ -38,7 +38,6 @@ class Settings(BaseSettings):
         description="Wraps job keys in the database: 32 bytes in hexadecimal, the same for API and workers; "
         "unset: made once and kept in the data folder's `secret_key`.",
     )
-    models_dir: Path | None = Field(None, description="Folder of Hugging Face models to offer as bases.")
 
     default_epsilon: float = Field(3.0, gt=0, description="Target ε of a job that names none.")
     default_delta: float = Field(1e-6, gt=0, lt=1, description="Target δ of a job that names none.")
