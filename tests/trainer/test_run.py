@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 from app.privacy.plan import GaussianRelease
 from tests.trainer.jobs import ADAPTATIONS, KEY, LABELS, NUM_HELD_OUT, make_job, rows
+from worker.trainer import loop
 from worker.trainer import run as run_module
 from worker.trainer.control import Control
 from worker.trainer.dp.engine import EngineError
@@ -67,6 +69,26 @@ def test_roberta_trains_and_loads(tmp_path: Path, roberta_base: Path) -> None:
     run(job.folder, KEY, Control(None))
     model = AutoModelForSequenceClassification.from_pretrained(job.folder / "results/model")
     assert type(model).__name__ == "RobertaForSequenceClassification"
+
+
+def test_the_exported_head_is_the_average_of_the_steps_weights(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+
+    class Noting(loop.PrivateStep):
+        def run(self, step: int, micro_batches: Any) -> None:
+            super().run(step, micro_batches)
+            seen.append(self._parameters["weight"].detach().clone())
+
+    monkeypatch.setattr(loop, "PrivateStep", Noting)
+    job = make_job(tmp_path / "job", base, steps=6)
+    run(job.folder, KEY, Control(None))
+    decays = [0.9 ** (5 - step) for step in range(6)]
+    expected = sum(decay * weight for decay, weight in zip(decays, seen, strict=True)) / sum(decays)
+    exported = load_file(job.folder / "results/model/model.safetensors")["classifier.weight"]
+    torch.testing.assert_close(exported, expected)
+    assert not torch.allclose(exported, seen[-1])
 
 
 def test_the_same_key_gives_the_same_model_and_another_key_another_one(tmp_path: Path, base: Path) -> None:
