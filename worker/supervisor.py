@@ -113,23 +113,28 @@ class Attempt:
     def run(self) -> None:
         """Returns once the job is settled or given back. Raises LeaseLost; removes trainer and folder in any case."""
         try:
-            spec = self._lay_out()
-            log.info("trainer_begins", attempt=self._claimed.attempt, pid=self._trainer.process.pid)
-            self._trainer.begin(self._key())
-            finished = self._follow()
-            self._publish(spec, finished)
+            try:
+                self._work()
+            except Unworkable as reason:
+                self._trainer.kill()
+                self._fail(str(reason))
+            except (OSError, StoreError):
+                # The disk is full, the store does not answer: not the job's fault, but it cannot go on here either.
+                log.exception("storage_failed")
+                self._trainer.kill()
+                self._abandon("storage_error")
         except _AttemptEnded:
             pass
-        except Unworkable as reason:
-            self._trainer.kill()
-            self._fail(str(reason))
-        except (OSError, StoreError):
-            # The disk is full, the store does not answer: not the job's fault, but it cannot go on here either.
-            log.exception("storage_failed")
-            self._trainer.kill()
-            self._abandon("storage_error")
         finally:
             self._trainer.close()
+
+    def _work(self) -> None:
+        spec = self._lay_out()
+        key = self._key()
+        log.info("trainer_begins", attempt=self._claimed.attempt, pid=self._trainer.process.pid)
+        self._trainer.begin(key)
+        finished = self._follow()
+        self._publish(spec, finished)
 
     # Before the trainer starts
 

@@ -1,0 +1,145 @@
+"""A worker's own processes, with real rows, budgets and stores; its trainer is a script where a test says so."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from app.db.session import Database
+from app.jobs.tables import Job
+from app.settings import Settings
+from app.storage import open_storage
+from tests.worker.test_trainer_process import OPENING
+from worker import chores, job_folder, supervisor
+from worker.trainer_process import TrainerProcess
+from worker.workplace import Workplace
+
+#: What scripts may call: the whole plan as executed steps, a checkpoint, results as a trainer leaves them.
+TOOLS = (
+    OPENING
+    + """
+folder = order["folder"]
+spec = json.load(open(os.path.join(folder, "spec.json")))
+whole = {part["name"]: part.get("num_steps", 1) for part in spec["plan"]["parts"]}
+total = sum(whole.values())
+def started():
+    say(type="started", device="cpu", trainable_parameters=1, total_parameters=2,
+        max_physical_batch_tokens=spec["runtime"]["max_physical_batch_tokens"], threads=1)
+def progress(executed):
+    say(type="progress", step=sum(executed.values()), num_steps=total, phase=list(executed)[-1], executed=executed)
+def checkpoint(executed):
+    step = sum(executed.values())
+    path = os.path.join(folder, "checkpoints", str(step))
+    os.makedirs(path)
+    open(os.path.join(path, "state.json"), "w").write(json.dumps(executed))
+    say(type="checkpoint", step=step, executed=executed)
+def wait_for_stop():
+    assert json.loads(control.makefile().readline())["type"] == "stop"
+def write(name, text):
+    path = os.path.join(folder, "results", name)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    open(path, "w").write(text)
+def results(metrics=None):
+    for name in ("README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        write("model/" + name, name)
+    write("metrics.json", json.dumps(metrics or {"released": "none"}))
+def finish(executed=None):
+    say(type="finished", executed=executed or whole, train_seconds=1.0)
+"""
+)
+
+
+class Scripted:
+    """Stands for the spares: every attempt gets the next script, the last one again and again."""
+
+    def __init__(self, root: Path, scripts: tuple[str, ...]) -> None:
+        self._root = root
+        self._scripts = list(scripts)
+        self.taken: list[TrainerProcess] = []
+
+    def take(self) -> TrainerProcess:
+        script = self._scripts.pop(0) if len(self._scripts) > 1 else self._scripts[0]
+        self.taken.append(TrainerProcess(self._root, program=[sys.executable, "-c", TOOLS + script]))
+        return self.taken[-1]
+
+    def prepare(self) -> None: ...
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """Impatient."""
+    return settings.model_copy(update={"heartbeat_seconds": 0.05, "lease_seconds": 5.0, "budget_epsilon": 60.0})
+
+
+@pytest.fixture
+def workplace(client: TestClient, settings: Settings, database: Database) -> Iterator[Workplace]:
+    """Of a worker on the application's own database and store."""
+    opened = Workplace.open(settings)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def submitted(client: TestClient, workplace: Workplace) -> str:
+    """The id of a queued job without an evaluation, on 60 rows."""
+    rows = "".join(f"text number {n},{'good' if n % 3 else 'bad'}\n" for n in range(60))
+    answer = client.post(
+        "/v1/files", files={"file": ("rows.csv", f"text,label\n{rows}".encode())}, data={"purpose": "fine-tune"}
+    )
+    chores.process_file(workplace, answer.json()["id"])
+    job = client.post(
+        "/v1/fine_tuning/jobs",
+        json={
+            "model": "all-MiniLM-L6-v2",
+            "training_file": answer.json()["id"],
+            "adaptation": {"type": "head"},
+            "privacy": {"target_epsilon": 1.0},
+            "evaluation": "none",
+        },
+    )
+    assert job.status_code == 200, job.text
+    assert job.json()["status"] == "queued"
+    return job.json()["id"]
+
+
+@pytest.fixture
+def work(workplace: Workplace, submitted: str) -> Callable[..., Scripted]:
+    """One delivery of the job's hint to a worker whose trainers are these scripts."""
+
+    def deliver(*scripts: str) -> Scripted:
+        spares = Scripted(job_folder.folders_root(workplace.settings), scripts)
+        supervisor.run_job(workplace, spares, submitted)  # type: ignore[arg-type]
+        for trainer in spares.taken:
+            assert trainer.process.returncode is not None
+            assert not trainer.folder.path.exists()
+        return spares
+
+    return deliver
+
+
+@pytest.fixture
+def job(database: Database, submitted: str) -> Callable[[], Job]:
+    """The job's row as it is now."""
+
+    def read() -> Job:
+        with database.reading() as session:
+            return session.get_one(Job, submitted)
+
+    return read
+
+
+@pytest.fixture
+def stored(settings: Settings) -> Callable[[str], list[str]]:
+    """Keys in the store whose path holds these words."""
+    root = open_storage(settings.storage).local_path("x")
+    assert root is not None
+
+    def keys(words: str) -> list[str]:
+        files = (path for path in root.parent.rglob("*") if path.is_file())
+        return sorted(key for path in files if words in (key := path.relative_to(root.parent).as_posix()))
+
+    return keys

@@ -1,0 +1,192 @@
+"""A report that a worker wrote is accepted; one that lies anywhere is not, even where the liar signs it again."""
+
+from __future__ import annotations
+
+import copy
+import json
+from functools import cache
+from typing import Any
+
+import pytest
+
+from app.privacy import report_format as form
+from app.privacy.report_check import check_report
+from app.signing import check_signature
+from tests import reports
+from tests.reports import Place, changes, leaves, replaced, signed_again
+from worker.privacy_report import build
+
+KINDS: dict[str, dict[str, Any]] = {
+    "first on its budget": {},
+    "over the filter's capacity": {"limit": 2.35},
+    "second, with a validation file of its own": {"own_validation": True, "earlier_rho": 0.03125},
+}
+
+#: What no arithmetic can tell: only the server's signature vouches for it.
+VOUCHED = {
+    ("issued_at",),
+    ("job",),
+    ("base_model",),
+    ("digests", "training_rows"),
+    ("budgets", "privacy_budget"),
+    ("budgets", "limit", "epsilon"),
+    ("budgets", "so_far", "plans"),
+    ("budgets", "ledger", "sequence"),
+    ("budgets", "ledger", "head_hash"),
+    ("runtime",),
+    ("versions",),
+    ("treated_as_public", "value"),
+}
+
+
+@cache
+def report_of(kind: str) -> dict[str, Any]:
+    return json.loads(json.dumps(reports.private_report(**KINDS[kind])))
+
+
+def holds(report: dict[str, Any]) -> bool:
+    return all(check.holds for check in check_report(report))
+
+
+def kind_of(place: Place) -> tuple[str, ...]:
+    names = tuple(key for key in place if isinstance(key, str))
+    if names[0] in ("runtime", "versions"):
+        return names[:1]
+    return names[:2] if names[0] == "treated_as_public" else names
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_accepted(kind: str) -> None:
+    report = report_of(kind)
+    assert [check for check in check_report(report) if not check.holds] == []
+    check_signature(report)
+    check_signature(report, reports.keys().public_key)
+
+
+def test_a_report_without_privacy_says_so() -> None:
+    report = reports.public_report()
+    assert holds(report)
+    check_signature(report)
+    assert report["statement"] == form.NOT_PRIVATE
+    assert "guarantee" not in report
+    assert not holds({**report, "statement": "Trained with care."})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_changed_field_breaks_the_signature(kind: str) -> None:
+    report, tried = report_of(kind), 0
+    for place, value in leaves(report):
+        for lie in changes(value):
+            with pytest.raises(ValueError, match="sign|digits"):
+                check_signature(replaced(report, place, lie))
+            tried += 1
+    assert tried > 200
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_lie_that_is_signed_again_is_found_by_arithmetic(kind: str) -> None:
+    report, liar = report_of(kind), reports.keys(b"\x66" * 32)
+    believed = set()
+    for place, value in leaves({key: value for key, value in report.items() if key != "signature"}):
+        for lie in changes(value):
+            forged = signed_again(replaced(report, place, lie), liar)
+            check_signature(forged)
+            with pytest.raises(ValueError, match="another key"):
+                check_signature(forged, reports.keys().public_key)
+            if holds(forged):
+                believed.add(kind_of(place))
+    assert believed - VOUCHED == set()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_can_be_left_out_or_added(kind: str) -> None:
+    report = report_of(kind)
+    believed = set()
+    for place in {place[:depth] for place, _ in leaves(report) for depth in range(1, len(place) + 1)}:
+        shorter = copy.deepcopy(report)
+        holder: Any = shorter
+        for key in place[:-1]:
+            holder = holder[key]
+        del holder[place[-1]]
+        if place[0] != "signature" and holds(shorter):
+            believed.add(kind_of(place))
+        if isinstance(holder, dict):
+            holder["more"] = report
+            if place[0] != "signature" and holds(shorter):
+                believed.add(kind_of(place))
+        with pytest.raises(ValueError, match="sign"):
+            check_signature(shorter)
+    # A budget left out is another report: that of a job whose other file was public.
+    assert believed - VOUCHED <= {("budgets",)}
+    assert ("budgets",) not in believed or KINDS[kind].get("own_validation") or report["budgets"]
+
+
+def test_less_noise_everywhere_at_once_is_found() -> None:
+    """The liar changes plan, parts, events and digest together, and leaves only ε as it was."""
+    report = report_of("first on its budget")
+    text = json.dumps(report)
+    sigma = report["plan"]["parts"][1]["noise_multiplier"]
+    forged = json.loads(text.replace(json.dumps(sigma), json.dumps(sigma * 0.98)))
+    forged["digests"]["plan"] = form.digest(forged["plan"])
+    failing = {check.name for check in check_report(forged) if not check.holds}
+    assert {"guarantee", "budget 1: epsilon", "budget 1: replace-one", "budget 1: attack power"} <= failing
+    assert "plan" not in failing
+    assert "budget 1: event" not in failing
+
+
+def test_what_a_rewriting_tool_did_is_forgiven() -> None:
+    """jq and JavaScript write 1.0 as 1."""
+    rewritten = form.parse(form.canonical(report_of("first on its budget")))
+    assert '"max_grad_norm": 1,' in json.dumps(rewritten)
+    assert holds(rewritten)
+    check_signature(rewritten)
+
+
+def test_the_kinds_are_what_they_say() -> None:
+    first, over, second = (report_of(kind) for kind in KINDS)
+    assert first["budgets"][0]["so_far"]["accountant"].startswith(("PLD", "Rényi"))
+    assert over["budgets"][0]["so_far"]["accountant"].startswith("PLD")
+    assert over["budgets"][0]["so_far"]["epsilon"] <= 2.35
+    assert [budget["so_far"]["accountant"][:5] for budget in second["budgets"]] == ["Rényi", "Rényi"]
+    assert [budget["datasets"] for budget in second["budgets"]] == [["training"], ["validation"]]
+    assert first["guarantee"]["epsilon"] == first["budgets"][0]["epsilon"]
+
+
+def test_rows_are_bound_but_not_shown() -> None:
+    report = report_of("first on its budget")
+    assert reports.ROWS not in json.dumps(report)
+    assert report["digests"]["training_rows"] == reports.keys().commit(reports.ROWS)
+    assert reports.keys(b"\x08" * 32).commit(reports.ROWS) != report["digests"]["training_rows"]
+
+
+def test_there_is_no_report_of_half_a_job() -> None:
+    plan = reports.PrivacyPlan.from_dict(report_of("first on its budget")["plan"])
+    executed = {part.name: part.num_steps for part in plan.parts} | {"main": 3}
+    with pytest.raises(ValueError, match="whole plan"):
+        build(reports.claim(plan, []), executed, [], {}, reports.keys())
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {},
+        {"format": form.FORMAT},
+        {"format": form.FORMAT, "mechanism": "dp_sgd"},
+        {"format": form.FORMAT, "mechanism": []},
+        {"signature": {}},
+        {"signature": []},
+        {"signature": {"algorithm": "none", "signed": form.SIGNED, "public_key": "", "value": ""}},
+    ],
+)
+def test_what_is_no_report_is_refused(forged: dict[str, Any]) -> None:
+    assert not holds(forged)
+    with pytest.raises(ValueError, match="sign"):
+        check_signature(forged)
+
+
+@pytest.mark.parametrize("value", [[], {}, "x", None, True, 1e308, -1, [[[]]], {"type": "composed", "events": "x"}])
+def test_no_shape_of_a_report_makes_the_check_fall_over(value: Any) -> None:
+    report = report_of("second, with a validation file of its own")
+    places = {place[:depth] for place, _ in leaves(report) for depth in range(1, len(place) + 1)}
+    for place in places:
+        check_report(replaced(report, place, value))

@@ -1,0 +1,315 @@
+"""What a supervisor does with whatever its trainer says or does: each end is settled once, and only what may leaves."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import select, update
+from sqlalchemy.exc import OperationalError
+
+from app.budgets.tables import Reservation
+from app.db.session import Database
+from app.files.tables import File
+from app.jobs import lifecycle, settlement
+from app.jobs.tables import Job, JobKey
+from worker import supervisor
+from worker.workplace import Workplace
+
+Work = Callable[..., Any]
+Read = Callable[[], Job]
+
+SUCCESS = "started(); progress({'head': 1}); results(); finish()"
+CANCELLED_AFTER_THREE = (
+    "started(); progress({'centring': 1, 'head': 2}); wait_for_stop(); "
+    "say(type='stopped', step=3, executed={'centring': 1, 'head': 2})"
+)
+
+
+@pytest.fixture
+def reservation(database: Database, submitted: str) -> Callable[[], Reservation]:
+    """What the job holds of its budget."""
+
+    def read() -> Reservation:
+        with database.reading() as session:
+            return session.scalars(select(Reservation).where(Reservation.job_id == submitted)).one()
+
+    return read
+
+
+def charged_in_full(reservation: Reservation) -> bool:
+    return reservation.state == "settled" and reservation.rho_charged == reservation.rho > 0.0
+
+
+def test_a_job_that_finishes_is_published_and_settled_once(
+    work: Work, job: Read, client: TestClient, reservation: Any, database: Database, stored: Any
+) -> None:
+    work(SUCCESS)
+    assert job().status == "succeeded"
+    assert charged_in_full(reservation())
+    files = client.get(f"/v1/models/{job().fine_tuned_model}/files").json()["data"]
+    assert [file["path"] for file in files] == [
+        "README.md",
+        "config.json",
+        "metrics.json",
+        "model.safetensors",
+        "privacy_report.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    with database.reading() as session:
+        assert session.scalars(select(JobKey)).all() == []
+    assert stored("checkpoints") == []
+    assert work(SUCCESS).taken == []  # the hint came twice: nothing is claimed
+
+
+def test_what_is_not_on_the_list_stays_in_the_folder(work: Work, job: Read, client: TestClient, stored: Any) -> None:
+    work(
+        "started(); results(); write('model/trainer_state.json', 'SECRET'); write('model/pytorch_model.bin', 'SECRET');"
+        "os.symlink('/etc/hostname', os.path.join(folder, 'results/model/vocab.txt'));"
+        "say(type='notice', code='loss_was', data={'loss': 0.123}); finish()"
+    )
+    assert job().status == "succeeded"
+    for words in ("trainer_state", "pytorch_model", "vocab.txt"):
+        assert stored(words) == []
+    assert "loss" not in client.get(f"/v1/fine_tuning/jobs/{job().id}/events").text
+
+
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [
+        ("started(); say(type='failed', code='missing_gradient_norm')", "missing_gradient_norm"),
+        ("started(); say(type='failed', code='Mrs Patient')", "trainer_error"),
+        ("started(); finish()", "trainer_error"),  # no results
+        ("started(); results({'released': 'private', 'accuracy': 0.5}); finish()", "trainer_error"),  # not as planned
+        ("started(); results(); finish({'head': 1})", "trainer_error"),  # not the whole plan
+        ("started(); say(type='stopped', step=0, executed={})", "trainer_error"),  # nobody asked
+    ],
+)
+def test_a_failure_is_told_by_its_code_and_charged_in_full(
+    work: Work, job: Read, reservation: Any, client: TestClient, script: str, code: str
+) -> None:
+    work(script)
+    assert job().status == "failed"
+    assert job().error["code"] == code  # type: ignore[index]
+    assert charged_in_full(reservation())
+    assert "Patient" not in client.get(f"/v1/fine_tuning/jobs/{job().id}").text
+    assert job().fine_tuned_model is None
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["started(); os.kill(os.getpid(), 9)", "control.sendall(b'hello\\n')", "raise SystemExit(1)"],
+    ids=["killed", "no-message", "before-it-started"],
+)
+def test_a_crash_gives_the_job_back_until_the_attempts_are_used_up(
+    work: Work, job: Read, reservation: Any, script: str
+) -> None:
+    for attempt in (1, 2):
+        work(script)
+        assert (job().status, job().attempts) == ("queued", attempt)
+        assert reservation().state == "reserved"
+    work(script)
+    assert (job().status, job().attempts) == ("failed", 3)
+    assert charged_in_full(reservation())
+
+
+def test_the_next_attempt_resumes_from_the_last_committed_checkpoint(work: Work, job: Read, stored: Any) -> None:
+    work(
+        "started(); checkpoint({'centring': 1}); checkpoint({'centring': 1, 'head': 1});"
+        "time.sleep(0.5); os.kill(os.getpid(), 9)"
+    )
+    checkpoint = job().checkpoint
+    assert checkpoint is not None
+    assert (checkpoint["step"], checkpoint["executed"]) == (2, {"centring": 1, "head": 1})
+    assert stored("checkpoints") == [f"{checkpoint['key']}/state.json"]  # the one before is gone
+    work(
+        "assert json.load(open(os.path.join(folder, 'resume/state.json'))) == {'centring': 1, 'head': 1};"
+        "started(); results(); finish()"
+    )
+    assert job().status == "succeeded"
+    assert stored("checkpoints") == []
+
+
+def test_a_checkpoint_that_was_damaged_in_the_store_is_not_resumed(
+    work: Work, job: Read, workplace: Workplace, reservation: Any
+) -> None:
+    work("started(); checkpoint({'centring': 1}); time.sleep(0.5); os.kill(os.getpid(), 9)")
+    checkpoint = job().checkpoint
+    assert checkpoint is not None
+    workplace.storage.put_bytes(f"{checkpoint['key']}/state.json", b"something else")
+    work(SUCCESS)
+    assert (job().status, job().error["code"]) == ("failed", "resume_mismatch")  # type: ignore[index]
+    assert charged_in_full(reservation())
+
+
+def test_rows_that_are_not_those_of_the_plan_are_not_read(
+    work: Work, job: Read, workplace: Workplace, database: Database
+) -> None:
+    with database.reading() as session:
+        file = session.get_one(File, job().training_file_id)
+    assert file.rows_key is not None
+    workplace.storage.put_bytes(file.rows_key, b"other rows")
+    work(SUCCESS)
+    assert (job().status, job().error["code"]) == ("failed", "data_mismatch")  # type: ignore[index]
+
+
+def test_a_job_whose_key_does_not_open_makes_no_step(work: Work, job: Read, database: Database) -> None:
+    with database.writing() as session:
+        session.execute(update(JobKey).values(wrapped=b"x" * 60))
+    work(SUCCESS)
+    assert (job().status, job().error["code"]) == ("failed", "job_key_unavailable")  # type: ignore[index]
+
+
+def test_a_cancel_is_answered_with_the_executed_steps_and_they_alone_are_charged(
+    work: Work, job: Read, client: TestClient, reservation: Any
+) -> None:
+    asked = threading.Timer(0.4, lambda: client.post(f"/v1/fine_tuning/jobs/{job().id}/cancel"))
+    asked.start()
+    work(CANCELLED_AFTER_THREE)
+    asked.join()
+    assert job().status == "cancelled"
+    assert job().executed == {"centring": 1, "head": 2}
+    assert reservation().state == "settled"
+    assert 0.0 < reservation().rho_charged < reservation().rho
+
+
+def test_a_cancel_before_the_trainer_started_costs_nothing(
+    work: Work, job: Read, client: TestClient, reservation: Any
+) -> None:
+    asked = threading.Timer(0.3, lambda: client.post(f"/v1/fine_tuning/jobs/{job().id}/cancel"))
+    asked.start()
+    work("time.sleep(60)")
+    asked.join()
+    assert job().status == "cancelled"
+    assert (reservation().state, reservation().rho_charged) == ("settled", 0.0)
+
+
+def test_a_cancel_that_the_trainer_does_not_answer_is_charged_in_full(
+    work: Work, job: Read, client: TestClient, reservation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "CANCEL_SECONDS", 0.3)
+    asked = threading.Timer(0.3, lambda: client.post(f"/v1/fine_tuning/jobs/{job().id}/cancel"))
+    asked.start()
+    work("started(); time.sleep(60)")
+    asked.join()
+    assert job().status == "cancelled"
+    assert charged_in_full(reservation())
+
+
+def test_a_worker_that_shuts_down_keeps_the_last_checkpoint_and_gives_the_attempt_back(
+    work: Work, job: Read, workplace: Workplace, reservation: Any
+) -> None:
+    asked = threading.Timer(0.4, workplace.shutting_down.set)
+    asked.start()
+    work(
+        "started(); progress({'centring': 1}); wait_for_stop(); checkpoint({'centring': 1, 'head': 1});"
+        "say(type='stopped', step=2, executed={'centring': 1, 'head': 1})"
+    )
+    asked.join()
+    assert (job().status, job().attempts) == ("queued", 0)
+    assert job().checkpoint["step"] == 2  # type: ignore[index]
+    assert reservation().state == "reserved"
+    assert work(SUCCESS).taken == []  # it takes no other job
+    workplace.shutting_down.clear()
+    work(SUCCESS)
+    assert job().status == "succeeded"
+
+
+def test_a_job_that_another_took_over_is_left_alone(
+    work: Work, job: Read, database: Database, reservation: Any, stored: Any
+) -> None:
+    def take_over() -> None:
+        with database.writing() as session:
+            session.execute(update(Job).values(fence=Job.fence + 1, worker="another"))
+
+    stolen = threading.Timer(0.4, take_over)
+    stolen.start()
+    spares = work("started(); progress({'head': 1}); time.sleep(60)")
+    stolen.join()
+    assert spares.taken[0].process.returncode == -9
+    assert (job().status, job().worker) == ("running", "another")
+    assert reservation().state == "reserved"
+
+
+def test_a_lease_lost_just_before_the_end_publishes_nothing(
+    work: Work, job: Read, database: Database, client: TestClient, stored: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    succeed = lifecycle.succeed
+
+    def stolen_first(session: Any, *arguments: Any) -> str:
+        session.execute(update(Job).values(fence=Job.fence + 1))
+        return succeed(session, *arguments)
+
+    monkeypatch.setattr(lifecycle, "succeed", stolen_first)
+    work(SUCCESS)
+    assert job().status == "running"
+    assert job().fine_tuned_model is None
+    assert [model for model in client.get("/v1/models").json()["data"] if model["id"].startswith("ft-")] == []
+    assert stored("/models/") == []
+
+
+def test_a_settlement_that_fails_leaves_the_job_to_the_sweep(
+    work: Work, job: Read, workplace: Workplace, reservation: Any, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: Any) -> None:
+        raise OperationalError("COMMIT", {}, OSError("connection lost"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(settlement.budgets, "settle", unreachable)
+        work(SUCCESS)
+    assert (job().status, job().fine_tuned_model) == ("running", None)
+    assert reservation().state == "reserved"
+    with database.writing() as session:
+        session.execute(update(Job).values(lease_expires_at=0.0))
+    with database.writing() as session:
+        assert lifecycle.sweep(session, workplace.settings) == [job().id]
+    work(SUCCESS)
+    assert job().status == "succeeded"
+    assert charged_in_full(reservation())
+
+
+def test_a_store_that_does_not_answer_costs_an_attempt_not_the_job(
+    work: Work, job: Read, workplace: Workplace, reservation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(workplace.storage), "put_file", refuse)
+        work(SUCCESS)
+    assert (job().status, job().attempts) == ("queued", 1)
+    assert reservation().state == "reserved"
+    work(SUCCESS)
+    assert job().status == "succeeded"
+
+
+def test_out_of_memory_halves_the_physical_batch_and_tries_again(
+    work: Work, job: Read, client: TestClient, workplace: Workplace
+) -> None:
+    work("started(); say(type='failed', code='out_of_memory')")
+    assert job().status == "queued"
+    assert job().runtime["max_physical_batch_tokens"] == workplace.settings.max_physical_batch_tokens // 2  # type: ignore[index]
+    work(SUCCESS)
+    assert job().status == "succeeded"
+    history = json.dumps(client.get(f"/v1/fine_tuning/jobs/{job().id}/events").json())
+    assert "batch_size_reduced" in history
+
+
+def test_runtime_options_stay_those_of_the_first_attempt(work: Work, job: Read, workplace: Workplace) -> None:
+    work("started(); os.kill(os.getpid(), 9)")
+    first = job().runtime
+    object.__setattr__(workplace.settings, "max_physical_batch_tokens", 128)
+    work(f"assert spec['runtime'] == {first!r}; started(); results(); finish()")
+    assert job().status == "succeeded"
+
+
+def test_a_job_that_takes_too_long_fails(work: Work, job: Read, workplace: Workplace, reservation: Any) -> None:
+    object.__setattr__(workplace.settings, "max_job_seconds", 0.5)
+    work("started(); time.sleep(60)")
+    assert (job().status, job().error["code"]) == ("failed", "time_limit")  # type: ignore[index]
+    assert charged_in_full(reservation())
