@@ -25,14 +25,17 @@ def find(session: Session, project_id: str, file_id: str) -> File | None:
 def lock(session: Session, project_id: str, file_id: str) -> File | None:
     """The same, under its lock: no other unit of work deletes it or begins to use it meanwhile."""
     statement = (
-        readable(project_id).where(File.id == file_id).with_for_update().execution_options(populate_existing=True)
+        readable(project_id)
+        .where(File.id == file_id)
+        .with_for_update(key_share=True)  # keys never change: rows that refer to this one need not wait
+        .execution_options(populate_existing=True)
     )
     return session.scalars(statement).one_or_none()
 
 
 def lock_project(session: Session, project_id: str) -> None:
     """Lets one upload of a project at a time decide what its bytes belong to."""
-    session.execute(select(Project.id).where(Project.id == project_id).with_for_update())
+    session.execute(select(Project.id).where(Project.id == project_id).with_for_update(key_share=True))
 
 
 def find_by_idempotency_key(session: Session, project_id: str, key: str) -> File | None:

@@ -156,7 +156,7 @@ def delete(session: Session, project_id: str, file_id: str) -> File:
 
 def hold(session: Session, file_id: str, job_id: str) -> None:
     """A job needs this file until it is released. NotFound where it was deleted meanwhile."""
-    file = session.get(File, file_id, with_for_update=True, populate_existing=True)
+    file = session.get(File, file_id, with_for_update={"key_share": True}, populate_existing=True)
     if file is None or file.deleted_at is not None:
         raise NotFound("file", param="training_file")
     if session.get(FileUse, (file_id, job_id)) is None:

@@ -19,6 +19,7 @@ from app.errors import ApiError, BudgetExceeded, Conflict, NotFound
 from app.events.tables import JobEvent
 from app.files import service as files
 from app.files.tables import File, FileUse
+from app.ids import new_id
 from app.jobs import keys, lifecycle, planning, service, submission
 from app.jobs.schemas import CreateJob
 from app.jobs.tables import Job, JobKey
@@ -348,4 +349,31 @@ def test_many_submits_on_one_file_do_not_lock_each_other_out(
     with ThreadPoolExecutor(6) as pool:
         costs = list(pool.map(race, range(6)))
     assert used(database, budget_id).reserved == sum(costs)
+    assert chain_holds(database, budget_id)
+
+
+@pytest.mark.every_database
+def test_audited_uploads_and_submits_do_not_lock_each_other_out(
+    database: Database, submit: Submit, make_file: MakeFile, caller: Caller, budget_id: str
+):
+    """Both write the project's ledger and refer to the project: one that locked the project strongly would deadlock."""
+    file_id = make_file()
+    start = threading.Barrier(4)
+
+    def work(me: int) -> None:
+        start.wait()
+        for number in range(8):
+            if me % 2:
+                with database.writing() as session:
+                    new = files.NewFile(
+                        new_id("file"), "rows.csv", 1, f"{me}{number}".zfill(64), "fine-tune", public=True
+                    )
+                    files.create(session, caller, new)
+            else:
+                job = submit(training_file=file_id, privacy={"target_epsilon": 0.5})
+                with database.writing() as session:
+                    service.cancel(session, caller, job.id)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
     assert chain_holds(database, budget_id)
