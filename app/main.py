@@ -14,13 +14,14 @@ from app.http.middleware import RequestEnvelope
 from app.queue import Queue
 from app.secret_key import load_secret_key
 from app.settings import Settings
+from app.signing import load_report_keys
 from app.storage import open_storage
 
 
 def create_app(settings: Settings) -> FastAPI:
     """The application on a database that is migrated and set up (see `app.db.migrate`, `app.bootstrap`).
 
-    `app.state` holds settings, database, storage, queue and secret_key.
+    `app.state` holds settings, database, storage, queue, secret_key and report_keys.
     """
     app = FastAPI(
         title="privtune",
@@ -32,6 +33,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.database = Database(settings.database)
     app.state.secret_key = load_secret_key(settings)
+    app.state.report_keys = load_report_keys(settings, app.state.secret_key)
     app.state.storage = open_storage(settings.storage)
     app.state.queue = Queue(settings.broker)
     problems.install(app)

@@ -38,6 +38,11 @@ class Settings(BaseSettings):
         description="Wraps job keys in the database: 32 bytes in hexadecimal, the same for API and workers; "
         "unset: made once and kept in the data folder's `secret_key`.",
     )
+    signing_key: SecretStr | None = Field(
+        None,
+        description="Signs privacy reports: an Ed25519 seed, 32 bytes in hexadecimal, the same for API and workers; "
+        "unset: derived from the secret key.",
+    )
 
     default_epsilon: float = Field(3.0, gt=0, description="Target ε of a job that names none.")
     default_delta: float = Field(1e-6, gt=0, lt=1, description="Target δ of a job that names none.")

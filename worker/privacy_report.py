@@ -1,47 +1,56 @@
 """privacy_report.json: what the job's guarantee is, how it was made, what was taken as public, what is not covered.
 
-Built from the plan that was executed and from the ledger, never from the request. ε under replace-one is computed from
-the same events; it is larger, and is what a reader needs who compares with papers of that relation.
+Built from the plan that was executed and from the ledger, never from the request; signed by the server. Contents after
+Ponomareva et al. 2023, "How to DP-fy ML". `app.privacy.report_check` holds the other end: what is written here, it
+recomputes.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import platform
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from app.jobs.lifecycle import Claimed
-from app.privacy.accountants import pld_epsilon
+from app.privacy import report_format as form
+from app.privacy.accountants import Figure, attack_power, pld_epsilon, pld_epsilons, stated_discretization
 from app.privacy.dp_events import from_json
-from app.privacy.plan import GaussianRelease, Part, PrivacyPlan, SampledGaussian
+from app.privacy.filter import RenyiBudget
+from app.privacy.plan import Part, PrivacyPlan, SampledGaussian
+from app.signing import ReportKeys
 
-FORMAT = "privtune.privacy_report/1"
-
-#: Fixed texts: what no (ε, δ) here speaks about.
-NOT_COVERED = (
-    "When the job ran, how long it took, its estimated finish, and, had it failed, when and with which code.",
-    "People who have records under another budget too: each budget's limit speaks about its own records alone.",
-    "A person with several records, as a whole: each record is protected by itself.",
-    "The lowest bits of noise drawn in floating point (arXiv 2112.05307).",
-    "Whoever holds both a backup of the service's database from the time of the job and its secret key.",
-)
+#: Packages that decide what a figure or a weight comes out as.
+_PACKAGES = ("privtune", "dp-accounting", "numpy", "torch", "transformers")
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerPosition:
-    """Where a budget's ledger stood when the report was written; the job's reservation lies at or before it."""
+    """Where a budget and its ledger stood when the report was written; the job's reservation is part of it.
+
+    plans: reservations and charges that count against the budget. rho: what they come to.
+    """
 
     budget_id: str
     sequence: int
     head_hash: str
-    epsilon_limit: float
-    delta: float
+    accounting: RenyiBudget
+    plans: int
+    rho: float
 
 
 def build(
-    claimed: Claimed, executed: Mapping[str, int], positions: Sequence[LedgerPosition], runtime: Mapping[str, Any]
+    claimed: Claimed,
+    executed: Mapping[str, int],
+    positions: Sequence[LedgerPosition],
+    runtime: Mapping[str, Any],
+    keys: ReportKeys,
 ) -> dict[str, Any]:
-    """The report of a finished job. Takes seconds of CPU (PLDs are composed): never inside a transaction that writes.
+    """The signed report of a finished job. Takes a second of CPU (PLDs are composed): never inside a transaction.
 
     Raises ValueError where the executed steps are not the plan's: there is no report of half a job.
     """
@@ -49,111 +58,143 @@ def build(
     if plan.executed(executed).parts != plan.parts:
         raise ValueError("the report of a finished job is of its whole plan")
     report: dict[str, Any] = {
-        "format": FORMAT,
+        "format": form.FORMAT,
+        "issued_at": int(time.time()),
         "job": claimed.job_id,
         "base_model": claimed.model,
         "mechanism": plan.mechanism,
     }
     if plan.mechanism == "none":
-        report["statement"] = "Trained without differential privacy, on data that was declared public."
+        report["statement"] = form.NOT_PRIVATE
     else:
-        report["guarantee"] = _guarantee(plan)
-        report["budgets"] = [_budget(charge, positions, plan) for charge in claimed.charges]
+        report["guarantee"] = _guarantee(plan, resolved["certified_datasets"])
+        report["budgets"] = [_budget(charge, positions, claimed) for charge in claimed.charges]
     report |= {
         "parts": [_part(part, plan, executed) for part in plan.parts],
-        "released": ["the model's weights", "numbers of steps", *_metrics_released(resolved["evaluation"])],
+        "released": form.RELEASED[resolved["evaluation"]],
         "treated_as_public": _treated_as_public(plan, resolved),
-        "not_covered": list(NOT_COVERED) if plan.mechanism != "none" else [],
+        "not_covered": form.not_covered(plan.mechanism, plan.privacy_unit.column),
         "digests": {
             "plan": plan.digest(),
-            "training_rows": resolved["training_digest"],
-            "validation_rows": resolved.get("validation_digest"),
+            "training_rows": keys.commit(resolved["training_digest"]),
+            "validation_rows": keys.commit(resolved["validation_digest"]),
+            "rows_method": form.COMMITMENT,
         },
         "plan": plan.to_dict(),
         "runtime": dict(runtime),
+        "versions": _versions(),
     }
-    return report
+    return keys.sign(report)
 
 
-def _guarantee(plan: PrivacyPlan) -> dict[str, Any]:
+def _guarantee(plan: PrivacyPlan, datasets: Sequence[str]) -> dict[str, Any]:
     column = plan.privacy_unit.column
+    assert plan.accountant is not None
     return {
         "privacy_unit": "record" if column is None else {"column": column},
         "neighboring_relation": plan.neighboring_relation,
-        "meaning": "The records of one unit are replaced by nothing; the number of units is public and fixed.",
+        "meaning": form.MEANING,
         "epsilon": plan.epsilon,
         "delta": plan.target_delta,
         "target_epsilon": plan.target_epsilon,
+        "datasets": list(datasets),
         "accountant": plan.accountant,
-        "sampling": "Poisson: each unit is in each batch independently, with the part's sample rate",
+        "discretization": stated_discretization(plan.accountant),
+        "sampling": form.SAMPLING,
     }
 
 
-def _budget(charge: Mapping[str, Any], positions: Sequence[LedgerPosition], plan: PrivacyPlan) -> dict[str, Any]:
-    """What one budget was charged, at the job's δ, under both relations."""
-    event = from_json(charge["dp_event"])
+def _budget(charge: Mapping[str, Any], positions: Sequence[LedgerPosition], claimed: Claimed) -> dict[str, Any]:
+    """What one budget was charged for the job, in every figure, and where that budget stands."""
+    event, plan = from_json(charge["dp_event"]), claimed.plan
     assert plan.target_delta is not None
+    assert plan.accountant is not None
     position = next(position for position in positions if position.budget_id == charge["budget_id"])
-    zero_out = pld_epsilon(event, plan.target_delta)
-    replace_one = pld_epsilon(event, plan.target_delta, "replace_one")
+    certified = list(charge["datasets"]) == list(claimed.resolved["certified_datasets"])
+    # The figure that the plan was calibrated to, where this is what it was calibrated for.
+    interval = stated_discretization(plan.accountant) if certified else None
+    figure, *others = pld_epsilons(event, [plan.target_delta, *form.DELTAS], discretization=interval)
+    replace_one = pld_epsilon(event, plan.target_delta, "replace_one", figure.discretization)
+    powers = attack_power(event, form.FALSE_POSITIVE_RATES, discretization=figure.discretization)
     return {
         "privacy_budget": position.budget_id,
         "datasets": list(charge["datasets"]),
-        "epsilon": zero_out.epsilon,
-        "epsilon_replace_one": replace_one.epsilon,
-        "delta": plan.target_delta,
-        "accountant": zero_out.accountant,
-        "accountant_replace_one": replace_one.accountant,
         "dp_event": charge["dp_event"],
+        "delta": plan.target_delta,
+        "epsilon": plan.epsilon if certified else _rounded_up(figure.epsilon),
+        "accountant": figure.accountant,
+        "discretization": figure.discretization,
+        "epsilon_replace_one": _rounded_up(replace_one.epsilon),
+        "accountant_replace_one": replace_one.accountant,
+        "epsilon_at": [{"delta": other.delta, "epsilon": _rounded_up(other.epsilon)} for other in others],
+        "attack_power": [
+            {"false_positive_rate": rate, "true_positive_rate": _rounded_up(power)}
+            for rate, power in zip(form.FALSE_POSITIVE_RATES, powers, strict=True)
+        ],
+        "limit": {"epsilon": position.accounting.epsilon_limit, "delta": position.accounting.delta},
+        "so_far": _so_far(charge, position, pld_epsilon(event, position.accounting.delta)),
         "ledger": {"sequence": position.sequence, "head_hash": position.head_hash},
-        "limit": {"epsilon": position.epsilon_limit, "delta": position.delta},
+    }
+
+
+def _so_far(charge: Mapping[str, Any], position: LedgerPosition, alone: Figure) -> dict[str, Any]:
+    """All that counts against the budget, this job in full among it, at the budget's δ.
+
+    By the filter, since plans are chosen one after another; of a single plan, whose choice saw nothing, its own PLD is
+    a certificate too, and the smaller of the two is stated.
+    """
+    by_filter = position.accounting.epsilon_of(position.rho)
+    by_pld = position.plans == 1 and alone.epsilon < by_filter
+    return {
+        "plans": position.plans,
+        "rdp_order": position.accounting.order,
+        "rho_of_this_job": charge["rho"],
+        "rho": position.rho,
+        "epsilon": _rounded_up(alone.epsilon if by_pld else by_filter),
+        "accountant": alone.accountant if by_pld else form.filter_name(position.accounting.order),
+        "discretization": alone.discretization if by_pld else None,
     }
 
 
 def _part(part: Part, plan: PrivacyPlan, executed: Mapping[str, int]) -> dict[str, Any]:
-    described: dict[str, Any] = {
-        "name": part.name,
-        "kind": part.kind,
-        "dataset": part.dataset,
-        "noise_multiplier": part.noise_multiplier,
+    described = {
+        **dataclasses.asdict(part),
         "num_steps": part.num_steps,
         "executed_steps": executed[part.name],
     }
-    match part:
-        case SampledGaussian():
-            described |= {
-                "sample_rate": part.sample_rate,
-                "expected_batch_size": plan.expected_batch_size(part),
-                "max_grad_norm": part.max_grad_norm,
-                "clipping": part.clipping,
-            }
-        case GaussianRelease():
-            described |= {"sensitivity": part.sensitivity}
+    if isinstance(part, SampledGaussian):
+        described["expected_batch_size"] = plan.expected_batch_size(part)
     return described
-
-
-def _metrics_released(evaluation: str) -> list[str]:
-    return {
-        "private": ["metrics, computed from confusion counts that were noised and charged"],
-        "public": ["metrics, exact, on data declared public"],
-        "none": [],
-    }[evaluation]
 
 
 def _treated_as_public(plan: PrivacyPlan, resolved: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What the guarantee does not protect because it was taken as known."""
     task = resolved["task"]
+    source = form.DECLARED if task["labels_source"] == "declared" else form.FROM_FILE
+    options = {"phases": list(resolved["phases"]), "evaluation": resolved["evaluation"]}
     facts: list[dict[str, Any]] = [
-        {"what": "number of training units", "value": plan.num_units, "source": "the file"},
-        {"what": "names of the columns read", "value": dict(task["columns"]), "source": "the request or the file"},
-        {
-            "what": "list of classes",
-            "value": list(task["labels"]),
-            "source": "declared in the request" if task["labels_source"] == "declared" else "taken from the file",
-        },
-        {"what": "longest input, in tokens", "value": task["max_length"], "source": "the request or the defaults"},
+        {"what": form.TRAINING_UNITS, "value": plan.num_units, "source": "the file"},
+        {"what": form.COLUMN_NAMES, "value": dict(task["columns"]), "source": "the request or the file"},
+        {"what": form.CLASSES, "value": list(task["labels"]), "source": source},
+        {"what": form.LONGEST_INPUT, "value": task["max_length"], "source": "the request or the defaults"},
+        {"what": form.OPTIONS, "value": options, "source": "the request or the defaults"},
     ]
     if plan.num_validation_units:
         value = plan.num_validation_units
-        facts.append({"what": "number of validation units", "value": value, "source": "the file or the split"})
+        facts.append({"what": form.VALIDATION_UNITS, "value": value, "source": "the file or the split"})
     return facts
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed as a package"
+    return versions
+
+
+def _rounded_up(figure: float) -> float:
+    """Six decimals: the same words on every machine, and never less than was certified."""
+    return math.ceil(figure * 1e6) / 1e6

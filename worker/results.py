@@ -15,9 +15,11 @@ import structlog
 from sqlalchemy.orm import Session
 
 from app.budgets import service as budgets
+from app.budgets import status
 from app.jobs.lifecycle import Claimed
 from app.models import archives
 from app.models import service as models
+from app.signing import ReportKeys
 from app.storage.interface import Storage
 from worker import privacy_report, reporter
 from worker.privacy_report import LedgerPosition
@@ -53,16 +55,29 @@ def ledger_positions(session: Session, claimed: Claimed) -> list[LedgerPosition]
     positions = []
     for charge in claimed.charges:
         budget = budgets.get(session, claimed.project_id, charge["budget_id"])
+        state = status.read(session, budget)
         positions.append(
-            LedgerPosition(budget.id, budget.next_sequence - 1, budget.head_hash, budget.epsilon_limit, budget.delta)
+            LedgerPosition(
+                budget_id=budget.id,
+                sequence=budget.next_sequence - 1,
+                head_hash=budget.head_hash,
+                accounting=state.accounting,
+                plans=len(state.committed),
+                rho=state.usage.total,
+            )
         )
     return positions
 
 
 def build(
-    claimed: Claimed, spec: TrainerSpec, finished: Finished, positions: list[LedgerPosition], folder: Path
+    claimed: Claimed,
+    spec: TrainerSpec,
+    finished: Finished,
+    positions: list[LedgerPosition],
+    folder: Path,
+    keys: ReportKeys,
 ) -> Bundle:
-    """Completes the bundle in the job folder: cleared metrics, the privacy report, nothing that is not on the list.
+    """Completes the bundle in the job folder: cleared metrics, the signed report, nothing that is not on the list.
 
     Raises IncompleteResults where something is missing or does not fit the plan.
     """
@@ -70,7 +85,7 @@ def build(
     try:
         raw = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
         metrics = reporter.cleared_metrics(raw, spec.evaluation, spec.task.labels)
-        report = privacy_report.build(claimed, finished.executed, positions, dataclasses.asdict(spec.runtime))
+        report = privacy_report.build(claimed, finished.executed, positions, dataclasses.asdict(spec.runtime), keys)
     except (OSError, ValueError, KeyError) as error:
         log.exception("results_refused")
         raise IncompleteResults from error

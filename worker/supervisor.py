@@ -295,7 +295,7 @@ class Attempt:
         with workplace.database.reading() as session:
             positions = results.ledger_positions(session, claimed)
         try:
-            bundle = results.build(claimed, spec, finished, positions, self._folder)
+            bundle = results.build(claimed, spec, finished, positions, self._folder, workplace.report_keys)
         except results.IncompleteResults:
             raise Unworkable("trainer_error") from None
         fields = results.store(workplace.storage, prefix, bundle)

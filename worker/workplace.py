@@ -11,6 +11,7 @@ from app.db.session import Database
 from app.queue import Queue
 from app.secret_key import load_secret_key
 from app.settings import Settings
+from app.signing import ReportKeys, load_report_keys
 from app.storage import open_storage
 from app.storage.interface import Storage
 
@@ -24,18 +25,21 @@ class Workplace:
     storage: Storage
     queue: Queue
     secret_key: bytes = field(repr=False)
+    report_keys: ReportKeys
     name: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
     shutting_down: threading.Event = field(default_factory=threading.Event)
 
     @classmethod
     def open(cls, settings: Settings) -> Workplace:
         """Opens database, store and broker as the settings name them."""
+        secret_key = load_secret_key(settings)
         return cls(
             settings=settings,
             database=Database(settings.database),
             storage=open_storage(settings.storage),
             queue=Queue(settings.broker),
-            secret_key=load_secret_key(settings),
+            secret_key=secret_key,
+            report_keys=load_report_keys(settings, secret_key),
         )
 
     def close(self) -> None:

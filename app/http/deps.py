@@ -21,6 +21,7 @@ from app.db.session import Database
 from app.errors import PermissionDenied, Unauthorized
 from app.queue import Queue
 from app.settings import Settings
+from app.signing import ReportKeys
 from app.storage import Storage
 
 _bearer = HTTPBearer(auto_error=False, description="An API key of the project.")
@@ -56,11 +57,18 @@ async def get_secret_key(request: Request) -> bytes:
     return secret_key
 
 
+async def get_report_keys(request: Request) -> ReportKeys:
+    """What privacy reports are signed with."""
+    keys: ReportKeys = request.app.state.report_keys
+    return keys
+
+
 DatabaseDep = Annotated[Database, Depends(get_database)]
 SettingsDep = Annotated[Settings, Depends(get_settings)]
 StorageDep = Annotated[Storage, Depends(get_storage)]
 QueueDep = Annotated[Queue, Depends(get_queue)]
 SecretKeyDep = Annotated[bytes, Depends(get_secret_key)]
+ReportKeysDep = Annotated[ReportKeys, Depends(get_report_keys)]
 
 
 def authenticated(

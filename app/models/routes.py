@@ -1,4 +1,4 @@
-"""/v1/models, /v1/base_models, /v1/tasks."""
+"""/v1/models, /v1/base_models, /v1/tasks, and the key that signs the models' privacy reports."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request
-from fastapi.responses import Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from sqlalchemy.orm import Session
 
 from app.auth.service import Caller
 from app.catalog.tasks import TASKS
 from app.db.session import after_commit
-from app.http.deps import DatabaseDep, Reader, Reading, StorageDep, Submitter, Writing
+from app.http.deps import DatabaseDep, Reader, Reading, ReportKeysDep, StorageDep, Submitter, Writing
 from app.http.downloads import Download, respond
-from app.models import archives, repository, service
+from app.models import archives, report_page, repository, service
 from app.models.schemas import (
     BaseModelList,
     ModelDeleted,
@@ -22,6 +22,7 @@ from app.models.schemas import (
     ModelFileList,
     ModelList,
     ModelOut,
+    SigningKey,
     TaskList,
     render,
     render_as_model,
@@ -144,6 +145,23 @@ def head_model(
 ) -> Response:
     """The headers of the same."""
     return _archive(request, session, caller, storage, model_id, format_)
+
+
+@router.get("/models/{model_id}/privacy_report", response_class=Response)
+def retrieve_privacy_report(request: Request, session: Reading, caller: Reader, model_id: ModelId) -> Response:
+    """The signed report as JSON; with `Accept: text/html` as a page for people."""
+    model = service.get(session, caller.project_id, model_id)
+    headers = {"vary": "accept", "cache-control": "private, no-cache", "x-content-type-options": "nosniff"}
+    if "text/html" not in request.headers.get("accept", ""):
+        return JSONResponse(model.privacy_report, headers=headers)
+    headers["content-security-policy"] = report_page.CONTENT_SECURITY_POLICY
+    return HTMLResponse(report_page.render(model.id, model.privacy_report), headers=headers)
+
+
+@router.get("/privacy/signing_key")
+def retrieve_signing_key(_caller: Reader, keys: ReportKeysDep) -> SigningKey:
+    """The public key to check privacy reports of this server with. Keep a copy apart from the server."""
+    return SigningKey(public_key=keys.public_key)
 
 
 # Below the longer paths: the id of a base may hold a slash, so this one takes whatever is left.

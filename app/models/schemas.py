@@ -31,6 +31,14 @@ class ModelList(BaseModel):
     has_more: Literal[False] = False
 
 
+class SigningKey(BaseModel):
+    """The public half of what signs privacy reports, 64 hexadecimal digits."""
+
+    object: Literal["privacy.signing_key"] = "privacy.signing_key"
+    algorithm: Literal["Ed25519"] = "Ed25519"
+    public_key: str
+
+
 class ModelDeleted(BaseModel):
     """The wire's answer to a delete."""
 

@@ -1,0 +1,314 @@
+"""Checks a privacy report against itself, offline: every figure from the events, every part against the plan.
+
+The accountants are `app.privacy.verifier`'s own; NumPy is all that is needed. What no arithmetic can tell (which job,
+which rows, which place in a ledger) only the signature vouches for, see `app.signing`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from app.privacy import renyi
+from app.privacy import report_format as form
+from app.privacy.renyi import Term
+from app.privacy.verifier import CLAIM_TOLERANCE, Relation, composed, stored_terms
+
+#: Figures are rounded up to six decimals. Closed forms agree but for another libm's last digits.
+_ROUNDED = 1e-6
+_CLOSED_FORM = 1e-9
+
+_KEYS = {
+    "format", "issued_at", "job", "base_model", "mechanism", "parts", "released", "treated_as_public", "not_covered",
+    "digests", "plan", "runtime", "versions", "signature",
+}  # fmt: skip
+_PRIVATE_KEYS = _KEYS | {"guarantee", "budgets"}
+_GUARANTEE_KEYS = {
+    "privacy_unit", "neighboring_relation", "meaning", "epsilon", "delta", "target_epsilon", "datasets", "accountant",
+    "discretization", "sampling",
+}  # fmt: skip
+_BUDGET_KEYS = {
+    "privacy_budget", "datasets", "dp_event", "delta", "epsilon", "accountant", "discretization", "epsilon_replace_one",
+    "accountant_replace_one", "epsilon_at", "attack_power", "limit", "so_far", "ledger",
+}  # fmt: skip
+_SO_FAR_KEYS = {"plans", "rdp_order", "rho_of_this_job", "rho", "epsilon", "accountant", "discretization"}
+
+#: What a report may take as public, and where it may have it from.
+_FACTS = {
+    form.TRAINING_UNITS: {"the file"},
+    form.VALIDATION_UNITS: {"the file or the split"},
+    form.COLUMN_NAMES: {"the request or the file"},
+    form.CLASSES: {form.DECLARED, form.FROM_FILE},
+    form.LONGEST_INPUT: {"the request or the defaults"},
+    form.OPTIONS: {"the request or the defaults"},
+}
+
+#: Fields of plans that are fractions: a tool that rewrites JSON may have dropped their ".0".
+_FRACTIONS = frozenset(
+    {"sample_rate", "noise_multiplier", "max_grad_norm", "sensitivity", "target_epsilon", "target_delta", "epsilon"}
+)
+
+
+class _Refused(Exception):
+    """The text says what does not hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One check: its name, what was found, and whether it holds."""
+
+    name: str
+    found: str
+    holds: bool
+
+
+def check_report(report: Mapping[str, Any]) -> list[Check]:
+    """Every check, in the order of the report. It is to be refused unless all of them hold."""
+    checks = [_run("form", _form, report)]
+    if not checks[0].holds:
+        return checks
+    checks.append(_run("plan", _plan, report))
+    checks.append(_run("public", _public, report))
+    if report["mechanism"] == "dp_sgd":
+        checks.append(_run("guarantee", _guarantee, report))
+        for number in range(len(report["budgets"])):
+            for name, check in _BUDGET_CHECKS.items():
+                checks.append(_run(f"budget {number + 1}: {name}", check, report, report["budgets"][number]))
+    return checks
+
+
+def _run(name: str, check: Callable[..., str], *arguments: Any) -> Check:
+    try:
+        return Check(name, check(*arguments), True)
+    except _Refused as refused:
+        return Check(name, str(refused), False)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError):
+        return Check(name, "not of a report's form", False)
+
+
+def _form(report: Mapping[str, Any]) -> str:
+    _require(report.get("format") == form.FORMAT, f"not a report of the form {form.FORMAT}")
+    mechanism = report["mechanism"]
+    _require(mechanism in ("dp_sgd", "none"), "an unknown mechanism")
+    if mechanism == "dp_sgd":
+        _keys(report, _PRIVATE_KEYS)
+        _keys(report["guarantee"], _GUARANTEE_KEYS)
+        for budget in report["budgets"]:
+            _keys(budget, _BUDGET_KEYS)
+            _keys(budget["so_far"], _SO_FAR_KEYS)
+            _keys(budget["limit"], {"epsilon", "delta"})
+            _keys(budget["ledger"], {"sequence", "head_hash"})
+    else:
+        _keys(report, _KEYS | {"statement"})
+        _require(report["statement"] == form.NOT_PRIVATE, "the statement is not the form's")
+    _require(type(report["issued_at"]) is int, "no time of issue")
+    _require(isinstance(report["job"], str) and isinstance(report["base_model"], str), "no job or base model is named")
+    _keys(report["digests"], {"plan", "training_rows", "validation_rows", "rows_method"})
+    column = report["plan"]["privacy_unit"]["column"]
+    _require(
+        report["not_covered"] == form.not_covered(mechanism, column),
+        "what is not covered is not stated as it has to be",
+    )
+    return form.FORMAT
+
+
+def _plan(report: Mapping[str, Any]) -> str:
+    plan, digests = report["plan"], report["digests"]
+    _require(digests["plan"] in (form.digest(plan), form.digest(_as_fractions(plan))), "the plan is not its digest's")
+    for name in ("training_rows", "validation_rows"):
+        _require(digests[name] is None or _is_hash(digests[name]), f"{name} is no commitment")
+    _require(digests["training_rows"] is not None, "no commitment to the training rows")
+    _require(digests["rows_method"] == form.COMMITMENT, "an unknown kind of commitment")
+    _require(plan["mechanism"] == report["mechanism"], "the plan is of another mechanism")
+    _require(len(report["parts"]) == len(plan["parts"]) > 0, "not the plan's parts")
+    for stated, planned in zip(report["parts"], plan["parts"], strict=True):
+        steps = planned.get("num_steps", 1)
+        expected = {**planned, "num_steps": steps, "executed_steps": steps}
+        if planned["kind"] == "sampled_gaussian":
+            expected["expected_batch_size"] = planned["sample_rate"] * plan["num_units"]
+        _require(dict(stated) == expected, f"part {planned['name']} is not as planned, or not executed in full")
+    return f"{len(plan['parts'])} parts, executed as planned"
+
+
+def _public(report: Mapping[str, Any]) -> str:
+    facts: dict[str, Any] = {}
+    for fact in report["treated_as_public"]:
+        _keys(fact, {"what", "value", "source"})
+        _require(fact["source"] in _FACTS.get(fact["what"], ()), "a public fact of unknown kind or source")
+        facts[fact["what"]] = fact["value"]
+    plan = report["plan"]
+    _require(len(facts) == len(report["treated_as_public"]), "a public fact is stated twice")
+    required = _FACTS.keys() - ({form.VALIDATION_UNITS} if not plan["num_validation_units"] else set())
+    _require(facts.keys() == required, "not all of what was treated as public is stated")
+    _require(facts[form.TRAINING_UNITS] == plan["num_units"], "another number of units than the plan's")
+    _require(facts.get(form.VALIDATION_UNITS, 0) == plan["num_validation_units"], "another number of validation units")
+    evaluation = facts[form.OPTIONS]["evaluation"]
+    _require(report["released"] == form.RELEASED[evaluation], "what was released is not what was asked for")
+    return f"{len(facts)} facts"
+
+
+def _guarantee(report: Mapping[str, Any]) -> str:
+    stated, plan = report["guarantee"], report["plan"]
+    column = plan["privacy_unit"]["column"]
+    expected = {
+        "privacy_unit": "record" if column is None else {"column": column},
+        "neighboring_relation": plan["neighboring_relation"],
+        "meaning": form.MEANING,
+        "sampling": form.SAMPLING,
+        "epsilon": plan["epsilon"],
+        "delta": plan["target_delta"],
+        "target_epsilon": plan["target_epsilon"],
+        "accountant": plan["accountant"],
+    }
+    for key, value in expected.items():
+        _require(stated[key] == value, f"{key} is not the plan's")
+    _require(plan["neighboring_relation"] == "zero_out", "an unknown neighbouring relation")
+    _require(stated["epsilon"] <= stated["target_epsilon"], "more than the target was spent")
+    _names_discretization(stated["accountant"], stated["discretization"])
+    _datasets(stated["datasets"])
+    found = composed(_planned_terms(plan, stated["datasets"]), stated["discretization"]).epsilon(stated["delta"])
+    _agree(stated["epsilon"], found, "ε")
+    return f"ε = {stated['epsilon']:g} at δ = {stated['delta']:g}; recomputed {found:.6g}"
+
+
+def _event(report: Mapping[str, Any], budget: Mapping[str, Any]) -> str:
+    _datasets(budget["datasets"])
+    terms = stored_terms(budget["dp_event"])
+    _require(terms == _planned_terms(report["plan"], budget["datasets"]) != (), "the event is not the plan's")
+    _require(budget["delta"] == report["plan"]["target_delta"], "another δ than the job's")
+    _require(isinstance(budget["privacy_budget"], str), "no budget is named")
+    return f"{sum(term.count for term in terms)} noised sums, as planned"
+
+
+def _epsilon(report: Mapping[str, Any], budget: Mapping[str, Any]) -> str:
+    if budget["datasets"] == report["guarantee"]["datasets"]:
+        for key in ("epsilon", "accountant", "discretization"):
+            _require(budget[key] == report["guarantee"][key], f"{key} is not the guarantee's")
+    _names_discretization(budget["accountant"], budget["discretization"])
+    terms = stored_terms(budget["dp_event"])
+    profile, rdp = composed(terms, budget["discretization"]), renyi.rdp_epsilon(terms, budget["delta"])
+    found = profile.epsilon(budget["delta"])
+    _agree(budget["epsilon"], found, "ε")
+    _require([point["delta"] for point in budget["epsilon_at"]] == list(form.DELTAS), "not the form's list of δ")
+    for point in budget["epsilon_at"]:
+        _keys(point, {"delta", "epsilon"})
+        _agree(point["epsilon"], profile.epsilon(point["delta"]), f"ε at δ = {point['delta']:g}")
+    return f"ε = {budget['epsilon']:g} at δ = {budget['delta']:g}; recomputed {found:.6g}, at most {rdp:.6g} by RDP"
+
+
+def _replace_one(_report: Mapping[str, Any], budget: Mapping[str, Any]) -> str:
+    _names_discretization(budget["accountant_replace_one"], budget["discretization"], "replace_one")
+    terms = stored_terms(budget["dp_event"])
+    found = composed(terms, budget["discretization"], "replace_one").epsilon(budget["delta"])
+    _agree(budget["epsilon_replace_one"], found, "ε under replace-one")
+    return f"ε = {budget['epsilon_replace_one']:g}; recomputed {found:.6g}"
+
+
+def _attack_power(_report: Mapping[str, Any], budget: Mapping[str, Any]) -> str:
+    rates = [point["false_positive_rate"] for point in budget["attack_power"]]
+    _require(rates == list(form.FALSE_POSITIVE_RATES), "not the form's false-positive rates")
+    profile = composed(stored_terms(budget["dp_event"]), budget["discretization"])
+    for point in budget["attack_power"]:
+        _keys(point, {"false_positive_rate", "true_positive_rate"})
+        found = profile.true_positive_rate(point["false_positive_rate"])
+        _agree(point["true_positive_rate"], found, "true-positive rate")
+    return ", ".join(f"{p['true_positive_rate']:.3g} at {p['false_positive_rate']:g}" for p in budget["attack_power"])
+
+
+def _so_far(_report: Mapping[str, Any], budget: Mapping[str, Any]) -> str:
+    """The filter's sum, converted; of a single plan, whose choice saw nothing, the lesser of that and its PLD."""
+    stated, limit = budget["so_far"], budget["limit"]
+    terms, order = stored_terms(budget["dp_event"]), stated["rdp_order"]
+    _require(type(order) is int and 2 <= order <= 10_000, "an order that no filter has")
+    mine = renyi.total_divergence(terms, order)
+    _require(
+        math.isclose(stated["rho_of_this_job"], mine, rel_tol=_CLOSED_FORM, abs_tol=1e-11), "not this job's divergence"
+    )
+    _require(type(stated["plans"]) is int and stated["plans"] >= 1, "this job is not among the plans")
+    _require(stated["rho"] >= stated["rho_of_this_job"], "less was spent than this job alone")
+    alone = stated["plans"] == 1
+    _require(not alone or stated["rho"] == stated["rho_of_this_job"], "one plan, but more than this job was spent")
+    if alone and stated["discretization"] is not None:
+        _names_discretization(stated["accountant"], stated["discretization"])
+        epsilon, tolerance = composed(terms, stated["discretization"]).epsilon(limit["delta"]), CLAIM_TOLERANCE
+    else:
+        _require(stated["accountant"] == form.filter_name(order), "not the accountant that this calls for")
+        _require(stated["discretization"] is None, "a filter has no discretization")
+        epsilon, tolerance = renyi.epsilon_of_divergence(stated["rho"], order, limit["delta"]), _CLOSED_FORM
+    _agree(stated["epsilon"], epsilon, "ε of the budget so far", tolerance)
+    _require(stated["epsilon"] <= limit["epsilon"] + _ROUNDED, "the budget's limit was passed")
+    return f"{stated['plans']} plans, ε = {stated['epsilon']:g} of {limit['epsilon']:g} at δ = {limit['delta']:g}"
+
+
+def _ledger(_report: Mapping[str, Any], budget: Mapping[str, Any]) -> str:
+    ledger = budget["ledger"]
+    # The first entry opens the budget, a later one reserves for this job.
+    _require(type(ledger["sequence"]) is int and ledger["sequence"] >= 2, "no place in a ledger")
+    _require(_is_hash(ledger["head_hash"]), "no hash of a ledger's entry")
+    return f"entry {ledger['sequence']}, {ledger['head_hash'][:12]}…"
+
+
+_BUDGET_CHECKS: dict[str, Callable[..., str]] = {
+    "event": _event,
+    "epsilon": _epsilon,
+    "replace-one": _replace_one,
+    "attack power": _attack_power,
+    "so far": _so_far,
+    "ledger": _ledger,
+}
+
+
+def _planned_terms(plan: Mapping[str, Any], datasets: Sequence[str]) -> tuple[Term, ...]:
+    """What the plan's parts on these datasets come to, as `stored_terms` has it."""
+    counts: Counter[tuple[float, float]] = Counter()
+    for part in plan["parts"]:
+        if part["dataset"] in datasets:
+            sigma, rate, steps = part["noise_multiplier"], part.get("sample_rate", 1.0), part.get("num_steps", 1)
+            _require(type(steps) is int and steps >= 1 and 0 < rate <= 1 and 0 < sigma < math.inf, "a part is not sane")
+            counts[(float(rate), float(sigma))] += steps
+    return tuple(Term(rate, sigma, count) for (rate, sigma), count in sorted(counts.items()))
+
+
+def _datasets(datasets: Any) -> None:
+    _require(datasets in (["training"], ["validation"], ["training", "validation"]), "unknown datasets")
+
+
+def _names_discretization(accountant: str, discretization: float, relation: Relation = "zero_out") -> None:
+    tail = f", {relation}, discretization {discretization:g}, pessimistic"
+    _require(re.fullmatch(r"PLD, dp-accounting [0-9]\S*", accountant.removesuffix(tail)), "not a known accountant")
+    _require(accountant.endswith(tail), "the accountant names another relation or discretization")
+
+
+def _agree(stated: float, found: float, what: str, tolerance: float = CLAIM_TOLERANCE) -> None:
+    """At one discretization two sound accountants differ by rounding only."""
+    _require(type(stated) in (int, float) and math.isfinite(found), f"{what} cannot be recomputed")
+    slack = tolerance * found + _CLOSED_FORM
+    _require(
+        -slack <= stated - found <= slack + _ROUNDED, f"{what} is stated as {stated:g}, but recomputed as {found:g}"
+    )
+
+
+def _as_fractions(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: float(inner) if key in _FRACTIONS and type(inner) is int else _as_fractions(inner)
+            for key, inner in value.items()
+        }
+    return [_as_fractions(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _is_hash(text: Any) -> bool:
+    return isinstance(text, str) and re.fullmatch("[0-9a-f]{64}", text) is not None
+
+
+def _keys(value: Mapping[str, Any], expected: set[str]) -> None:
+    _require(value.keys() == expected, "a field is missing, or there is one too many")
+
+
+def _require(condition: Any, problem: str) -> None:
+    if not condition:
+        raise _Refused(problem)

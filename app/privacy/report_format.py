@@ -1,0 +1,149 @@
+"""What a privacy report says in fixed words, and its one canonical form in bytes: for who writes, signs and checks it.
+
+The contents follow the reporting list of Ponomareva et al. 2023, "How to DP-fy ML", section 5.3.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+FORMAT = "privtune.privacy_report/1"
+
+NOT_PRIVATE = "Trained without differential privacy, on data that was declared public."
+MEANING = (
+    "Whoever sees all that was released can hardly tell whether the records of one unit were used or replaced by "
+    "nothing. The number of units is public and fixed."
+)
+SAMPLING = "Poisson: each unit is in each batch independently, with the part's sample rate"
+COMMITMENT = "HMAC-SHA-256 of the rows' SHA-256, under a key of the server: binds them and tells nothing about them"
+SIGNED = "RFC 8785 (JCS) form of this report without signature.value, in UTF-8"
+
+#: What was treated as public, and where a list of classes may come from.
+TRAINING_UNITS = "number of training units"
+VALIDATION_UNITS = "number of validation units"
+COLUMN_NAMES = "names of the columns read"
+CLASSES = "list of classes"
+LONGEST_INPUT = "longest input, in tokens"
+OPTIONS = "every option of the job"
+DECLARED = "declared in the request"
+FROM_FILE = "taken from the file"
+
+#: δ at which a report states ε, beside the job's own.
+DELTAS = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
+FALSE_POSITIVE_RATES = (0.001, 0.01)
+
+#: What a job may let out, by the kind of its evaluation.
+RELEASED = {
+    "none": ["the model's weights", "numbers of steps"],
+    "private": [
+        "the model's weights",
+        "numbers of steps",
+        "metrics, computed from confusion counts that were noised and charged",
+    ],
+    "public": ["the model's weights", "numbers of steps", "metrics, exact, on data declared public"],
+}
+
+_NOT_COVERED = (
+    "When the job ran, how long it took, its estimated finish, and, had it failed, when and with which code.",
+    "People who have records under another budget too: each budget's limit speaks about its own records alone.",
+    "The lowest bits of noise drawn in floating point (arXiv 2112.05307).",
+    "Whoever holds both a backup of the service's database from the time of the job and its secret key.",
+)
+_SEVERAL_RECORDS = "A person with several records, as a whole: each record is protected by itself."
+
+_LARGEST_INTEGER = 2**53 - 1
+
+
+def not_covered(mechanism: str, unit_column: str | None) -> list[str]:
+    """What no (ε, δ) of the report speaks about."""
+    if mechanism == "none":
+        return []
+    return [*_NOT_COVERED, *([_SEVERAL_RECORDS] if unit_column is None else [])]
+
+
+def filter_name(order: int) -> str:
+    """The accountant of a budget whose plans are chosen one after another."""
+    return f"Rényi filter of order {order}"
+
+
+def parse(text: bytes | str) -> dict[str, Any]:
+    """A report as stored. Raises ValueError for anything but one JSON object of distinct keys and finite numbers."""
+
+    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len({key for key, _ in pairs}) != len(pairs):
+            raise ValueError("a key occurs twice")
+        return dict(pairs)
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        report = json.loads(text, object_pairs_hook=distinct, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(report, dict):
+        raise ValueError("not a JSON object")
+    return report
+
+
+def signed_bytes(report: Mapping[str, Any]) -> bytes:
+    """What the signature signs: the canonical form of everything but the signature's value."""
+    signature = {key: value for key, value in report["signature"].items() if key != "value"}
+    return canonical({**report, "signature": signature})
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of JSON with sorted keys and no spaces, as `PrivacyPlan.digest` has it."""
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    ).hexdigest()
+
+
+def canonical(value: Any) -> bytes:
+    """The JSON Canonicalization Scheme (RFC 8785). Raises ValueError for what it has no form for."""
+    return _text(value).encode()
+
+
+def _text(value: Any) -> str:
+    match value:
+        case None | bool():
+            return {None: "null", True: "true", False: "false"}[value]
+        case str():
+            return json.dumps(value, ensure_ascii=False)
+        case int():
+            if abs(value) > _LARGEST_INTEGER:
+                raise ValueError("an integer that a double does not hold")
+            return str(value)
+        case float():
+            return _number(value)
+        case list() | tuple():
+            return "[" + ",".join(map(_text, value)) + "]"
+        case dict():
+            if not all(isinstance(key, str) for key in value):
+                raise ValueError("a key that is no string")
+            items = sorted(value.items(), key=lambda item: item[0].encode("utf-16-be", "surrogatepass"))
+            return "{" + ",".join(f"{_text(key)}:{_text(inner)}" for key, inner in items) + "}"
+    raise ValueError(f"no JSON form for {type(value).__name__}")
+
+
+def _number(value: float) -> str:
+    """ECMAScript's Number::toString: the shortest digits that read back the same, which are Python's too."""
+    if value == 0.0:
+        return "0"
+    sign, digits_, exponent = Decimal(repr(value)).normalize().as_tuple()
+    if not isinstance(exponent, int):
+        raise ValueError("not a finite number")
+    digits = "".join(map(str, digits_))
+    point = len(digits) + exponent
+    if 0 < point <= 21:
+        text = digits.ljust(point, "0") if len(digits) <= point else f"{digits[:point]}.{digits[point:]}"
+    elif -6 < point <= 0:
+        text = "0." + "0" * -point + digits
+    else:
+        fraction = f".{digits[1:]}" if len(digits) > 1 else ""
+        text = f"{digits[0]}{fraction}e{point - 1:+d}"
+    return ("-" if sign else "") + text

@@ -1,0 +1,138 @@
+"""Privacy reports as a worker writes them, of plans small enough to check in a moment, and every way to change one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+from app.jobs.lifecycle import Claimed
+from app.privacy.calibration import calibrate
+from app.privacy.dp_events import event_for, to_json
+from app.privacy.filter import RenyiBudget
+from app.privacy.plan import Dataset, GaussianRelease, Part, PrivacyPlan, SampledGaussian
+from app.settings import Settings
+from app.signing import ReportKeys, load_report_keys
+from worker.privacy_report import LedgerPosition, build
+
+ROWS = "a" * 64
+DELTA = 1e-5
+
+Place = tuple[str | int, ...]
+
+
+def keys(secret: bytes = b"\x07" * 32) -> ReportKeys:
+    return load_report_keys(Settings(), secret)
+
+
+def parts(sigma: float, evaluated: Dataset = "training") -> tuple[Part, ...]:
+    return (
+        GaussianRelease("centring", 25.0, 1.0),
+        SampledGaussian("main", 1 / 8, 12, sigma, max_grad_norm=1.0, clipping="automatic"),
+        GaussianRelease("evaluation", 12.0, 1.0, dataset=evaluated),
+    )
+
+
+def claim(plan: PrivacyPlan, charges: list[dict[str, Any]], evaluation: str = "private") -> Claimed:
+    resolved = {
+        "task": {
+            "type": "text_classification",
+            "columns": {"text": "note", "label": "ward"},
+            "labels": ["a <b>", "ä"],
+            "labels_source": "declared",
+            "max_length": 128,
+        },
+        "phases": [{"name": "main", "learning_rate": 0.5}],
+        "evaluation": evaluation,
+        "training_digest": ROWS,
+        "validation_digest": None,
+        "certified_datasets": ["training"],
+    }
+    return Claimed(
+        job_id="ftjob-1",
+        project_id="proj-1",
+        fence=1,
+        attempt=1,
+        model="all-MiniLM-L6-v2",
+        suffix=None,
+        seed=7,
+        training_file_id="file-1",
+        validation_file_id=None,
+        plan=plan,
+        charges=charges,
+        resolved=resolved,
+        checkpoint=None,
+        runtime=None,
+        started_at=1.0,
+        cancel_requested=False,
+    )
+
+
+def private_report(*, own_validation: bool = False, earlier_rho: float = 0.0, limit: float = 8.0) -> dict[str, Any]:
+    """own_validation: the evaluation is charged to a second budget. earlier_rho: spent by another plan before."""
+    found = calibrate(lambda sigma: parts(sigma, "validation" if own_validation else "training"), 2.0, DELTA)
+    plan = PrivacyPlan(
+        mechanism="dp_sgd",
+        num_units=320,
+        parts=found.parts,
+        target_epsilon=2.0,
+        target_delta=DELTA,
+        epsilon=found.epsilon,
+        accountant=found.accountant,
+        num_validation_units=80,
+    )
+    accounting = RenyiBudget.create(limit, 1e-6)
+    charges, positions = [], []
+    for name, dataset in [("pb-1", "training"), ("pb-2", "validation")][: 2 if own_validation else 1]:
+        event = event_for(plan, [dataset])
+        rho = accounting.rho_of(event)
+        charges.append({"budget_id": name, "dp_event": to_json(event), "rho": rho, "datasets": [dataset]})
+        plans = 2 if earlier_rho else 1
+        positions.append(LedgerPosition(name, 1 + plans, "b" * 64, accounting, plans, rho + earlier_rho))
+    executed = {part.name: part.num_steps for part in plan.parts}
+    return build(claim(plan, charges), executed, positions, {"device": "cpu", "threads": 1}, keys())
+
+
+def public_report() -> dict[str, Any]:
+    plan = PrivacyPlan(mechanism="none", num_units=320, parts=parts(0.0)[1:2])
+    return build(claim(plan, [], "none"), {"main": 12}, [], {"device": "cpu"}, keys())
+
+
+def leaves(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+    """Every value in the JSON that holds no other."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if inner is None:
+        yield place, value
+    else:
+        for key, child in inner:
+            yield from leaves(child, (*place, key))
+
+
+def changes(value: Any) -> list[Any]:
+    """Small lies in place of a leaf: the larger and the smaller number, another word, nothing."""
+    match value:
+        case None:
+            return [0, "x"]
+        case bool():
+            return [not value]
+        case int():
+            return [value + 1, value - 1]
+        case float():
+            return [value * 1.002, value * 0.998]
+        case str():
+            other = "0" if value[:1] != "0" else "1"
+            return [value + "x", other + value[1:], None]
+    raise TypeError(type(value))
+
+
+def replaced(report: dict[str, Any], place: Place, value: Any) -> dict[str, Any]:
+    changed = copy.deepcopy(report)
+    holder: Any = changed
+    for key in place[:-1]:
+        holder = holder[key]
+    holder[place[-1]] = value
+    return changed
+
+
+def signed_again(report: dict[str, Any], by: ReportKeys) -> dict[str, Any]:
+    return by.sign({key: value for key, value in report.items() if key != "signature"})
