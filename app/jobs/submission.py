@@ -39,8 +39,11 @@ from app.settings import Settings
 _TRIES = 3
 
 
-class _Stale(Exception):
-    """What the plan was made of has changed."""
+class _Stale(Conflict):
+    """What the plan was made of has changed; told only when it happens again and again."""
+
+    def __init__(self) -> None:
+        super().__init__("file_changed", "A file changed while the job was planned.", param="training_file")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +118,12 @@ def _plan_one(database: Database, settings: Settings, secret: bytes, job_id: str
                 body = CreateJob.model_validate(job.request)
                 facts = _read(session, settings, job.project_id, body)
             planned = _plan(body, facts, settings)
-            if planned is None:
-                return False
+        except ApiError as error:
+            _fail_waiting(database, job_id, error)
+            return False
+        if planned is None:
+            return False
+        try:
             with database.writing() as session:
                 taken = _take_waiting(session, job_id)
                 if taken is None:
@@ -125,11 +132,8 @@ def _plan_one(database: Database, settings: Settings, secret: bytes, job_id: str
                 _enqueue(session, taken, planned, secret, actor="planner")
             return True
         except (_Stale, BudgetExceeded) as error:
-            if not remaining and isinstance(error, ApiError):
+            if not remaining:
                 _fail_waiting(database, job_id, error)
-        except ApiError as error:
-            _fail_waiting(database, job_id, error)
-            return False
     return False
 
 
