@@ -13,14 +13,16 @@ from worker.workplace import Workplace
 def register_training(celery: Celery, workplace: Workplace, spares: Spares) -> None:
     """Work of the training queue."""
 
-    @celery.task(name=TRAIN_JOB)
     def train_job(job_id: str) -> None:
         supervisor.run_job(workplace, spares, job_id)
+
+    celery.task(train_job, name=TRAIN_JOB)
 
 
 def register_files(celery: Celery, workplace: Workplace) -> None:
     """Work of the files queue."""
 
-    @celery.task(name=PROCESS_FILE)
     def process_file(file_id: str) -> None:
         chores.process_file(workplace, file_id)
+
+    celery.task(process_file, name=PROCESS_FILE)
