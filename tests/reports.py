@@ -118,7 +118,7 @@ def changes(value: Any) -> list[Any]:
         case int():
             return [value + 1, value - 1]
         case float():
-            return [value * 1.002, value * 0.998]
+            return [value * 1.002 or 0.001, value * 0.998 or -0.001]
         case str():
             other = "0" if value[:1] != "0" else "1"
             return [value + "x", other + value[1:], None]

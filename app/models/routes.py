@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -147,12 +148,22 @@ def head_model(
     return _archive(request, session, caller, storage, model_id, format_)
 
 
+def _prefers_page(accept: str) -> bool:
+    """Whether HTML is named, and JSON is not named with at least the same weight."""
+    weights = {}
+    for entry in accept.lower().split(","):
+        media_type, *parameters = (part.strip() for part in entry.split(";"))
+        weight = next((value[2:] for value in parameters if value.startswith("q=")), "1")
+        weights[media_type] = float(weight) if re.fullmatch(r"[01](\.\d{0,3})?", weight) else 0.0
+    return weights.get("text/html", 0.0) > weights.get("application/json", 0.0)
+
+
 @router.get("/models/{model_id}/privacy_report", response_class=Response)
 def retrieve_privacy_report(request: Request, session: Reading, caller: Reader, model_id: ModelId) -> Response:
     """The signed report as JSON; with `Accept: text/html` as a page for people."""
     model = service.get(session, caller.project_id, model_id)
     headers = {"vary": "accept", "cache-control": "private, no-cache", "x-content-type-options": "nosniff"}
-    if "text/html" not in request.headers.get("accept", ""):
+    if not _prefers_page(request.headers.get("accept", "")):
         return JSONResponse(model.privacy_report, headers=headers)
     headers["content-security-policy"] = report_page.CONTENT_SECURITY_POLICY
     return HTMLResponse(report_page.render(model.id, model.privacy_report), headers=headers)

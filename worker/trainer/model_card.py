@@ -84,6 +84,8 @@ def _privacy(plan: PrivacyPlan, released: str) -> list[str]:
         f"\nAccountant: {plan.accountant or 'not stated'}. Batches were drawn by Poisson sampling, as accounted.\n",
         "Treated as public: the number of units, the list of classes, the longest input, and every option of the job. "
         "Not covered: when the job ran, for how long, and whether it failed; people who are in other datasets too.\n",
+        "The whole statement, signed by the service, is `privacy_report.json`; `privtune verify privacy_report.json` "
+        "recomputes it offline.\n",
     ]
     return lines
 
