@@ -83,8 +83,8 @@ def text(length: int) -> Callable[[int], Batch]:
         return {
             "input_ids": torch.randint(5, 30000, (rows, length)),
             "attention_mask": torch.ones(rows, length, dtype=torch.long),
-            # Expanded, as Opacus needs it.
-            "position_ids": torch.arange(length).expand(rows, length),
+            # Given and contiguous, as Opacus needs them.
+            "position_ids": torch.arange(length).repeat(rows, 1),
             "token_type_ids": torch.zeros(rows, length, dtype=torch.long),
             "labels": torch.randint(0, 2, (rows,)),
         }
@@ -96,7 +96,7 @@ def _tokens(length: int) -> Callable[[int], Batch]:
     def batch(rows: int) -> Batch:
         return {
             "input_ids": torch.randint(5, 30000, (rows, length)),
-            "position_ids": torch.arange(length).expand(rows, length),
+            "position_ids": torch.arange(length).repeat(rows, 1),
         }
 
     return batch

@@ -37,6 +37,12 @@ def test_lengths_are_bucketed_longest_first() -> None:
     assert [batch.tolist() for batch in batches] == [[1, 3, 5], [2, 0, 4]]
 
 
+def test_short_rows_are_not_padded_to_long_ones() -> None:
+    lengths = [64] * 20 + [60] * 10 + [8] * 50
+    batches = list(physical_batches([[row] for row in range(80)], lengths, max_tokens=100_000))
+    assert [len(batch) for batch in batches] == [30, 50]
+
+
 def test_nothing_drawn_is_no_batch() -> None:
     assert list(physical_batches([], [], max_tokens=10)) == []
 

@@ -10,6 +10,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
+#: Tokens from which a physical batch is about as fast per token as a larger one, and the share of a row that must be
+#: its own for it to join one.
+_FAST_TOKENS = 1024
+_MIN_FILL = 0.8
+
 Indices = npt.NDArray[np.int64]
 
 
@@ -23,7 +28,8 @@ def physical_batches(
     """Yields arrays of row indices, longest first, so that running out of memory shows at once.
 
     rows_of_unit: the rows of each drawn unit. lengths: tokens of each row of the dataset (indexed by row).
-    A physical batch's rows times its longest row stay within `max_tokens`, except for a unit that alone exceeds it.
+    A physical batch's rows times its longest row stay within `max_tokens`, except for a unit that alone exceeds it. One
+    that is large enough for fast products is closed early where the next row would be mostly padding.
     """
     if max_tokens < 1 or (max_rows is not None and max_rows < 1):
         raise ValueError("physical batches need room for at least one row")
@@ -36,7 +42,9 @@ def physical_batches(
         rows = rows_of_unit[unit]
         count = len(current) + len(rows)
         width = width or max(longest[unit], 1)
-        if current and (count * width > max_tokens or (max_rows is not None and count > max_rows)):
+        full = count * width > max_tokens or (max_rows is not None and count > max_rows)
+        padded = longest[unit] < _MIN_FILL * width and len(current) * width >= _FAST_TOKENS
+        if current and (full or padded):
             yield np.asarray(current, dtype=np.int64)
             current, width = [], max(longest[unit], 1)
         current.extend(int(row) for row in rows)

@@ -1,4 +1,7 @@
-"""Which units take part: Poisson batches and held-out splits, drawn from the job's secret key."""
+"""Who takes part: Poisson batches and held-out splits of units, and which rows a unit of many rows sends.
+
+All of it is drawn from the job's secret key.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from worker.trainer.dp.randomness import SAMPLE, SPLIT, JobRandomness
+from worker.trainer.dp.randomness import ROWS, SAMPLE, SPLIT, JobRandomness
 
 Indices = npt.NDArray[np.int64]
 
@@ -31,6 +34,19 @@ def poisson_batch(randomness: JobRandomness, *, phase: str, step: int, num_units
         return np.arange(num_units, dtype=np.int64)
     words = randomness.uniform_u64(num_units, phase=phase, step=step, stream=SAMPLE)
     return np.flatnonzero(words < np.uint64(threshold)).astype(np.int64, copy=False)
+
+
+def rows_of_step(
+    randomness: JobRandomness, rows: Indices, *, unit: int, max_rows: int | None, phase: str, step: int
+) -> Indices:
+    """At most `max_rows` of a unit's rows for one step, in their order, every such subset equally likely.
+
+    A unit draws from a stream of its own, indexed by its own rows: no other unit's rows can move its choice.
+    """
+    if max_rows is None or len(rows) <= max_rows:
+        return rows
+    words = randomness.uniform_u64(len(rows), phase=phase, step=step, stream=ROWS, name=str(unit))
+    return rows[np.sort(np.argsort(words, kind="stable")[:max_rows])]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
