@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import structlog
@@ -33,7 +33,6 @@ class Lease:
         self._claimed = claimed
         self._settings = settings
         self._progress: Mapping[str, Any] | None = None
-        self._on_loss: Callable[[], None] = lambda: None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat_until_ended, name="lease", daemon=True)
         self._renewed = time.monotonic()
@@ -49,10 +48,6 @@ class Lease:
         """No more beats, from its return on: called before the transaction that ends the job, and again is nothing."""
         self._ended.set()
         self._thread.join()
-
-    def on_loss(self, action: Callable[[], None]) -> None:
-        """What to do at once when the lease is lost, in the lease's thread."""
-        self._on_loss = action
 
     def note(self, progress: Mapping[str, Any]) -> None:
         """Progress {step, num_steps, phase, executed}: the next beat stores it; only the latest counts."""
@@ -87,4 +82,3 @@ class Lease:
         if not self._ended.is_set():  # else the job ended under us, by our own hand
             log.warning("lease_lost", reason=reason)
             self.lost.set()
-            self._on_loss()

@@ -108,7 +108,6 @@ class Attempt:
             threads=self._settings.threads,
         )
         self._deadline = time.monotonic() + self._settings.max_job_seconds
-        lease.on_loss(trainer.kill)
 
     def run(self) -> None:
         """Returns once the job is settled or given back. Raises LeaseLost; removes trainer and folder in any case."""
