@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from app import api
+from app.budgets import heads
 from app.db.session import Database
 from app.http import problems
 from app.http.middleware import RequestEnvelope
@@ -35,6 +36,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.secret_key = load_secret_key(settings)
     app.state.report_keys = load_report_keys(settings, app.state.secret_key)
     app.state.storage = open_storage(settings.storage)
+    heads.watch(app.state.database, app.state.storage)
     app.state.queue = Queue(settings.broker)
     problems.install(app)
     app.add_middleware(RequestEnvelope, streamed=api.STREAMED)

@@ -7,6 +7,7 @@ import threading
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.budgets import heads
 from app.files import service as files
 from app.jobs import lifecycle, submission
 from app.models import service as models
@@ -29,6 +30,7 @@ def plan_waiting(workplace: Workplace) -> None:
 
 def sweep(workplace: Workplace) -> None:
     """Expired leases are taken back, queued jobs and unread files hinted at, waiting jobs planned, old bytes erased."""
+    heads.keep_all(workplace.database)
     with workplace.database.writing() as session:
         queued = lifecycle.sweep(session, workplace.settings)
     with workplace.database.reading() as session:

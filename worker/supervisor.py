@@ -16,6 +16,7 @@ import structlog
 from obstore.exceptions import BaseError as StoreError
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.budgets import heads
 from app.catalog.recipes import Phase
 from app.files import service as files
 from app.jobs import lifecycle
@@ -72,7 +73,7 @@ class _AttemptEnded(Exception):
 
 def run_job(workplace: Workplace, spares: Spares, job_id: str) -> None:
     """Claims the job and works on it until it is settled, given back or lost. A stale hint does nothing."""
-    if workplace.shutting_down.is_set():
+    if workplace.shutting_down.is_set() or not heads.may_start(workplace.database, job_id):
         return
     with workplace.database.writing() as session:
         claimed = lifecycle.claim(session, job_id, workplace.name, workplace.settings.lease_seconds)

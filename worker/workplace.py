@@ -7,6 +7,7 @@ import socket
 import threading
 from dataclasses import dataclass, field
 
+from app.budgets import heads
 from app.db.session import Database
 from app.queue import Queue
 from app.secret_key import load_secret_key
@@ -33,10 +34,12 @@ class Workplace:
     def open(cls, settings: Settings) -> Workplace:
         """Opens database, store and broker as the settings name them."""
         secret_key = load_secret_key(settings)
+        database, storage = Database(settings.database), open_storage(settings.storage)
+        heads.watch(database, storage)
         return cls(
             settings=settings,
-            database=Database(settings.database),
-            storage=open_storage(settings.storage),
+            database=database,
+            storage=storage,
             queue=Queue(settings.broker),
             secret_key=secret_key,
             report_keys=load_report_keys(settings, secret_key),

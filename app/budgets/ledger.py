@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 from sqlalchemy import select
@@ -16,12 +17,31 @@ from sqlalchemy.orm import Session
 
 from app.budgets.tables import LedgerEntry, PrivacyBudget
 from app.db.base import now
+from app.db.session import after_commit
 from app.ids import new_id
 
-Kind = Literal["opened", "reserved", "charged", "released", "closed", "public_declared", "file_attached"]
+Kind = Literal[
+    "opened",
+    "reserved",
+    "charged",
+    "released",
+    "closed",
+    "renamed",
+    "limit_raised",
+    "limit_lowered",
+    "policy_changed",
+    "locked",
+    "reconciled",
+    "public_declared",
+    "file_attached",
+]
 
 #: The head of an empty chain.
 GENESIS = "0" * 64
+
+#: The key in `Session.info` of what is called with a budget's id after each commit that moved its ledger.
+MOVED = "ledger_moved"
+_NOTED = "ledgers_noted"
 
 
 def append(
@@ -55,7 +75,15 @@ def append(
     budget.next_sequence += 1
     budget.head_hash = entry.hash
     session.flush()
+    _note(session, budget.id)
     return entry
+
+
+def _note(session: Session, budget_id: str) -> None:
+    noted = session.info.setdefault(_NOTED, set())
+    if MOVED in session.info and budget_id not in noted:
+        noted.add(budget_id)
+        after_commit(session, partial(session.info[MOVED], budget_id))
 
 
 def entry_hash(entry: LedgerEntry) -> str:

@@ -1,10 +1,12 @@
-"""Budgets: made, admitted to, settled. Nothing here computes a PLD under a lock, and nothing commits."""
+"""Budgets: made, admitted to, settled. Nothing here computes a PLD under a lock, and nothing commits.
+
+What an owner does with one afterwards is in `owner`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -25,12 +27,18 @@ class Charge:
 
     dp_event: JSON form of the event of all its parts that touch the budget's data. rho: of that event, at the budget's
     order. first_plan_epsilon: its PLD ε at the *budget's* δ, where the plan may need to be admitted by that alone.
+    unit_column: the column that names the plan's privacy unit; None: the record.
     """
 
     budget_id: str
     dp_event: Mapping[str, Any]
     rho: float
     first_plan_epsilon: float | None = None
+    unit_column: str | None = None
+
+
+class BudgetLocked(BudgetExceeded):
+    """The database does not know all that this budget was spent on: nothing is admitted before it is reconciled."""
 
 
 def create(
@@ -42,8 +50,13 @@ def create(
     delta: float,
     actor: str,
     is_default: bool = False,
+    unit_column: str | None = None,
+    policy: Mapping[str, float | None] | None = None,
 ) -> PrivacyBudget:
-    """A new, empty budget and the first entry of its ledger. Raises InvalidRequest on a limit that promises nothing."""
+    """A new, empty budget and the first entry of its ledger. Raises InvalidRequest on a limit that promises nothing.
+
+    unit_column, policy: as in `Charge` and `tables.PrivacyBudget`.
+    """
     try:
         accounting = RenyiBudget.create(epsilon_limit, delta)
     except ValueError as error:
@@ -56,7 +69,9 @@ def create(
         epsilon_limit=epsilon_limit,
         delta=delta,
         neighboring_relation=ZERO_OUT,
-        privacy_unit={"column": None},
+        privacy_unit={"column": unit_column},
+        policy=dict(policy) if policy is not None else None,
+        rho_reconciled=0.0,
         rdp_order=accounting.order,
         rho_capacity=accounting.capacity,
         status="open",
@@ -75,7 +90,8 @@ def create(
             "epsilon_limit": epsilon_limit,
             "delta": delta,
             "neighboring_relation": ZERO_OUT,
-            "privacy_unit": {"column": None},
+            "privacy_unit": {"column": unit_column},
+            "policy": budget.policy,
             "rdp_order": accounting.order,
             "rho_capacity": accounting.capacity,
         },
@@ -113,11 +129,13 @@ def reserve(session: Session, job_id: str, charges: Sequence[Charge], actor: str
     """Takes the whole planned cost from every budget that the plan touches, or from none.
 
     Locks the budgets in id order. A plan is admitted by the Rényi filter, or, as the first on its budget, by its PLD
-    alone. Raises BudgetExceeded (codes budget_exceeded, budget_closed); the caller's unit of work then rolls back.
+    alone. Raises BudgetExceeded (codes budget_exceeded, budget_closed, budget_locked) or InvalidRequest (another
+    privacy unit); the caller's unit of work then rolls back.
     """
     for charge in sorted(charges, key=lambda charge: charge.budget_id):
-        budget = _locked(session, charge.budget_id)
+        budget = lock(session, charge.budget_id)
         require_open(budget)
+        require_unit(budget.id, budget.privacy_unit["column"], charge.unit_column)
         used = repository.usage(session, budget.id)
         if not admissible(accounting_of(budget), used, charge):
             raise BudgetExceeded(
@@ -143,10 +161,43 @@ def reserve(session: Session, job_id: str, charges: Sequence[Charge], actor: str
         ledger.append(session, budget, "reserved", actor=actor, job_id=job_id, rho=charge.rho, dp_event=event)
 
 
+def status_of(budget: PrivacyBudget) -> Literal["open", "closed", "locked"]:
+    """Locked goes before closed: it needs an admin."""
+    if budget.foreign_head is not None:
+        return "locked"
+    return "open" if budget.status == "open" else "closed"
+
+
 def require_open(budget: PrivacyBudget) -> None:
-    """Raises BudgetExceeded (code budget_closed) for a budget that takes no further plans."""
+    """Raises BudgetExceeded (codes budget_locked, budget_closed) for a budget that takes no further plans."""
+    require_unlocked(budget)
     if budget.status != "open":
         raise closed(budget.id)
+
+
+def require_unlocked(budget: PrivacyBudget) -> None:
+    """Raises BudgetLocked (code budget_locked)."""
+    if budget.foreign_head is not None:
+        raise BudgetLocked(
+            "budget_locked",
+            "This privacy budget's ledger is older than what was published from it: an admin has to reconcile it.",
+            param="training_file",
+            privacy_budget=budget.id,
+        )
+
+
+def require_unit(budget_id: str, budgets_column: str | None, jobs_column: str | None) -> None:
+    """Raises InvalidRequest (code privacy_unit_mismatch) for another unit than the one that the budget declares.
+
+    A budget that declares none is about the unit of each file; ε for a record says nothing about a person.
+    """
+    if budgets_column is not None and budgets_column != jobs_column:
+        raise InvalidRequest(
+            "privacy_unit_mismatch",
+            "This privacy budget protects another privacy unit than the job does.",
+            param="privacy.privacy_unit",
+            privacy_budget=budget_id,
+        )
 
 
 def closed(budget_id: str) -> BudgetExceeded:
@@ -177,7 +228,7 @@ def settle(
     A plan over the filter's capacity (admitted first, by PLD alone) closes its budget unless nothing was executed.
     """
     for reservation in repository.unsettled(session, job_id):
-        budget = _locked(session, reservation.budget_id)
+        budget = lock(session, reservation.budget_id)
         if charged is None:
             event, rho = reservation.dp_event, reservation.rho
         elif reservation.budget_id in charged:
@@ -185,30 +236,51 @@ def settle(
             event = dict(executed)
         else:
             event, rho = {"type": "no_op"}, 0.0
-        if not 0.0 <= rho <= reservation.rho:
-            raise ValueError("a charge never exceeds its reservation")
-        reservation.state = "settled"
-        reservation.rho_charged = rho
-        reservation.charged_event = event
-        reservation.settled_at = session.scalars(select(now())).one()
-        if rho > 0.0:
-            ledger.append(session, budget, "charged", actor=actor, job_id=job_id, rho=rho, dp_event=event)
-        if rho < reservation.rho:
-            ledger.append(session, budget, "released", actor=actor, job_id=job_id, rho=reservation.rho - rho)
-        if rho > 0.0 and reservation.rho > budget.rho_capacity and budget.status == "open":
-            budget.status = "closed"
-            ledger.append(
-                session, budget, "closed", actor=actor, job_id=job_id, details={"reason": "first_plan_over_capacity"}
-            )
+        settle_one(session, budget, reservation, event, rho, actor)
     session.flush()
+
+
+def settle_one(
+    session: Session, budget: PrivacyBudget, reservation: Reservation, event: Mapping[str, Any], rho: float, actor: str
+) -> None:
+    """Charges one reservation and gives back its rest. The caller holds the budget's lock."""
+    if not 0.0 <= rho <= reservation.rho:
+        raise ValueError("a charge never exceeds its reservation")
+    job_id = reservation.job_id
+    reservation.state = "settled"
+    reservation.rho_charged = rho
+    reservation.charged_event = dict(event)
+    reservation.settled_at = session.scalars(select(now())).one()
+    if rho > 0.0:
+        ledger.append(session, budget, "charged", actor=actor, job_id=job_id, rho=rho, dp_event=event)
+    if rho < reservation.rho:
+        ledger.append(session, budget, "released", actor=actor, job_id=job_id, rho=reservation.rho - rho)
+    if rho > 0.0 and reservation.rho > budget.rho_capacity and budget.status == "open":
+        budget.status = "closed"
+        ledger.append(
+            session, budget, "closed", actor=actor, job_id=job_id, details={"reason": "first_plan_over_capacity"}
+        )
+
+
+def standing(session: Session, job_id: str) -> Literal["held", "locked", "charged"]:
+    """Whether a queued job may run: all that it needs is held for it, or its data is public.
+
+    locked: not before its budgets are reconciled. charged: never; a reconciliation charged all of it, because what it
+    did may have been published before the database forgot.
+    """
+    found = repository.of_job(session, job_id)
+    if any(budget.foreign_head is not None for budget, _ in found):
+        return "locked"
+    return "charged" if any(state == "settled" for _, state in found) else "held"
 
 
 def record_act(session: Session, budget_id: str, kind: ledger.Kind, *, actor: str, details: Mapping[str, Any]) -> None:
     """An act of a person that spends nothing, in the budget's ledger: a file declared public, or attached to it."""
-    ledger.append(session, _locked(session, budget_id), kind, actor=actor, details=details)
+    ledger.append(session, lock(session, budget_id), kind, actor=actor, details=details)
 
 
-def _locked(session: Session, budget_id: str) -> PrivacyBudget:
+def lock(session: Session, budget_id: str) -> PrivacyBudget:
+    """The row, under its lock."""
     budget = repository.lock(session, budget_id)
     if budget is None:
         raise NotFound("privacy_budget")

@@ -13,8 +13,12 @@ from app.db.base import Base, Json
 class PrivacyBudget(Base):
     """A limit (ε, δ) over all jobs on the files that are attached to it.
 
+    privacy_unit: {column}; null: of each file its own.
     rdp_order, rho_capacity: the Rényi filter's α, fixed at creation, and its capacity.
     next_sequence, head_hash: where the ledger's chain continues; changed only under the row's lock.
+    policy: {max_target_epsilon, max_target_delta}, what a single job may promise at most; None: anything that fits.
+    foreign_head: what the store kept of this ledger and the database does not know (`app.budgets.heads`); the budget is
+    locked while it stands here. rho_reconciled: what reconciliations charged, for events that nobody knows any more.
     """
 
     __tablename__ = "privacy_budgets"
@@ -43,6 +47,9 @@ class PrivacyBudget(Base):
     created_at: Mapped[float] = mapped_column(Double)
     next_sequence: Mapped[int] = mapped_column(default=1)
     head_hash: Mapped[str] = mapped_column(String(64))
+    policy: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    foreign_head: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    rho_reconciled: Mapped[float] = mapped_column(Double, default=0.0)
 
 
 class Reservation(Base):

@@ -43,6 +43,8 @@ class Database:
         else:
             self._reading = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         self._writing = self._engine.execution_options(privtune_writing=True)
+        #: What each session carries in `Session.info`: how a slice follows commits that other slices make.
+        self.info: dict[str, Any] = {}
 
     @property
     def engine(self) -> Any:
@@ -52,7 +54,7 @@ class Database:
     @contextmanager
     def writing(self) -> Iterator[Session]:
         """A unit of work: committed when the block ends, rolled back when it raises."""
-        with Session(self._writing, expire_on_commit=False) as session:
+        with Session(self._writing, expire_on_commit=False, info=self.info) as session:
             with session.begin():
                 session.connection()  # takes SQLite's write lock before the first read
                 yield session
@@ -65,7 +67,7 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """A consistent view that writes nothing."""
-        with Session(self._reading, expire_on_commit=False) as session:
+        with Session(self._reading, expire_on_commit=False, info=self.info) as session:
             yield session
 
     def dispose(self) -> None:

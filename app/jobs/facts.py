@@ -18,6 +18,8 @@ class BudgetFacts:
     accounting: RenyiBudget
     usage: Usage
     open: bool
+    unit_column: str | None = None
+    policy: Mapping[str, float | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ FAILURES: dict[str, str] = {
     "worker_lost": "The worker stopped answering, more often than this server allows.",
     "time_limit": "The job took longer than this server allows.",
     "storage_error": "The job's files could not be read or written.",
+    "budget_reconciled": "The job was charged in full when its privacy budget was reconciled after a restore.",
     "job_key_unavailable": "The job's secret key cannot be opened; no step was made.",
 }
 

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from app.budgets import service as budgets
 from app.db.base import now
 from app.events import service as events
 from app.jobs import keys, settlement
@@ -65,7 +66,13 @@ class Beat:
 
 
 def claim(session: Session, job_id: str, worker: str, lease_seconds: float) -> Claimed | None:
-    """Takes a queued job: a new fence, one attempt more, a lease. None where another took it or it is not queued."""
+    """Takes a queued job: a new fence, one attempt more, a lease. None where another took it or it is not queued.
+
+    Nor where a budget of it is locked; and one that a reconciliation charged fails here. Before, `heads.may_start`.
+    """
+    standing = budgets.standing(session, job_id)
+    if standing == "locked":
+        return None
     job = session.scalars(
         update(Job)
         .where(Job.id == job_id, Job.status == "queued")
@@ -81,6 +88,9 @@ def claim(session: Session, job_id: str, worker: str, lease_seconds: float) -> C
         .execution_options(populate_existing=True)
     ).one_or_none()
     if job is None:
+        return None
+    if standing == "charged":
+        settlement.settle(session, job, "failed", executed=None, actor=WORKER, error=failure("budget_reconciled"))
         return None
     if job.started_at is None:
         job.started_at = session.scalars(select(now())).one()

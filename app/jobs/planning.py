@@ -281,7 +281,7 @@ def _charges(request: _Request, privacy_plan: PrivacyPlan) -> tuple[PlannedCharg
         budget = request.budget(budget_id)
         event = event_for(privacy_plan, datasets)
         rho = budget.accounting.rho_of(event)
-        charge = Charge(budget_id, to_json(event), rho)
+        charge = Charge(budget_id, to_json(event), rho, unit_column=privacy_plan.privacy_unit.column)
         if not budget.accounting.admits(budget.usage.total, rho) and budget.usage.total == 0.0:
             # Only as the first plan on its budget can it be admitted: by PLD, at the budget's own δ.
             charge = dataclasses.replace(charge, first_plan_epsilon=pld_epsilon(event, budget.accounting.delta).epsilon)

@@ -17,11 +17,13 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.auth.service import Caller
+from app.budgets import heads
 from app.budgets import service as budgets
+from app.budgets.service import BudgetLocked
 from app.catalog.bases import BaseModel
 from app.db.base import now
 from app.db.session import Database, after_commit
-from app.errors import ApiError, BudgetExceeded, Conflict, InvalidRequest, NotFound
+from app.errors import ApiError, BudgetExceeded, Conflict, InvalidRequest, NotFound, ServiceUnavailable
 from app.events import service as events
 from app.files import service as files
 from app.files.tables import File
@@ -54,6 +56,12 @@ class _Facts:
     training: FileFacts | None
     validation: FileFacts | None
 
+    @property
+    def budgets(self) -> dict[str, BudgetFacts]:
+        """Those that the plan touches."""
+        files = (self.training, self.validation)
+        return {file.budget.id: file.budget for file in files if file is not None and file.budget is not None}
+
 
 def submit(
     database: Database,
@@ -77,6 +85,7 @@ def submit(
     for remaining in reversed(range(_TRIES)):
         with database.reading() as session:
             facts = _read(session, settings, caller.project_id, body)
+        heads.require_sound(database, facts.budgets)
         planned = _plan(body, facts, settings)
         try:
             with database.writing() as session:
@@ -117,7 +126,10 @@ def _plan_one(database: Database, settings: Settings, secret: bytes, job_id: str
                     return False
                 body = CreateJob.model_validate(job.request)
                 facts = _read(session, settings, job.project_id, body)
+            heads.require_sound(database, facts.budgets)
             planned = _plan(body, facts, settings)
+        except (BudgetLocked, ServiceUnavailable):
+            return False  # it waits until an admin has reconciled, or the store answers again
         except ApiError as error:
             _fail_waiting(database, job_id, error)
             return False
@@ -195,7 +207,15 @@ def _file(session: Session, project_id: str, file_id: str, param: str) -> FileFa
     if not file.public:
         assert file.budget_id is not None
         row = budgets.get(session, project_id, file.budget_id)
-        budget = BudgetFacts(row.id, budgets.accounting_of(row), budgets.usage(session, row.id), row.status == "open")
+        budgets.require_unlocked(row)
+        budget = BudgetFacts(
+            id=row.id,
+            accounting=budgets.accounting_of(row),
+            usage=budgets.usage(session, row.id),
+            open=row.status == "open",
+            unit_column=row.privacy_unit["column"],
+            policy=row.policy,
+        )
     return FileFacts(file.id, param, file.num_rows, file.rows_digest, tuple(file.columns or ()), budget)
 
 
@@ -210,7 +230,25 @@ def _plan(body: CreateJob, facts: _Facts, settings: Settings) -> Planned | None:
     if facts.training is None:
         return None
     defaults = Defaults(settings.default_epsilon, settings.default_delta)
-    return planning.plan(body, facts.base, facts.training, facts.validation, defaults)
+    planned = planning.plan(body, facts.base, facts.training, facts.validation, defaults)
+    for charge in planned.charges:
+        _require_terms(planned, facts.budgets[charge.charge.budget_id])
+    return planned
+
+
+def _require_terms(planned: Planned, budget: BudgetFacts) -> None:
+    """Raises what the owner of the budget has ruled out: another privacy unit, too large a promise for one job."""
+    plan, policy = planned.plan, budget.policy or {}
+    budgets.require_unit(budget.id, budget.unit_column, plan.privacy_unit.column)
+    for param, promised in (("target_epsilon", plan.target_epsilon), ("target_delta", plan.target_delta)):
+        most = policy.get(f"max_{param}")
+        if most is not None and promised is not None and promised > most:
+            raise InvalidRequest(
+                "budget_policy",
+                f"The privacy budget's policy allows at most {most:g} in one job.",
+                param=f"privacy.{param}",
+                privacy_budget=budget.id,
+            )
 
 
 # --- storing ---------------------------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
 from app.auth import service as auth
 from app.budgets import service
@@ -13,6 +15,8 @@ from app.db.session import Database
 from app.privacy.dp_events import event_for, to_json
 from app.privacy.filter import UNIT, RenyiBudget
 from app.privacy.plan import SampledGaussian
+from tests.app.jobs.conftest import caller as caller
+from tests.app.jobs.conftest import make_file as make_file
 
 
 @pytest.fixture
@@ -45,3 +49,19 @@ def real_charge(budget_id: str, accounting: RenyiBudget, noise_multiplier: float
 def plain_charge(budget_id: str, rho: float) -> Charge:
     """A charge of a given ρ, rounded to whole units: for the arithmetic of admission, which never looks at events."""
     return Charge(budget_id, {"type": "gaussian", "noise_multiplier": 1.0}, round(rho / UNIT) * UNIT)
+
+
+@pytest.fixture
+def watched(app: FastAPI) -> Database:
+    """The application's own database, whose commits are followed by the ledgers' heads."""
+    opened: Database = app.state.database
+    return opened
+
+
+@pytest.fixture
+def budget_id(client: TestClient) -> str:
+    """The default project's own budget: ε = 10 at δ = 1e-6."""
+    (budget,) = client.get("/v1/privacy_budgets").json()["data"]
+    assert budget["is_default"]
+    identifier: str = budget["id"]
+    return identifier

@@ -13,6 +13,7 @@ from app.budgets.service import Charge
 from app.budgets.tables import PrivacyBudget
 from app.db.session import Database
 from app.errors import BudgetExceeded
+from benchmarks.budget_races import race
 from tests.app.budgets.conftest import plain_charge
 from tests.app.budgets.test_service import broken, chain, used
 
@@ -73,3 +74,16 @@ def test_plans_over_two_budgets_do_not_wait_for_each_other_for_ever(
         assert used(database, budget_id).charged == THREADS * 3 * plain_charge(one, 0.01).rho
         assert broken(database, budget_id) is None
         assert len(chain(database, budget_id)) == 1 + THREADS * 6 * 2
+
+
+@pytest.mark.every_database
+def test_clients_that_reserve_settle_and_release_leave_a_sound_budget(database: Database):
+    """The benchmark's race, smaller: no overspend at any look, an exact fit admitted, no reservation left behind."""
+    outcome = race(database, clients=16, rounds=10)
+    assert outcome.highest <= outcome.capacity
+    assert outcome.left_reserved == 0.0
+    assert outcome.exact_fit_admitted
+    assert outcome.beyond_refused
+    assert outcome.intact
+    assert outcome.counts["refused"] > 0
+    assert outcome.counts["admitted"] > 16
