@@ -32,6 +32,15 @@ _WRAPPED = 1e-13
 #: Standard deviations of the noise that the grid of one mechanism covers; the rest is 1e-20.
 _REACH = 9.3
 
+#: All that a stored event may hold, by its type.
+_FIELDS = {
+    "no_op": {"type"},
+    "gaussian": {"type", "noise_multiplier"},
+    "poisson_sampled": {"type", "sampling_probability", "event"},
+    "self_composed": {"type", "count", "event"},
+    "composed": {"type", "events"},
+}
+
 #: Losses beyond this leave float64, and grids beyond this leave memory: no plan of ours has either.
 _LARGEST_LOSS = 600.0
 _LARGEST_GRID = 1 << 24
@@ -77,6 +86,8 @@ def stored_terms(event: Mapping[str, Any]) -> tuple[Term, ...]:
     counts: Counter[tuple[float, float]] = Counter()
 
     def visit(node: Mapping[str, Any], count: int, rate: float | None) -> None:
+        if not isinstance(node, dict) or node.keys() != _FIELDS.get(str(node.get("type"))):
+            raise ValueError("not a stored event")
         match node:
             case {"type": "no_op"}:
                 return

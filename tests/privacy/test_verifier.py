@@ -138,6 +138,7 @@ def test_reads_what_the_ledger_stores(name: str) -> None:
         {},
         [],
         {"type": "laplace"},
+        {"type": "gaussian", "noise_multiplier": 1.0, "sampling_probability": 0.1},
         {"type": "gaussian", "noise_multiplier": 0.0},
         {"type": "gaussian", "noise_multiplier": math.nan},
         {"type": "gaussian", "noise_multiplier": True},

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from app.privacy import report_format as form
+from app.privacy.accountants import pld_epsilon, pld_epsilons
+from app.privacy.dp_events import from_json
 from app.privacy.report_check import check_report
 from app.signing import check_signature
 from tests import reports
@@ -114,12 +116,14 @@ def test_nothing_can_be_left_out_or_added() -> None:
         del holder[place[-1]]
         if place[0] != "signature" and holds(shorter):
             believed.add(kind_of(place))
-        if isinstance(holder, dict):
-            holder["more"] = report
-            if place[0] != "signature" and holds(shorter):
-                believed.add(kind_of(place))
         with pytest.raises(ValueError, match="sign"):
             check_signature(shorter)
+        if isinstance(place[-1], str):
+            longer = replaced(report, (*place[:-1], "more"), 1)
+            if place[0] != "signature" and holds(longer):
+                believed.add(kind_of(place))
+            with pytest.raises(ValueError, match="sign"):
+                check_signature(longer)
     # A budget left out is another report: that of a job whose other file was public.
     assert believed - VOUCHED == {("budgets",)}
 
@@ -135,6 +139,13 @@ def test_less_noise_everywhere_at_once_is_found() -> None:
     assert {"guarantee", "budget 1: epsilon", "budget 1: replace-one", "budget 1: attack power"} <= failing
     assert "plan" not in failing
     assert "budget 1: event" not in failing
+
+
+def test_an_event_of_another_plan_is_found_though_its_figures_are_right() -> None:
+    report = report_of("second, with a validation file of its own")
+    other = {**report["budgets"][0], "datasets": ["validation"]}
+    failing = {check.name for check in check_report(replaced(report, ("budgets", 1), other)) if not check.holds}
+    assert failing == {"budget 2: event"}
 
 
 def test_what_a_rewriting_tool_did_is_forgiven() -> None:
@@ -153,6 +164,23 @@ def test_the_kinds_are_what_they_say() -> None:
     assert [budget["so_far"]["accountant"][:5] for budget in second["budgets"]] == ["Rényi", "Rényi"]
     assert [budget["datasets"] for budget in second["budgets"]] == [["training"], ["validation"]]
     assert first["guarantee"]["epsilon"] == first["budgets"][0]["epsilon"]
+
+
+def test_a_limit_that_was_passed_is_found() -> None:
+    report = report_of("second, with a validation file of its own")
+    spent = report["budgets"][0]["so_far"]["epsilon"]
+    assert holds(replaced(report, ("budgets", 0, "limit", "epsilon"), spent))
+    assert not holds(replaced(report, ("budgets", 0, "limit", "epsilon"), spent * 0.99))
+
+
+def test_figures_are_rounded_up() -> None:
+    (budget,) = report_of("first on its budget")["budgets"]
+    event = from_json(budget["dp_event"])
+    figures = pld_epsilons(event, form.DELTAS, discretization=budget["discretization"])
+    replace_one = pld_epsilon(event, budget["delta"], "replace_one", budget["discretization"])
+    stated = [point["epsilon"] for point in budget["epsilon_at"]] + [budget["epsilon_replace_one"]]
+    for figure, epsilon in zip([*figures, replace_one], stated, strict=True):
+        assert figure.epsilon <= epsilon <= figure.epsilon + 1e-6
 
 
 def test_rows_are_bound_but_not_shown() -> None:
