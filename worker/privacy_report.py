@@ -7,7 +7,6 @@ recomputes.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import platform
 import time
@@ -21,7 +20,7 @@ from app.privacy import report_format as form
 from app.privacy.accountants import Figure, attack_power, pld_epsilon, pld_epsilons, stated_discretization
 from app.privacy.dp_events import from_json
 from app.privacy.filter import RenyiBudget
-from app.privacy.plan import Part, PrivacyPlan, SampledGaussian
+from app.privacy.plan import PrivacyPlan, SampledGaussian
 from app.signing import ReportKeys
 
 #: Packages that decide what a figure or a weight comes out as.
@@ -70,7 +69,7 @@ def build(
         report["guarantee"] = _guarantee(plan, resolved["certified_datasets"])
         report["budgets"] = [_budget(charge, positions, claimed) for charge in claimed.charges]
     report |= {
-        "parts": [_part(part, plan, executed) for part in plan.parts],
+        "parts": _parts(plan, executed),
         "released": form.RELEASED[resolved["evaluation"]],
         "treated_as_public": _treated_as_public(plan, resolved),
         "not_covered": form.not_covered(plan.mechanism, plan.privacy_unit.column),
@@ -156,14 +155,14 @@ def _so_far(charge: Mapping[str, Any], position: LedgerPosition, alone: Figure) 
     }
 
 
-def _part(part: Part, plan: PrivacyPlan, executed: Mapping[str, int]) -> dict[str, Any]:
-    described = {
-        **dataclasses.asdict(part),
-        "num_steps": part.num_steps,
-        "executed_steps": executed[part.name],
-    }
-    if isinstance(part, SampledGaussian):
-        described["expected_batch_size"] = plan.expected_batch_size(part)
+def _parts(plan: PrivacyPlan, executed: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The plan's parts as planned, and what came of them."""
+    described = []
+    for part, planned in zip(plan.parts, plan.to_dict()["parts"], strict=True):
+        stated = {**planned, "num_steps": part.num_steps, "executed_steps": executed[part.name]}
+        if isinstance(part, SampledGaussian):
+            stated["expected_batch_size"] = plan.expected_batch_size(part)
+        described.append(stated)
     return described
 
 

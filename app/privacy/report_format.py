@@ -1,6 +1,6 @@
 """What a privacy report says in fixed words, and its one canonical form in bytes: for who writes, signs and checks it.
 
-The contents follow the reporting list of Ponomareva et al. 2023, "How to DP-fy ML", section 5.3.
+The contents follow the reporting list of Ponomareva et al. 2023, "How to DP-fy ML".
 """
 
 from __future__ import annotations
