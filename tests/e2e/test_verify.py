@@ -12,6 +12,7 @@ import httpx
 import openai
 import pytest
 
+from app.signing import check_signature
 from tests.reports import changes, leaves, replaced
 from tests.running import Running
 
@@ -46,15 +47,12 @@ def test_a_real_report_is_accepted_with_the_servers_key(http: httpx.Client, bund
 
 
 def test_a_real_report_is_refused_with_any_field_changed(bundled: bytes, tmp_path: Path) -> None:
-    from app.verify import verify
-
     report = json.loads(bundled)
-    assert all(check.holds for check in verify(bundled))
+    check_signature(report)
     tried = 0
     for place, value in leaves(report):
-        lie = changes(value)[0]
-        signature = verify(json.dumps(replaced(report, place, lie)).encode())[0]
-        assert (signature.name, signature.holds) == ("signature", False), place
+        with pytest.raises(ValueError, match="sign"):
+            check_signature(replaced(report, place, changes(value)[0]))
         tried += 1
     assert tried > 100
     changed = tmp_path / "changed.json"
