@@ -161,6 +161,7 @@ def cleared_metrics(metrics: Mapping[str, Any], evaluation: str, labels: tuple[s
         "released": evaluation,
         "method": _METHODS[evaluation],
         "dataset": "validation_file" if metrics.get("dataset") == "validation_file" else "held_out_split",
+        "averaged_over": "units" if metrics.get("averaged_over") == "units" else "records",
         "labels": list(labels),
     }
     kinds: dict[str, Check] = {name: number for name in (*_RATIOS, "num_units", "noise_std")}

@@ -14,6 +14,11 @@ MAX_ROW_BYTES = 2**23
 #: Classes are taken from columns with at most so many distinct values, of at most so many characters.
 MAX_CLASSES = 1000
 MAX_CLASS_LENGTH = 64
+#: Records of a privacy unit are counted one by one up to here; a job never takes more of a unit into a step.
+MAX_RECORDS_PER_UNIT = 256
+#: Of a unit's records, those that a step takes where the job names no other number: their mean is nearly as good as
+#: that of many more, and a step's memory and time stay bounded.
+DEFAULT_RECORDS_PER_UNIT = 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,7 @@ def _read(storage: Storage, settings: Settings, file: File, limits: ReaderLimits
         output = work / "output"
         output.mkdir()
         rows = output / "rows.parquet"
-        profile = _run_reader(source, file.filename, rows, limits)
+        profile = _run_reader(source, file.filename, file.unit_column, rows, limits)
         if "problem" in profile:
             return profile
         rows_key = f"{_prefix(file)}/rows.parquet"
@@ -89,11 +89,14 @@ def _prefix(file: File) -> str:
     return file.source_key.rpartition("/")[0]
 
 
-def _run_reader(source: Path, filename: str, rows: Path, limits: ReaderLimits) -> dict[str, Any]:
+def _run_reader(
+    source: Path, filename: str, unit_column: str | None, rows: Path, limits: ReaderLimits
+) -> dict[str, Any]:
     profile = rows.with_name("profile.json")
     job = {
         "source": str(source),
         "filename": filename,
+        "unit_column": unit_column,
         "rows": str(rows),
         "profile": str(profile),
         "limits": asdict(limits),
@@ -129,18 +132,16 @@ def _run_reader(source: Path, filename: str, rows: Path, limits: ReaderLimits) -
 
 def _finish(session: Session, file_id: str, outcome: dict[str, Any]) -> bool:
     found = session.get_one(File, file_id)
+    repository.lock_project(session, found.project_id)  # of two files with the same rows, one ends first
     file = repository.lock(session, found.project_id, file_id)
     if file is None:
         return False
     if file.status != "uploaded":
         return True
     file.claimed_until = None
-    if (
-        "problem" not in outcome
-        and file.public
-        and repository.were_private(session, file.project_id, outcome["rows_digest"])
-    ):
-        outcome = {"problem": {"code": "was_private"}}
+    if "problem" not in outcome:
+        code = _contradicts(session, file, outcome["rows_digest"])
+        outcome = {"problem": {"code": code}} if code else outcome
     if "problem" in outcome:
         file.status = "error"
         file.error = Problem(**outcome["problem"]).to_dict()
@@ -148,8 +149,18 @@ def _finish(session: Session, file_id: str, outcome: dict[str, Any]) -> bool:
         file.status = "processed"
         file.format = outcome["format"]
         file.num_rows = outcome["num_rows"]
+        file.num_units = outcome["num_units"]
+        file.records_per_unit = outcome["records_per_unit"]
         file.columns = outcome["columns"]
         file.rows_key = outcome["rows_key"]
         file.rows_digest = outcome["rows_digest"]
     session.flush()
     return True
+
+
+def _contradicts(session: Session, file: File, rows_digest: str) -> str | None:
+    """The code of what an earlier file with the same rows, in whatever format, says otherwise."""
+    if file.public:
+        return "was_private" if repository.were_private(session, file.project_id, rows_digest) else None
+    units = repository.units_of_rows(session, file.project_id, rows_digest)
+    return "privacy_unit_mismatch" if units - {file.unit_column} else None

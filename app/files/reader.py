@@ -1,9 +1,14 @@
 """Reads one uploaded dataset: `python -m app.files.reader JOB`, in a process that a hostile file may ruin alone.
 
-JOB is JSON: {"source", "filename", "rows", "profile", "limits"}. To the path `rows` it writes the canonical rows as
-Parquet (every cell text or null, in the file's order; equal input gives equal bytes), to `profile` as JSON
-{"format", "num_rows", "columns": [{"name", "type", "distinct", "classes", "nulls"}]} or {"problem": {…}}. The process
-sets its own limits before it opens the file, and neither opens a socket nor runs anything else.
+JOB is JSON: {"source", "filename", "unit_column", "rows", "profile", "limits"}. To the path `rows` it writes the
+canonical rows as Parquet (every cell text or null, in the file's order; equal input gives equal bytes), to `profile` as
+JSON {"format", "num_rows", "num_units", "records_per_unit", "columns": [{"name", "type", "distinct", "classes",
+"nulls"}]} or {"problem": {…}}. The process sets its own limits before it opens the file, and neither opens a socket nor
+runs anything else.
+
+Privacy units are the values of `unit_column` as text, compared character by character; without one (null) each row is
+its own. records_per_unit: [[records, units, rows]], ascending: so many units have that many records, and have so many
+rows together; the last entry stands for all units of MAX_RECORDS_PER_UNIT records and more.
 """
 
 # ruff: noqa: S608 - names are quoted, and the database is this process's own memory
@@ -24,7 +29,15 @@ import duckdb
 
 from app.files.formats import choose
 from app.files.formats.interface import Column, Table, identifier, literal
-from app.files.limits import MAX_CELL_BYTES, MAX_CLASS_LENGTH, MAX_CLASSES, MAX_ROWS, ReaderLimits, max_column_bytes
+from app.files.limits import (
+    MAX_CELL_BYTES,
+    MAX_CLASS_LENGTH,
+    MAX_CLASSES,
+    MAX_RECORDS_PER_UNIT,
+    MAX_ROWS,
+    ReaderLimits,
+    max_column_bytes,
+)
 from app.files.problems import ReadError
 
 _PR_SET_PDEATHSIG = 1
@@ -34,7 +47,7 @@ def main(job: Mapping[str, Any]) -> None:
     """One file, from limits to profile."""
     _confine(ReaderLimits(**job["limits"]))
     try:
-        profile = read(Path(job["source"]), job["filename"], Path(job["rows"]))
+        profile = read(Path(job["source"]), job["filename"], Path(job["rows"]), job["unit_column"])
     except ReadError as error:
         profile = {"problem": asdict(error.problem)}
     except (MemoryError, duckdb.OutOfMemoryException):
@@ -44,13 +57,16 @@ def main(job: Mapping[str, Any]) -> None:
     Path(job["profile"]).write_text(json.dumps(profile), encoding="utf-8")
 
 
-def read(source: Path, filename: str, rows: Path) -> dict[str, Any]:
+def read(source: Path, filename: str, rows: Path, unit_column: str | None = None) -> dict[str, Any]:
     """Writes the canonical rows and gives the profile. ReadError for what is wrong with the file."""
     format_ = choose(filename, source)
     with _connect(source, rows.parent) as connection:
         table = format_.open(connection, source)
+        if unit_column is not None and unit_column not in [column.name for column in table.columns]:
+            raise ReadError("unit_column_not_found")
         _write(connection, table, rows, format_.name)
-        return {"format": format_.name, **_profile(connection, table, rows, max_column_bytes(source.stat().st_size))}
+        profile = _profile(connection, table, rows, max_column_bytes(source.stat().st_size))
+        return {"format": format_.name, **profile, **_units(connection, table, rows, unit_column, profile["num_rows"])}
 
 
 def _confine(limits: ReaderLimits) -> None:
@@ -116,6 +132,32 @@ def _profile(connection: duckdb.DuckDBPyConnection, table: Table, rows: Path, mo
     for column in columns:
         column["nulls"]["line"] = lines.get(column["nulls"]["row"])
     return {"num_rows": num_rows, "columns": columns}
+
+
+def _units(
+    connection: duckdb.DuckDBPyConnection, table: Table, rows: Path, unit_column: str | None, num_rows: int
+) -> dict[str, Any]:
+    """How many privacy units there are, and how many records they have. ReadError for a row that is nobody's."""
+    if unit_column is None:
+        return {"num_units": num_rows, "records_per_unit": [[1, num_rows, num_rows]]}
+    values = f"(SELECT {identifier(unit_column)} AS unit FROM read_parquet({literal(rows)}))"
+    # Letters that look like no letter would let one person pass for two, each with half the protection.
+    found = connection.execute(
+        f"SELECT min(place) FILTER (unit IS NULL OR unit = ''), min(place) FILTER (regexp_matches(unit, ?)) "
+        f"FROM (SELECT unit, row_number() OVER () AS place FROM {values})",
+        [r"^[\s\p{Z}]|[\s\p{Z}]$"],
+    ).fetchone()
+    assert found is not None  # an aggregate has one row
+    for code, row in zip(("unit_missing", "unit_padded"), found, strict=True):
+        if row is not None:
+            line = table.lines({row}).get(row)
+            position = [column.name for column in table.columns].index(unit_column) + 1
+            raise ReadError(code, line=line, row=None if line else row, column=position)
+    counts = connection.execute(
+        f"SELECT least(records, {MAX_RECORDS_PER_UNIT}) AS most, count(*), CAST(sum(records) AS BIGINT) "
+        f"FROM (SELECT count(*) AS records FROM {values} GROUP BY unit) GROUP BY most ORDER BY most"
+    ).fetchall()
+    return {"num_units": sum(units for _, units, _ in counts), "records_per_unit": [list(entry) for entry in counts]}
 
 
 def _column(

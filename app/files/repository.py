@@ -60,6 +60,25 @@ def were_private(session: Session, project_id: str, rows_digest: str) -> bool:
     ).one()
 
 
+def units_of_bytes(session: Session, project_id: str, sha256: str) -> set[str | None]:
+    """The unit columns under which these bytes are protected; None stands for the record."""
+    return set(session.scalars(_units(project_id).where(File.sha256 == sha256)))
+
+
+def units_of_rows(session: Session, project_id: str, rows_digest: str) -> set[str | None]:
+    """The same of rows that were read, in whatever format."""
+    return set(session.scalars(_units(project_id).where(File.rows_digest == rows_digest)))
+
+
+def _units(project_id: str) -> Select[str | None]:
+    """A deleted file that no job ever held has promised nobody anything: it binds no more."""
+    return select(File.unit_column).where(
+        File.project_id == project_id,
+        File.public.is_(False),
+        or_(File.deleted_at.is_(None), File.used_at.is_not(None)),
+    )
+
+
 def in_use(session: Session, file_id: str) -> bool:
     """Whether a job still needs it."""
     return session.scalars(select(exists().where(FileUse.file_id == file_id))).one()

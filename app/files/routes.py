@@ -13,7 +13,17 @@ from pydantic import ValidationError
 
 from app.db.session import after_commit
 from app.files import repository, service
-from app.files.schemas import FileDeleted, FileList, FileOut, UploadForm, render
+from app.files.limits import DEFAULT_RECORDS_PER_UNIT, MAX_RECORDS_PER_UNIT
+from app.files.schemas import (
+    FileDeleted,
+    FileList,
+    FileOut,
+    FileUnits,
+    UploadForm,
+    render,
+    render_units,
+    unit_of,
+)
 from app.files.tables import File
 from app.files.upload import receive
 from app.http.deps import Admin, DatabaseDep, QueueDep, Reader, Reading, SettingsDep, StorageDep, Submitter, Writing
@@ -69,7 +79,7 @@ async def create_file(
             caller,
             purpose=form.purpose,
             public=form.public,
-            privacy_unit=form.privacy_unit,
+            privacy_unit=unit_of(form.privacy_unit),
             privacy_budget=form.privacy_budget,
         )
         return form
@@ -92,6 +102,7 @@ async def create_file(
                     purpose=form.purpose,
                     public=form.public,
                     privacy_budget=form.privacy_budget or None,
+                    privacy_unit=unit_of(form.privacy_unit),
                     expires_after=form.expires_after_seconds,
                 ),
                 idempotency_key,
@@ -134,6 +145,18 @@ def list_files(
 def retrieve_file(session: Reading, caller: Reader, file_id: str) -> FileOut:
     """One file."""
     return render(service.get(session, caller.project_id, file_id))
+
+
+@router.get("/files/{file_id}/units")
+def retrieve_units(
+    session: Reading,
+    caller: Admin,
+    file_id: str,
+    max_records_per_unit: Annotated[int, Query(ge=1, le=MAX_RECORDS_PER_UNIT)] = DEFAULT_RECORDS_PER_UNIT,
+) -> FileUnits:
+    """How many records a bound on records per unit leaves out of each step: counts of private rows, so admin keys
+    only."""
+    return render_units(service.get(session, caller.project_id, file_id), max_records_per_unit)
 
 
 @router.delete("/files/{file_id}")

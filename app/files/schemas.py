@@ -4,9 +4,40 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from app.files.limits import MAX_COLUMN_NAME
 from app.files.tables import File
+
+_UNITS = f'must be `record`, a column\'s name of at most {MAX_COLUMN_NAME} characters, or {{"column": name}}'
+
+
+class UnitColumn(BaseModel):
+    """A privacy unit: all records that share a value of this column, or each record where it is null."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    column: Annotated[str, Field(min_length=1, max_length=MAX_COLUMN_NAME)] | None
+
+
+def unit_of(text: str | None) -> UnitColumn | None:
+    """A privacy unit as the form has it: `record`, a column's name, or {"column": name} as JSON, which can also name a
+    column `record`. None: nothing was said. ValueError for what is none of these."""
+    if not text:
+        return None
+    if not text.isprintable():
+        raise ValueError(_UNITS)
+    try:
+        if text.startswith("{"):
+            return UnitColumn.model_validate_json(text)
+        return UnitColumn(column=None if text == "record" else text)
+    except ValidationError:
+        raise ValueError(_UNITS) from None  # pydantic's own words quote it
+
+
+def _is_unit(text: str) -> str:
+    unit_of(text)
+    return text
 
 
 class UploadForm(BaseModel):
@@ -17,7 +48,7 @@ class UploadForm(BaseModel):
 
     purpose: str
     privacy_budget: Annotated[str, Field(max_length=64)] | None = None
-    privacy_unit: str | None = None
+    privacy_unit: Annotated[str, Field(max_length=256), AfterValidator(_is_unit)] | None = None
     public: bool = False
     expires_after_anchor: Annotated[Literal["created_at"] | None, Field(alias="expires_after[anchor]")] = None
     expires_after_seconds: Annotated[int | None, Field(alias="expires_after[seconds]", ge=3600, le=2_592_000)] = None
@@ -55,9 +86,22 @@ class FileOut(BaseModel):
     error: FileError | None
     public: bool
     privacy_budget: str | None
-    privacy_unit: Literal["record"] | None
+    privacy_unit: Literal["record"] | UnitColumn | None
+    num_units: int | None
     num_rows: int | None
     columns: list[FileColumn] | None
+
+
+class FileUnits(BaseModel):
+    """What the records per privacy unit come to, under a job's bound on them: counts of private rows, for admins."""
+
+    object: Literal["file.units"] = "file.units"
+    privacy_unit: Literal["record"] | UnitColumn | None
+    num_units: int | None
+    num_rows: int | None
+    max_records_per_unit: int
+    units_over_bound: int | None
+    records_over_bound: int | None
 
 
 class FileList(BaseModel):
@@ -77,7 +121,8 @@ class FileDeleted(BaseModel):
 
 
 def render(file: File) -> FileOut:
-    """The file as the wire has it: of the profile only names and types, which hold no counts and no classes."""
+    """The file as the wire has it: of the profile only names and types, which hold no counts and no classes. Where
+    units are not records, the number of units is public, and that of the rows is not: it tells of records per unit."""
     error: dict[str, Any] | None = file.error
     return FileOut(
         id=file.id,
@@ -91,9 +136,31 @@ def render(file: File) -> FileOut:
         error=FileError(**error) if error else None,
         public=file.public,
         privacy_budget=file.budget_id,
-        privacy_unit=None if file.public else "record",
-        num_rows=file.num_rows,
+        privacy_unit=_unit(file),
+        num_units=file.num_units,
+        num_rows=file.num_rows if file.unit_column is None else None,
         columns=[FileColumn(name=column["name"], type=column["type"]) for column in file.columns]
         if file.columns
         else None,
     )
+
+
+def render_units(file: File, bound: int) -> FileUnits:
+    """How much of the file a bound on records per unit leaves out of each step."""
+    over = None
+    if file.records_per_unit is not None:
+        over = [(units, rows - bound * units) for records, units, rows in file.records_per_unit if records > bound]
+    return FileUnits(
+        privacy_unit=_unit(file),
+        num_units=file.num_units,
+        num_rows=file.num_rows,
+        max_records_per_unit=bound,
+        units_over_bound=None if over is None else sum(units for units, _ in over),
+        records_over_bound=None if over is None else sum(records for _, records in over),
+    )
+
+
+def _unit(file: File) -> Literal["record"] | UnitColumn | None:
+    if file.public:
+        return None
+    return "record" if file.unit_column is None else UnitColumn(column=file.unit_column)

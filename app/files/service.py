@@ -17,6 +17,7 @@ from app.db.session import Database
 from app.errors import Conflict, InvalidRequest, NotFound, PermissionDenied
 from app.files import repository
 from app.files.processing import process
+from app.files.schemas import UnitColumn
 from app.files.tables import File, FileUse
 from app.storage import Storage
 
@@ -32,7 +33,8 @@ _AT_ONCE = 100
 @dataclass(frozen=True, slots=True)
 class NewFile:
     """An upload whose bytes are stored. privacy_budget: an id, or None for the one that the bytes had, else the
-    project's own. expires_after: seconds, or None."""
+    project's own. privacy_unit: None for the one that the bytes have, else the record. expires_after: seconds, or
+    None."""
 
     id: str
     filename: str
@@ -41,6 +43,7 @@ class NewFile:
     purpose: str
     public: bool = False
     privacy_budget: str | None = None
+    privacy_unit: UnitColumn | None = None
     expires_after: int | None = None
 
 
@@ -54,31 +57,35 @@ def source_key(project_id: str, file_id: str) -> str:
     return f"{prefix(project_id, file_id)}/source"
 
 
-def check(caller: Caller, *, purpose: str, public: bool, privacy_unit: str | None, privacy_budget: str | None) -> None:
+def check(
+    caller: Caller, *, purpose: str, public: bool, privacy_unit: UnitColumn | None, privacy_budget: str | None
+) -> None:
     """What can be refused before the bytes have arrived."""
     if purpose != FINE_TUNE:
         raise InvalidRequest("purpose_not_supported", f"The purpose must be `{FINE_TUNE}`.", param="purpose")
-    if privacy_unit not in (None, "", "record"):
-        raise InvalidRequest(
-            "not_supported", "The privacy unit is the record; a column is not supported yet.", param="privacy_unit"
-        )
     if public and not caller.may("admin"):
         raise PermissionDenied("insufficient_scope", "Declaring a file public needs an admin key.", param="public")
     if public and privacy_budget:
         raise InvalidRequest("invalid_request", "A public file has no privacy budget.", param="privacy_budget")
+    if public and privacy_unit is not None and privacy_unit.column is not None:
+        raise InvalidRequest("invalid_request", "A public file has no privacy unit.", param="privacy_unit")
 
 
 def create(session: Session, caller: Caller, new: NewFile, idempotency_key: str | None = None) -> File:
     """The file's row, attached to its budget. An equal request that came before, by its key, is answered with its
     file: then the id is not `new.id`, and the caller removes the bytes.
 
-    Raises Conflict (idempotency_mismatch, was_private, budget_mismatch), PermissionDenied, NotFound (privacy_budget).
+    Raises Conflict (idempotency_mismatch, was_private, budget_mismatch, privacy_unit_mismatch), PermissionDenied,
+    NotFound (privacy_budget).
     """
     repository.lock_project(session, caller.project_id)
     if idempotency_key is not None:
         before = repository.find_by_idempotency_key(session, caller.project_id, idempotency_key)
         if before is not None:
-            if (before.sha256, before.filename, before.public) != (new.sha256, new.filename, new.public):
+            same_unit = new.privacy_unit is None or new.privacy_unit.column == before.unit_column
+            if (before.sha256, before.filename, before.public) != (new.sha256, new.filename, new.public) or (
+                not same_unit
+            ):
                 raise Conflict("idempotency_mismatch", "This Idempotency-Key was used for another upload.")
             return before
     created_at = session.scalars(select(now())).one()
@@ -92,6 +99,7 @@ def create(session: Session, caller: Caller, new: NewFile, idempotency_key: str 
         purpose=new.purpose,
         status="uploaded",
         public=new.public,
+        unit_column=_unit_column(session, caller, new),
         source_key=source_key(caller.project_id, new.id),
         attempts=0,
         created_at=created_at,
@@ -127,6 +135,24 @@ def _attach(session: Session, caller: Caller, new: NewFile) -> str | None:
     return chosen.id
 
 
+def _unit_column(session: Session, caller: Caller, new: NewFile) -> str | None:
+    """The column of the privacy unit. Bytes have one unit: jobs on the same rows under two units would be covered by
+    neither as a whole, since what was spent on records says nothing about the person who owns several."""
+    if new.public:
+        return None
+    asked = None if new.privacy_unit is None else new.privacy_unit.column
+    before = repository.units_of_bytes(session, caller.project_id, new.sha256)
+    if new.privacy_unit is None and len(before) == 1:
+        return before.pop()
+    if before - {asked}:
+        raise Conflict(
+            "privacy_unit_mismatch",
+            "These bytes belong to a file with another privacy unit. Where no job has used that file, delete it first.",
+            param="privacy_unit",
+        )
+    return asked
+
+
 def _audit(session: Session, caller: Caller, budget_id: str, kind: Any, new: NewFile) -> None:
     budgets.record_act(session, budget_id, kind, actor=caller.key_id, details={"file_id": new.id, "sha256": new.sha256})
 
@@ -159,6 +185,8 @@ def hold(session: Session, file_id: str, job_id: str) -> None:
     file = session.get(File, file_id, with_for_update={"key_share": True}, populate_existing=True)
     if file is None or file.deleted_at is not None:
         raise NotFound("file", param="training_file")
+    if file.used_at is None:
+        file.used_at = session.scalars(select(now())).one()
     if session.get(FileUse, (file_id, job_id)) is None:
         session.add(FileUse(file_id=file_id, job_id=job_id))
         session.flush()

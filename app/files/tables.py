@@ -15,6 +15,9 @@ class File(Base):
 
     sha256: of the bytes as uploaded. rows_digest: of the canonical rows (Parquet), what jobs are bound to.
     budget_id: what jobs on these rows are charged to; None for files declared public.
+    unit_column: whose equal values make one privacy unit; None: each record is one, or the file is public.
+    num_units: public by declaration. records_per_unit: [[records, units, rows]], see `app.files.reader`, and private.
+    used_at: when a job first held it: from then on its bytes keep their unit.
     columns: [{name, type, distinct, classes, nulls: {count, row, line}}], see `app.files.reader`; inside the service
       only, since classes and counts come from private rows.
     error: {code, message, line, column, row}. source_key, rows_key: in the storage.
@@ -44,6 +47,9 @@ class File(Base):
     public: Mapped[bool]
     format: Mapped[str | None] = mapped_column(String(16))
     num_rows: Mapped[int | None] = mapped_column(BigInteger)
+    unit_column: Mapped[str | None] = mapped_column(String(64))
+    num_units: Mapped[int | None] = mapped_column(BigInteger)
+    records_per_unit: Mapped[list[list[int]] | None] = mapped_column(Json)
     rows_digest: Mapped[str | None] = mapped_column(String(64))
     columns: Mapped[list[dict[str, Any]] | None] = mapped_column(Json)
     source_key: Mapped[str] = mapped_column(String(255))
@@ -51,6 +57,7 @@ class File(Base):
     attempts: Mapped[int] = mapped_column(default=0)
     claimed_until: Mapped[float | None] = mapped_column(Double)
     created_at: Mapped[float] = mapped_column(Double)
+    used_at: Mapped[float | None] = mapped_column(Double)
     expires_at: Mapped[float | None] = mapped_column(Double)
     deleted_at: Mapped[float | None] = mapped_column(Double)
     erased_at: Mapped[float | None] = mapped_column(Double)

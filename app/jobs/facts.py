@@ -26,6 +26,8 @@ class BudgetFacts:
 class FileFacts:
     """A processed file. param: the request's key that named it. budget: None for a file declared public.
 
+    unit_column, num_units: its privacy units, by default each row.
+
     columns: [{name, distinct, classes, nulls, …}] as `app.files.tables.File` has them. They come from private rows:
     they decide whether a job can be, and none of their values is ever told.
     """
@@ -36,6 +38,13 @@ class FileFacts:
     rows_digest: str
     columns: tuple[Mapping[str, Any], ...]
     budget: BudgetFacts | None
+    unit_column: str | None = None
+    num_units: int | None = None
+
+    @property
+    def units(self) -> int:
+        """Privacy units in it, public by declaration."""
+        return self.num_rows if self.num_units is None else self.num_units
 
     @property
     def public(self) -> bool:

@@ -25,7 +25,7 @@ from app.privacy.accountants import pld_epsilon
 from app.privacy.calibration import CannotCalibrate, calibrate, gaussian_noise_multiplier
 from app.privacy.dp_events import event_for, to_json
 from app.privacy.filter import MAX_EPSILON_LIMIT
-from app.privacy.plan import Dataset, GaussianRelease, Part, PrivacyPlan, SampledGaussian
+from app.privacy.plan import Dataset, GaussianRelease, Part, PrivacyPlan, PrivacyUnit, SampledGaussian
 
 #: Fewer units than this train nothing, and their noise would say so at a cost.
 MIN_UNITS = 10
@@ -74,11 +74,14 @@ def plan(
     reading = columns.resolve(body.task or TaskBlock(), base, training, validation)
     evaluation = targets.evaluation_block(body, validation)
     targets.require_mechanism(body, training, validation)
+    unit = targets.privacy_unit(body, training, validation, reading.columns)
     num_held_out = 0 if evaluation is None or validation is not None else targets.held_out(evaluation, training)
-    num_units = training.num_rows - num_held_out
+    num_units = training.units - num_held_out
     if num_units < MIN_UNITS:
-        raise InvalidRequest("too_few_rows", f"Training needs at least {MIN_UNITS} rows.", param=training.param)
-    request = _Request(body, base, training, validation, evaluation, reading, num_held_out, num_units)
+        raise InvalidRequest(
+            "too_few_rows", f"Training needs at least {MIN_UNITS} {_plural(unit)}.", param=training.param
+        )
+    request = _Request(body, base, training, validation, evaluation, reading, unit, num_held_out, num_units)
     if body.privacy.mechanism == "none":
         return _not_private(request)
     target = targets.target(body, training, validation, defaults)
@@ -99,6 +102,7 @@ class _Request:
     validation: FileFacts | None
     evaluation: EvaluationBlock | None
     reading: columns.Reading
+    unit: PrivacyUnit
     num_held_out: int
     num_units: int
 
@@ -106,6 +110,11 @@ class _Request:
     def evaluated(self) -> FileFacts:
         """The file whose rows the metrics come from."""
         return self.validation or self.training
+
+    @property
+    def num_validation_units(self) -> int:
+        """Units that the metrics come from."""
+        return self.num_held_out if self.validation is None else self.validation.units
 
     @property
     def one_budget(self) -> bool:
@@ -150,7 +159,8 @@ def _private(request: _Request, target: Target) -> Planned:
         target_delta=target.delta,
         epsilon=calibrated.epsilon,
         accountant=calibrated.accountant,
-        num_validation_units=request.validation.num_rows if request.validation else request.num_held_out,
+        privacy_unit=request.unit,
+        num_validation_units=request.num_validation_units,
     )
     return _planned(request, recipe, privacy_plan, kind, reasons, _charges(request, privacy_plan))
 
@@ -161,7 +171,7 @@ def _not_private(request: _Request) -> Planned:
         mechanism="none",
         num_units=request.num_units,
         parts=recipe.parts(0.0),
-        num_validation_units=request.validation.num_rows if request.validation else request.num_held_out,
+        num_validation_units=request.num_validation_units,
     )
     kind = "none" if request.evaluation is None else "public"
     return _planned(request, recipe, privacy_plan, kind, reasons, ())
@@ -212,7 +222,9 @@ def _recipe(request: _Request, target_epsilon: float | None) -> tuple[Recipe, di
     batch_size = None if asked.batch_size == "auto" else asked.batch_size
     if batch_size is not None and batch_size > request.num_units:
         raise InvalidRequest(
-            "invalid_hyperparameter", "batch_size is larger than the number of rows to train on.", param="batch_size"
+            "invalid_hyperparameter",
+            f"batch_size is larger than the number of {_plural(request.unit)} to train on.",
+            param="batch_size",
         )
     recipe, reason = recipe_for(
         request.reading.task.type,
@@ -247,7 +259,7 @@ def _with_overrides(body: CreateJob, recipe: Recipe) -> Recipe:
 
 
 def _noised_counts(request: _Request, target: Target) -> GaussianRelease:
-    """The confusion matrix's noise, at the evaluation's share of ε; a unit adds 1 to one cell."""
+    """The confusion matrix's noise, at the evaluation's share of ε; a unit's cells add up to 1."""
     block = request.evaluation or EvaluationBlock()
     epsilon = block.epsilon or target.epsilon * (block.epsilon_share or DEFAULT_EPSILON_SHARE)
     if request.one_budget and epsilon >= target.epsilon:
@@ -346,6 +358,10 @@ def _just_above(request: _Request, target: Target, over: PlannedCharge) -> float
         return min(target.epsilon, remaining)
     # ε of one mechanism goes about with √ln(1/δ), and `remaining` is at the budget's δ.
     return min(target.epsilon, 1.15 * remaining * math.sqrt(math.log(target.delta) / math.log(budget.accounting.delta)))
+
+
+def _plural(unit: PrivacyUnit) -> str:
+    return "rows" if unit.column is None else "privacy units"
 
 
 def _main(parts: tuple[Part, ...]) -> SampledGaussian:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from app.catalog.adaptations import ADAPTATIONS, Adaptation
 from app.errors import InvalidRequest
+from app.files.limits import MAX_RECORDS_PER_UNIT
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 
@@ -63,7 +64,10 @@ class PrivacyUnitBlock(_Strict):
 
 
 class PrivacyBlock(_Strict):
-    """What is promised, and by which mechanism."""
+    """What is promised, and by which mechanism.
+
+    privacy_unit: the training file's own, repeated. max_records_per_unit: how many of a unit's records a step takes.
+    """
 
     mechanism: Literal["dp_sgd", "none"] = "dp_sgd"
     target_epsilon: Finite | None = None
@@ -71,6 +75,7 @@ class PrivacyBlock(_Strict):
     max_grad_norm: Annotated[Finite, Field(gt=0)] | None = None
     clipping: Literal["flat", "automatic"] | None = None
     privacy_unit: PrivacyUnitBlock | None = None
+    max_records_per_unit: int | None = Field(None, ge=1, le=MAX_RECORDS_PER_UNIT)
 
 
 class EvaluationBlock(_Strict):
@@ -127,13 +132,6 @@ def parsed(body: CreateJob) -> CreateJob:
     if body.method is not None and body.method.supervised is not None and body.hyperparameters is not None:
         raise InvalidRequest(
             "invalid_request", "Give hyperparameters in `method` or at the top, not in both.", param="hyperparameters"
-        )
-    unit = body.privacy.privacy_unit
-    if unit is not None and unit.column is not None:
-        raise InvalidRequest(
-            "not_supported",
-            "The privacy unit is the record; units by column are not there yet.",
-            param="privacy.privacy_unit",
         )
     _require_plain_text(body)
     adaptation_of(body)

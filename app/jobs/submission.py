@@ -216,7 +216,16 @@ def _file(session: Session, project_id: str, file_id: str, param: str) -> FileFa
             unit_column=row.privacy_unit["column"],
             policy=row.policy,
         )
-    return FileFacts(file.id, param, file.num_rows, file.rows_digest, tuple(file.columns or ()), budget)
+    return FileFacts(
+        id=file.id,
+        param=param,
+        num_rows=file.num_rows,
+        rows_digest=file.rows_digest,
+        columns=tuple(file.columns or ()),
+        budget=budget,
+        unit_column=file.unit_column,
+        num_units=file.num_units,
+    )
 
 
 def _find(session: Session, project_id: str, file_id: str, param: str) -> File:

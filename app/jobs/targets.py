@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from app.errors import InvalidRequest
+from app.files.limits import DEFAULT_RECORDS_PER_UNIT
 from app.jobs.facts import Defaults, FileFacts
 from app.jobs.schemas import CreateJob, EvaluationBlock
 from app.privacy.accountants import MIN_DELTA
 from app.privacy.filter import MAX_EPSILON_LIMIT
+from app.privacy.plan import PrivacyUnit
 
 DEFAULT_SPLIT = 0.1
 
@@ -43,8 +46,46 @@ def evaluation_block(body: CreateJob, validation: FileFacts | None) -> Evaluatio
 
 
 def held_out(block: EvaluationBlock, training: FileFacts) -> int:
-    """Rows of the training file that the keyed split keeps for evaluation."""
-    return max(1, math.floor(training.num_rows * (block.split or DEFAULT_SPLIT)))
+    """Privacy units of the training file that the keyed split keeps for evaluation."""
+    return max(1, math.floor(training.units * (block.split or DEFAULT_SPLIT)))
+
+
+def privacy_unit(
+    body: CreateJob, training: FileFacts, validation: FileFacts | None, columns: Mapping[str, str]
+) -> PrivacyUnit:
+    """The unit that the files were uploaded with: a job may repeat it, never change it.
+
+    columns: role → name, as the task reads them. Raises InvalidRequest: privacy_unit_mismatch, unit_column_in_task.
+    """
+    column = training.unit_column
+    asked = body.privacy.privacy_unit
+    if asked is not None and asked.column != column:
+        raise InvalidRequest(
+            "privacy_unit_mismatch",
+            "A job's privacy unit is the one that its training file was uploaded with.",
+            param="privacy.privacy_unit",
+        )
+    if validation is not None and not validation.public and validation.unit_column != column:
+        raise InvalidRequest(
+            "privacy_unit_mismatch",
+            "The validation file was uploaded with another privacy unit than the training file.",
+            param=validation.param,
+        )
+    most = body.privacy.max_records_per_unit
+    if column is None:
+        if most is not None:
+            raise InvalidRequest(
+                "invalid_request",
+                "Each record is its own privacy unit here: there is nothing to bound.",
+                param="privacy.max_records_per_unit",
+            )
+        return PrivacyUnit()
+    if column in columns.values():
+        # As classes, the people's own names would be published.
+        raise InvalidRequest(
+            "unit_column_in_task", "The privacy unit's column is not one that a model may read.", param="task.columns"
+        )
+    return PrivacyUnit(column, most or DEFAULT_RECORDS_PER_UNIT)
 
 
 def require_mechanism(body: CreateJob, training: FileFacts, validation: FileFacts | None) -> None:
@@ -80,13 +121,13 @@ def target(body: CreateJob, training: FileFacts, validation: FileFacts | None, d
             f"target_delta must be at least {MIN_DELTA:g}: less cannot be certified.",
             param="privacy.target_delta",
         )
-    private = [file.num_rows for file in (training, validation) if file is not None and not file.public]
-    smallest = min(private, default=training.num_rows)
+    private = [file.units for file in (training, validation) if file is not None and not file.public]
+    smallest = min(private, default=training.units)
     if delta * smallest >= 1.0:
         raise InvalidRequest(
             "delta_too_large",
-            f"target_delta must be below 1/{smallest}, one over the number of rows: a larger one would allow "
-            "publishing somebody's row.",
+            f"target_delta must be below 1/{smallest}, one over the number of privacy units: a larger one would allow "
+            "publishing all of somebody's rows.",
             param="privacy.target_delta",
         )
     return Target(epsilon, delta)

@@ -46,7 +46,7 @@ def render(job: Job, *, now: float, queue_position: int | None) -> dict[str, Any
         "task": resolved.get("task"),
         "adaptation": resolved.get("adaptation"),
         "auto": resolved.get("auto"),
-        "evaluation": _evaluation(resolved),
+        "evaluation": _evaluation(job),
         "privacy": privacy(job),
     }
 
@@ -91,6 +91,7 @@ def describe(plan: PrivacyPlan, charges: Sequence[Mapping[str, Any]]) -> dict[st
         "clipping": main.clipping,
         "num_units": plan.num_units,
         "privacy_unit": {"column": plan.privacy_unit.column},
+        "max_records_per_unit": plan.privacy_unit.max_records_per_unit,
         "neighboring_relation": plan.neighboring_relation,
         "parts": [part for part in plan.to_dict()["parts"]],
         "privacy_budget": charges[0]["budget_id"] if charges else None,
@@ -148,13 +149,16 @@ def _progress(job: Job) -> dict[str, Any] | None:
     return {"step": sum(executed.values()), "num_steps": total, "phase": phase, "executed": executed}
 
 
-def _evaluation(resolved: Mapping[str, Any]) -> dict[str, Any] | None:
-    if not resolved:
+def _evaluation(job: Job) -> dict[str, Any] | None:
+    """Counts of rows are private where they are not those of the privacy units."""
+    if job.resolved is None or job.plan is None:
         return None
+    plan, by_record = PrivacyPlan.from_dict(job.plan), PrivacyPlan.from_dict(job.plan).privacy_unit.column is None
     return {
-        "metrics": resolved["evaluation"],
-        "held_out_rows": resolved["num_held_out"],
-        "validation_rows": resolved["num_validation_rows"],
+        "metrics": job.resolved["evaluation"],
+        "units": plan.num_validation_units,
+        "held_out_rows": job.resolved["num_held_out"] if by_record else None,
+        "validation_rows": job.resolved["num_validation_rows"] if by_record else None,
     }
 
 

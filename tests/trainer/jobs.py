@@ -15,7 +15,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast, RobertaConfig
 
 from app.catalog.adaptations import Adaptation, BitFit, Full, Head, LastLayers, Lora
 from app.catalog.recipes import EVALUATION, HEAD_PHASE, MAIN_PHASE, Phase, Recipe
-from app.privacy.plan import GaussianRelease, PrivacyPlan
+from app.privacy.plan import GaussianRelease, PrivacyPlan, PrivacyUnit
 from worker.trainer.spec import BaseSpec, DataSpec, Evaluation, RuntimeOptions, TaskSpec, TrainerSpec
 
 KEY = bytes(range(32))
@@ -104,21 +104,26 @@ def make_job(
     phases: tuple[Phase, ...] | None = None,
     checkpoint_seconds: float = 1e6,
     tokens: int = 256,
+    units: list[str] | None = None,
+    validation_units: list[str] | None = None,
+    num_held_out: int = NUM_HELD_OUT,
+    max_records_per_unit: int = 4,
 ) -> MadeJob:
-    """Writes a job folder. A validation file replaces the held-out split."""
+    """Writes a job folder. A validation file replaces the held-out split. units: the patient of each row of `data`."""
     data = rows() if data is None else data
-    held_out = 0 if validation is not None or evaluation == "none" else NUM_HELD_OUT
+    held_out = 0 if validation is not None or evaluation == "none" else num_held_out
     recipe = Recipe(phases or phases_for(adaptation, steps), "automatic", 1.0, centring_noise_multiplier=5.0)
     if evaluation == "private":
         on = "training" if validation is None else "validation"
         recipe = dataclasses.replace(recipe, evaluation=GaussianRelease(EVALUATION, 2.0, 1.0, dataset=on))
     plan = PrivacyPlan(
         mechanism="dp_sgd" if private else "none",
-        num_units=len(data) - held_out,
+        num_units=(len(data) if units is None else len(set(units))) - held_out,
         parts=recipe.parts(noise if private else 0.0),
         target_epsilon=8.0 if private else None,
         target_delta=1e-5 if private else None,
-        num_validation_units=len(validation) if validation is not None else held_out,
+        num_validation_units=held_out if validation is None else len(set(validation_units or range(len(validation)))),
+        privacy_unit=PrivacyUnit() if units is None else PrivacyUnit("patient", max_records_per_unit),
     )
     spec = TrainerSpec(
         job_id="ftjob-test",
@@ -134,9 +139,11 @@ def make_job(
     )
     (folder / "data").mkdir(parents=True)
     (folder / "results").mkdir()
-    for name, content in (("training", data), ("validation", validation)):
+    for name, content, patients in (("training", data, units), ("validation", validation, validation_units)):
         if content is not None:
             columns = {"review": [text for text, _ in content], "mood": [label for _, label in content]}
+            if patients is not None:
+                columns["patient"] = patients
             pq.write_table(pa.table(columns), folder / f"data/{name}.parquet")
     spec.write(folder)
     return MadeJob(folder, spec)

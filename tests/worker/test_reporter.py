@@ -83,6 +83,7 @@ METRICS = {
     "noise_std": 2.5,
     "dataset": "held_out_split",
     "num_units": 100,
+    "averaged_over": "units",
     "labels": ["a", "b"],
     "accuracy": 0.9,
     "accuracy_interval_95": [0.8, 1.0],

@@ -1,8 +1,9 @@
-"""Evaluation: one confusion matrix over rows that were not trained on, and what may leave of it.
+"""Evaluation: one confusion matrix over units that were not trained on, and what may leave of it.
 
-Private: the counts are noised (each unit has one row in one cell: sensitivity 1 under zero_out) and everything else is
-computed from the noised counts. Public: exact, on data declared public. The number of evaluated units is public in
-either case; exact private counts never leave this module.
+A unit counts once, by the mean over its rows of where they fall: cells that add up to 1, so that their L2 norm is at
+most 1, the sensitivity under zero_out. Private: the counts are noised, and everything else is computed from the noised
+counts. Public: exact, on data declared public. The number of evaluated units is public in either case; exact private
+counts never leave this module.
 """
 
 from __future__ import annotations
@@ -29,9 +30,12 @@ def evaluate(job: Job, dataset: Dataset | None, state: State) -> dict[str, Any]:
     if job.spec.evaluation == "none":
         return {"released": "none", "reason": "no evaluation was asked for: nothing about private rows was measured"}
     assert dataset is not None
+    # A file declared public has no units but its records.
+    by_column = job.spec.plan.privacy_unit.column is not None and job.spec.evaluation == "private"
     evaluated = {
         "dataset": "validation_file" if job.spec.data.has_validation_file else "held_out_split",
         "num_units": dataset.num_units,
+        "averaged_over": "units" if by_column else "records",
         "labels": list(job.spec.task.labels),
     }
     counts = confusion_counts(job, dataset)
@@ -59,15 +63,19 @@ def evaluate(job: Job, dataset: Dataset | None, state: State) -> dict[str, Any]:
 
 @torch.inference_mode()
 def confusion_counts(job: Job, dataset: Dataset) -> Tensor:
-    """Exact counts (classes, classes), float64, rows by true class, columns by predicted one. Private."""
+    """Exact counts (classes, classes), float64, rows by true class, columns by predicted one. Private.
+
+    They add up to the number of units: of a unit with k rows, each row counts 1/k.
+    """
     classes = len(job.spec.task.labels)
     counts = torch.zeros(classes * classes, dtype=torch.float64)
-    for _, batch in job.batches(dataset.examples, [rows.tolist() for rows in dataset.rows_of_unit]):
+    weights = dataset.weight_of_row
+    for chosen, batch in job.batches(dataset.examples, dataset.single_rows):
         job.control.check()
         with job.device.autocast():
             predicted = job.task.logits(job.model, batch).argmax(1)
         cells = (batch["labels"] * classes + predicted).cpu()
-        counts += torch.bincount(cells, minlength=classes * classes)
+        counts += torch.bincount(cells, weights[torch.from_numpy(chosen)], minlength=classes * classes)
     return counts.view(classes, classes)
 
 
@@ -76,7 +84,8 @@ def metrics(counts: Tensor, num_units: int, noise_std: float = 0.0) -> dict[str,
 
     counts: (classes, classes), true class by predicted class; may be negative under noise. Sums are taken before
     negative values are cut off, which keeps them unbiased. The interval on accuracy covers both the noise and the
-    finite number of units; an undefined ratio counts as 0.
+    finite number of units: where a unit counts by the mean over its rows, its share of right ones lies in [0, 1], and
+    the variance over units is at most the one taken here, of shares that are 0 or 1. An undefined ratio counts as 0.
     """
     matrix = counts.to(torch.float64)
     classes = len(matrix)

@@ -24,7 +24,7 @@ from worker.trainer.dp.engine import Batch, GradientEngine
 from worker.trainer.dp.engines import make_engine
 from worker.trainer.dp.optimizers import WeightAverage, make_optimizer
 from worker.trainer.dp.release import bounded_rows, gaussian_release
-from worker.trainer.dp.sampler import poisson_batch
+from worker.trainer.dp.sampler import poisson_batch, rows_of_step
 from worker.trainer.dp.step import PrivateStep, noise_std
 from worker.trainer.job import Job, PreparedPhase, all_parameters
 from worker.trainer.messages import Checkpoint, Notice, Progress
@@ -42,7 +42,7 @@ def train(
     if state.tensors:
         restore_weights(state, parameters)
     pooled = _pooled(job, dataset) if _needs_features(job, phases, state) else None
-    _centre(job, pooled, state)
+    _centre(job, dataset, pooled, state)
     features = None if pooled is None else _features(job, pooled)
     resumed = [prepared.phase.name for prepared in phases].index(state.phase) if state.phase else 0
     last_checkpoint = time.monotonic()
@@ -69,7 +69,7 @@ def train(
             units = poisson_batch(
                 job.randomness, phase=name, step=index, num_units=dataset.num_units, sample_rate=part.sample_rate
             )
-            step.run(index, _micro_batches(job, prepared, dataset, features, units))
+            step.run(index, micro_batches(job, prepared, dataset, features, units, index))
             if average is not None:
                 average.update(prepared.parameters)
             state.executed[name] = index + 1
@@ -151,11 +151,18 @@ def _optimizer(job: Job, prepared: PreparedPhase) -> Optimizer:
     )
 
 
-def _micro_batches(
-    job: Job, prepared: PreparedPhase, dataset: Dataset, features: Tensor | None, units: np.ndarray
+def micro_batches(
+    job: Job, prepared: PreparedPhase, dataset: Dataset, features: Tensor | None, units: np.ndarray, step: int
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """The drawn units' rows in physical batches of whole units, with the unit of each row."""
-    rows = [dataset.rows_of_unit[unit].tolist() for unit in units]
+    """The drawn units' rows of a step, in physical batches of whole units, with the unit of each row."""
+    most = job.spec.plan.privacy_unit.max_records_per_unit
+    phase = prepared.phase.name
+    rows = [
+        rows_of_step(
+            job.randomness, dataset.rows_of_unit[unit], unit=int(unit), max_rows=most, phase=phase, step=step
+        ).tolist()
+        for unit in units
+    ]
     device = job.device.torch_device
     if not prepared.on_features:
         for chosen, batch in job.batches(dataset.examples, rows):
@@ -183,9 +190,8 @@ def _needs_features(job: Job, phases: tuple[PreparedPhase, ...], state: State) -
 def _pooled(job: Job, dataset: Dataset) -> Tensor:
     """The body's vectors before centring, (rows, width), float32, on the device."""
     job.control.send(Notice("computing_features", {"num_units": dataset.num_units}))
-    rows = [units.tolist() for units in dataset.rows_of_unit]
     out: Tensor | None = None
-    for chosen, batch in job.batches(dataset.examples, rows):
+    for chosen, batch in job.batches(dataset.examples, dataset.single_rows):
         job.control.check()
         with job.device.autocast():
             values = job.family.pooled(job.model, batch["input_ids"], batch["attention_mask"])
@@ -202,16 +208,18 @@ def _features(job: Job, pooled: Tensor) -> Tensor:
     return torch.cat([job.family.features(job.model, piece.clone()) for piece in torch.split(pooled, 4096)])
 
 
-def _centre(job: Job, pooled: Tensor | None, state: State) -> None:
-    """Releases the mean of the unit vectors, once, and puts it into the model; a resumed job takes the released one."""
+def _centre(job: Job, dataset: Dataset, pooled: Tensor | None, state: State) -> None:
+    """Releases the mean over units of their mean vectors, once, and puts it into the model; a resumed job takes the
+    released one."""
     parts = job.spec.plan.parts
     if parts[0].name != CENTRING:
         return
     if not state.executed.get(CENTRING):
         assert isinstance(parts[0], GaussianRelease)
         assert pooled is not None
-        # One row a unit: bounded to norm 1, the release's sensitivity.
-        total = bounded_rows(pooled / pooled.shape[1] ** 0.5, 1.0).sum(0)
+        # A unit's mean of vectors bounded to norm 1 is bounded by it too: the release's sensitivity.
+        bounded = bounded_rows(pooled / pooled.shape[1] ** 0.5, 1.0)
+        total = (bounded * dataset.weight_of_row.to(bounded.device)[:, None]).sum(0)
         if parts[0].noise_multiplier > 0.0:
             total = gaussian_release(job.randomness, parts[0], total)
         state.tensors["centre"] = (total / job.spec.plan.num_units).to(torch.float32)

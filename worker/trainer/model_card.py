@@ -59,9 +59,9 @@ def model_card(spec: TrainerSpec, metrics: dict[str, Any]) -> str:
 def _privacy(plan: PrivacyPlan, released: str) -> list[str]:
     if plan.mechanism == "none":
         return ["Trained **without** differential privacy, on data that was declared public.\n"]
-    unit = (
-        "the record" if plan.privacy_unit.column is None else f"all records with the same `{plan.privacy_unit.column}`"
-    )
+    unit, column = "the record", plan.privacy_unit.column
+    if column is not None:
+        unit = f"all records with the same `{column}`, together"
     # Rounded up: a guarantee is never stated stronger than it was certified.
     epsilon = "not certified" if plan.epsilon is None else f"{math.ceil(plan.epsilon * 1e4) / 1e4:g}"
     covered = "weights and the metrics below are" if released == "private" else "weights are"
@@ -80,6 +80,11 @@ def _privacy(plan: PrivacyPlan, released: str) -> list[str]:
             )
         elif isinstance(part, GaussianRelease):
             lines.append(f"| {part.name} | 1 | 1 | {part.noise_multiplier:.6g} | {part.sensitivity:g} |")
+    if column is not None:
+        lines.append(
+            f"\nA step takes at most {plan.privacy_unit.max_records_per_unit} records of a unit, a random choice among "
+            "its own, and clips the mean of their gradients once. How many records a unit has is protected."
+        )
     lines += [
         f"\nAccountant: {plan.accountant or 'not stated'}. Batches were drawn by Poisson sampling, as accounted.\n",
         "Treated as public: the number of units, the list of classes, the longest input, and every option of the job. "
@@ -90,12 +95,15 @@ def _privacy(plan: PrivacyPlan, released: str) -> list[str]:
     return lines
 
 
+_MEANS = " Averages are over units: each counts once, by the mean over its records."
+
+
 def _evaluation(metrics: dict[str, Any]) -> list[str]:
     if metrics["released"] == "none":
         return ["No metrics were released.\n"]
     low, high = metrics["accuracy_interval_95"]
     return [
-        f"{metrics['num_units']} units; {metrics['method']}.\n",
+        f"{metrics['num_units']} units; {metrics['method']}.{_MEANS if metrics['averaged_over'] == 'units' else ''}\n",
         f"- accuracy {metrics['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f})",
         f"- macro F1 {metrics['f1_macro']:.4f}, precision {metrics['precision_macro']:.4f}, "
         f"recall {metrics['recall_macro']:.4f}\n",

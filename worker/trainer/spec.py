@@ -54,7 +54,8 @@ class BaseSpec:
 @dataclass(frozen=True, slots=True)
 class DataSpec:
     """num_rows, num_validation_rows: what the Parquet files must hold. num_held_out: units of the training file
-    kept for evaluation by the keyed split (0 with a validation file, or without evaluation)."""
+    kept for evaluation by the keyed split (0 with a validation file, or without evaluation). Which column makes the
+    units, how many there are, and how many rows of one a step takes, the plan says."""
 
     num_rows: int
     num_held_out: int

@@ -27,15 +27,15 @@ def rows_of(tmp_path: Path, data: bytes, filename: str) -> list[tuple[str | None
     return [tuple(row.values()) for row in table.to_pylist()]
 
 
-def read_profile(tmp_path: Path, data: bytes, filename: str) -> dict[str, Any]:
+def read_profile(tmp_path: Path, data: bytes, filename: str, unit_column: str | None = None) -> dict[str, Any]:
     (tmp_path / "source").write_bytes(data)
     (tmp_path / "rows.parquet").unlink(missing_ok=True)
-    return read(tmp_path / "source", filename, tmp_path / "rows.parquet")
+    return read(tmp_path / "source", filename, tmp_path / "rows.parquet", unit_column)
 
 
-def problem_of(tmp_path: Path, data: bytes, filename: str) -> Problem:
+def problem_of(tmp_path: Path, data: bytes, filename: str, unit_column: str | None = None) -> Problem:
     with pytest.raises(ReadError) as caught:
-        read_profile(tmp_path, data, filename)
+        read_profile(tmp_path, data, filename, unit_column)
     assert SECRET not in str(caught.value) + caught.value.problem.message
     return caught.value.problem
 
@@ -179,6 +179,41 @@ def test_bad_input_has_a_code_and_a_place(
     assert problem_of(tmp_path, data, filename) == Problem(code, line, column)
 
 
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"text,who\na,p1\nb,p2\n", Problem("unit_column_not_found")),
+        (b'text,id\n"a\nb",p1\n\nLudwig-was-here,\nc,\n', Problem("unit_missing", 5, 2)),
+        (b'{"text": "a", "id": "p1"}\n\n{"text": "b"}\n', Problem("unit_missing", 3, 2)),
+        (b'{"text": "a", "id": "p1"}\n{"text": "b", "id": ""}\n', Problem("unit_missing", 2, 2)),
+        (b"text,id\na,p1\nb,Ludwig-was-here \n", Problem("unit_padded", 3, 2)),
+        ("text,id\na,p1\nb,\u00a0p1\n".encode(), Problem("unit_padded", 3, 2)),
+        (b"text,id\na,p1\nb, \n", Problem("unit_padded", 3, 2)),
+    ],
+)
+def test_every_row_is_somebodys(tmp_path: Path, data: bytes, problem: Problem) -> None:
+    name = "a.jsonl" if data.startswith(b"{") else "a.csv"
+    assert problem_of(tmp_path, data, name, "id") == problem
+    assert read_profile(tmp_path, data, name)["num_units"] == read_profile(tmp_path, data, name)["num_rows"]
+
+
+def test_units_and_their_records_are_counted(tmp_path: Path) -> None:
+    many = ["long"] * 300 + ["longer"] * 1000
+    data = "text,id\n" + "".join(f"x{n},{who}\n" for n, who in enumerate(["a", "A", "b", "b", "c c", *many, "b"]))
+    profile = read_profile(tmp_path, data.encode(), "a.csv", "id")
+    assert (profile["num_rows"], profile["num_units"]) == (1306, 6)
+    # a, A and "c c" have one record, b has three; from 256 on they are counted together.
+    assert profile["records_per_unit"] == [[1, 3, 3], [3, 1, 3], [256, 2, 1300]]
+    assert pq.read_table(tmp_path / "rows.parquet").column("id").to_pylist()[:3] == ["a", "A", "b"]
+
+
+def test_numbers_are_units_by_their_text(tmp_path: Path) -> None:
+    made = parquet(tmp_path, text=["a", "b", "c"], id=[7, 8, 7])
+    assert read_profile(tmp_path, made, "a.parquet", "id")["num_units"] == 2
+    missing = parquet(tmp_path, text=["a", "b", "c"], id=[7, None, 7])
+    assert problem_of(tmp_path, missing, "a.parquet", "id") == Problem("unit_missing", column=2, row=2)
+
+
 def test_lines_are_right_far_into_a_file_with_quoted_newlines(tmp_path: Path) -> None:
     data = b"text,label\n" + b'"a\nb",pos\n' * 300_000 + b"broken\n" + b'"a\nb",pos\n' * 10
     assert problem_of(tmp_path, data, "a.csv") == Problem("too_few_cells", 600_002, 1)
@@ -215,6 +250,7 @@ def run_reader(tmp_path: Path, data: bytes, filename: str, limits: ReaderLimits)
     job = {
         "source": str(tmp_path / "source"),
         "filename": filename,
+        "unit_column": None,
         "rows": str(output / "rows.parquet"),
         "profile": str(output / "profile.json"),
         "limits": asdict(limits),

@@ -83,7 +83,12 @@ def test_a_filename_is_for_people_only(upload: Upload, settings: Settings, given
     [
         ({}, 400, "invalid_request", "purpose"),
         ({"purpose": "assistants"}, 400, "purpose_not_supported", "purpose"),
-        ({"purpose": "fine-tune", "privacy_unit": "patient_id"}, 400, "not_supported", "privacy_unit"),
+        ({"purpose": "fine-tune", "privacy_unit": '{"column": 3}'}, 400, "invalid_request", "privacy_unit"),
+        ({"purpose": "fine-tune", "privacy_unit": '{"columm": "patient_id"}'}, 400, "invalid_request", "privacy_unit"),
+        ({"purpose": "fine-tune", "privacy_unit": '{"column": "patient_id"'}, 400, "invalid_request", "privacy_unit"),
+        ({"purpose": "fine-tune", "privacy_unit": "patient_id" * 7}, 400, "invalid_request", "privacy_unit"),
+        ({"purpose": "fine-tune", "privacy_unit": "patient_id\n"}, 400, "invalid_request", "privacy_unit"),
+        ({"purpose": "fine-tune", "privacy_unit": "patient_id", "public": "1"}, 400, "invalid_request", "privacy_unit"),
         ({"purpose": "fine-tune", "privacy_unti": "patient_id"}, 400, "unknown_field", None),
         ({"purpose": "fine-tune", "public": "perhaps"}, 400, "invalid_request", "public"),
         ({"purpose": "fine-tune", "privacy_budget": "pb-none"}, 404, "privacy_budget_not_found", None),

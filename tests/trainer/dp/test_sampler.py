@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from itertools import combinations
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from worker.trainer.dp.randomness import JobRandomness
-from worker.trainer.dp.sampler import inclusion_threshold, poisson_batch, split_units
+from worker.trainer.dp.sampler import inclusion_threshold, poisson_batch, rows_of_step, split_units
 
 RANDOMNESS = JobRandomness(bytes(range(32)))
 UNITS, STEPS, RATE = 200, 3000, 0.05
@@ -97,6 +98,34 @@ def test_split_is_uniform() -> None:
         randomness = JobRandomness(key.to_bytes(32, "big"))
         counts[split_units(randomness, num_units=20, num_held_out=5).held_out] += 1
     assert stats.chisquare(counts).pvalue > 1e-4
+
+
+def test_few_rows_of_a_unit_all_take_part() -> None:
+    rows = np.array([3, 8, 9])
+    for most in (None, 3, 4):
+        chosen = rows_of_step(RANDOMNESS, rows, unit=0, max_rows=most, phase="main", step=0)
+        assert chosen.tolist() == [3, 8, 9]
+
+
+def test_a_units_rows_of_a_step_are_any_of_its_subsets_alike() -> None:
+    rows = np.array([4, 5, 11, 20, 21])
+    seen: dict[tuple[int, ...], int] = dict.fromkeys(combinations(rows.tolist(), 2), 0)
+    for step in range(4000):
+        seen[tuple(rows_of_step(RANDOMNESS, rows, unit=3, max_rows=2, phase="main", step=step).tolist())] += 1
+    assert len(seen) == 10
+    assert stats.chisquare(list(seen.values())).pvalue > 1e-4
+
+
+def test_a_units_choice_is_its_own() -> None:
+    """Another unit, phase or key chooses apart; where the rows stand in the file does not matter; a replay is alike."""
+
+    def choose(rows: np.ndarray, *, key: bytes = bytes(range(32)), unit: int = 3, phase: str = "main") -> list[int]:
+        return rows_of_step(JobRandomness(key), rows, unit=unit, max_rows=8, phase=phase, step=5).tolist()
+
+    mine = choose(np.arange(100))
+    assert choose(np.arange(100)) == mine == [row - 1000 for row in choose(np.arange(1000, 1100))]
+    others = (choose(np.arange(100), **other) for other in ({"unit": 4}, {"phase": "head"}, {"key": bytes(32)}))
+    assert all(other != mine for other in others)
 
 
 @pytest.mark.parametrize("held_out", [-1, 10, 11])
