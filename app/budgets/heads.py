@@ -185,7 +185,7 @@ def _decode(budget_id: str, data: bytes) -> Head | None:
     try:
         content = json.loads(data)
         head = Head(content["sequence"], content["hash"], float(content["rho"]))
-        sane = type(head.sequence) is int and isinstance(head.hash, str) and 0.0 <= head.rho < math.inf
+        sane = type(head.sequence) is int and 0 < head.sequence < 2**31 and 0.0 <= head.rho < math.inf
     except (ValueError, KeyError, TypeError):
         return None
     return head if sane and content["budget_id"] == budget_id else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,9 @@ from sqlalchemy.orm import Session
 log = structlog.get_logger(__name__)
 
 _HOOKS = "after_commit"
+
+#: How long a writer waits for SQLite's lock.
+_BUSY_SECONDS = 15
 
 
 def after_commit(session: Session, action: Callable[[], object]) -> None:
@@ -37,6 +41,7 @@ class Database:
             hide_parameters=True,  # an error's text goes to logs, a row's values do not
         )
         self._reading = self._engine
+        self._turns = threading.Lock() if sqlite else None
         if sqlite:
             event.listen(self._engine, "connect", _configure_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)
@@ -55,7 +60,7 @@ class Database:
     def writing(self) -> Iterator[Session]:
         """A unit of work: committed when the block ends, rolled back when it raises."""
         with Session(self._writing, expire_on_commit=False, info=self.info) as session:
-            with session.begin():
+            with self._turn(), session.begin():
                 session.connection()  # takes SQLite's write lock before the first read
                 yield session
             for action in session.info.pop(_HOOKS, []):
@@ -63,6 +68,19 @@ class Database:
                     action()
                 except Exception:
                     log.warning("after_commit_failed", exc_info=True)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Writers of one process queue here for SQLite's lock: SQLite itself polls for it, and starves some of many.
+
+        They hold no connection meanwhile. Whoever waits too long asks SQLite, which refuses in its turn.
+        """
+        taken = self._turns is not None and self._turns.acquire(timeout=_BUSY_SECONDS)
+        try:
+            yield
+        finally:
+            if taken and self._turns is not None:
+                self._turns.release()
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
@@ -81,7 +99,7 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
         "journal_mode=WAL",
         # FULL: a commit that was answered survives a power cut; a ledger may not forget what a user was told.
         "synchronous=FULL",
-        "busy_timeout=15000",
+        f"busy_timeout={_BUSY_SECONDS * 1000}",
         "foreign_keys=ON",
     ):
         connection.execute(f"PRAGMA {pragma}")

@@ -19,7 +19,8 @@ from app.budgets import heads, service
 from app.budgets.repository import Usage
 from app.budgets.tables import PrivacyBudget
 from app.db.session import Database
-from app.jobs import lifecycle
+from app.files.tables import File
+from app.jobs import lifecycle, submission
 from app.jobs.tables import Job
 from app.settings import Settings
 from app.storage import Storage
@@ -27,7 +28,7 @@ from tests.app.budgets.conftest import plain_charge
 from tests.app.budgets.test_owner import get, kinds, refused
 from tests.app.budgets.test_routes import key
 from tests.app.budgets.test_service import reserve, settle, used
-from tests.app.jobs.conftest import MODEL
+from tests.app.jobs.conftest import MODEL, SECRET
 
 
 @pytest.fixture
@@ -192,12 +193,31 @@ def test_an_older_head_over_a_newer_one_locks_nothing(
     assert stored(storage, budget_id) == as_told(client, budget_id)
 
 
+def test_a_writer_that_was_overtaken_mends_what_it_wrote(
+    client: TestClient, watched: Database, storage: Storage, budget_id: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Between its look at the ledger and its write another one commits and writes a newer head."""
+    put = storage.put_bytes
+
+    def slowly(*arguments: Any) -> None:
+        monkeypatch.setattr(storage, "put_bytes", put)
+        reserve(watched, "ftjob-2", plain_charge(budget_id, 0.5))
+        assert stored(storage, budget_id)["sequence"] == 3
+        put(*arguments)
+        assert stored(storage, budget_id)["sequence"] == 2
+
+    monkeypatch.setattr(storage, "put_bytes", slowly)
+    reserve(watched, "ftjob-1", plain_charge(budget_id, 0.5))
+    assert stored(storage, budget_id) == as_told(client, budget_id)
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"hash": "f" * 64},
         {"sequence": 99},
-        {"sequence": True},
+        {"sequence": "3"},
+        {"sequence": 10**30},
         {"sequence": 2},
         {"rho": -1.0},
         {"rho": "much"},
@@ -251,6 +271,27 @@ def test_what_the_store_took_in_meanwhile_is_charged_too(
     done = client.post(f"/v1/privacy_budgets/{budget_id}/reconcile").json()
     assert (done["status"], done["rho_spent"]) == ("open", 3.0)
     assert stored(storage, budget_id) == as_told(client, budget_id)
+
+
+def test_a_job_that_waits_for_its_file_waits_for_the_reconciliation_too(
+    client: TestClient,
+    watched: Database,
+    storage: Storage,
+    settings: Settings,
+    budget_id: str,
+    make_file: Callable[..., str],
+):
+    file_id = make_file(status="uploaded")
+    job_id = client.post("/v1/fine_tuning/jobs", json={"model": MODEL, "training_file": file_id}).json()["id"]
+    with watched.writing() as session:
+        session.get_one(File, file_id).status = "processed"
+    storage.put_bytes(heads.key(budget_id), b"no head")
+    for _ in range(2):  # found by the first, known to the second
+        assert submission.plan_waiting(watched, settings, SECRET) == []
+        assert client.get(f"/v1/fine_tuning/jobs/{job_id}").json()["status"] == "validating_files"
+    assert get(client, budget_id)["status"] == "locked"
+    assert client.post(f"/v1/privacy_budgets/{budget_id}/reconcile", json={"rho": 0.0}).json()["status"] == "open"
+    assert submission.plan_waiting(watched, settings, SECRET) == [job_id]
 
 
 def test_a_closed_budget_is_closed_after_its_lock(
