@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import event
 
 from app.budgets import service
 from app.budgets.service import Charge
@@ -201,18 +202,18 @@ def test_figures_at_several_deltas_are_the_accountants(client: TestClient, watch
     reserve(watched, "ftjob-1", first)
     settle(watched, "ftjob-1", None)
     alone = get(client, budget_id)
-    event = from_json(first.dp_event)
-    figure = pld_epsilon(event, 1e-6)
+    mechanism = from_json(first.dp_event)
+    figure = pld_epsilon(mechanism, 1e-6)
     assert alone["epsilon_spent"] == alone["if_fixed_in_advance"]["epsilon"] == figure.epsilon
     assert [at["delta"] for at in alone["epsilon_at"]] == [1e-5, 1e-6, 1e-7, 1e-8, 1e-9]
     for at in alone["epsilon_at"]:
-        exact = pld_epsilon(event, at["delta"], discretization=figure.discretization).epsilon
+        exact = pld_epsilon(mechanism, at["delta"], discretization=figure.discretization).epsilon
         assert at["if_fixed_in_advance"] == pytest.approx(exact, rel=1e-9)
         assert at["epsilon_spent"] == pytest.approx(exact, rel=1e-9)
 
     reserve(watched, "ftjob-2", second)
     two = get(client, budget_id)
-    both = compose([event, from_json(second.dp_event)])
+    both = compose([mechanism, from_json(second.dp_event)])
     for at in two["epsilon_at"]:
         interval = interval_for(rdp_epsilon(both, 1e-6), 1e-6, 120)
         exact = pld_epsilon(both, at["delta"], discretization=interval).epsilon
@@ -227,13 +228,17 @@ def test_figures_at_several_deltas_are_the_accountants(client: TestClient, watch
 
 
 def test_a_second_look_is_fast(client: TestClient, watched: Database, budget_id: str):
-    """Though the budget has many jobs: the figures are remembered under the ledger's head."""
+    """However many jobs the budget has: the figures are remembered under the ledger's head."""
     budget = accounting(watched, budget_id)
     charge = real_charge(budget_id, budget, 30.0, 5)
     with watched.writing() as session:
-        for number in range(300):
+        for number in range(100):
             service.reserve(session, f"ftjob-{number}", [charge], actor="test")
+    asked: list[str] = []
+    event.listen(watched.engine, "before_cursor_execute", lambda *call: asked.append(call[2]))
     before = get(client, budget_id)
+    assert any("FROM reservations" in statement for statement in asked)
+    asked.clear()
 
     def seconds() -> float:
         started = time.perf_counter()
@@ -241,6 +246,7 @@ def test_a_second_look_is_fast(client: TestClient, watched: Database, budget_id:
         return time.perf_counter() - started
 
     assert min(seconds() for _ in range(10)) < 0.05
+    assert not any("FROM reservations" in statement for statement in asked)
     reserve(watched, "ftjob-more", charge)
     assert get(client, budget_id)["rho_reserved"] == before["rho_reserved"] + charge.rho
 
