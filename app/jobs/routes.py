@@ -15,7 +15,7 @@ from app.events.stream import stream
 from app.events.tables import JobEvent
 from app.http.deps import DatabaseDep, QueueDep, Reader, Reading, SecretKeyDep, SettingsDep, Submitter, Writing
 from app.http.pagination import Page, list_response, paginate
-from app.jobs import estimates, repository, service, submission
+from app.jobs import estimates, repository, service, submission, views
 from app.jobs.schemas import CreateJob
 from app.jobs.tables import Job
 
@@ -114,11 +114,13 @@ def list_events(
 
 @router.get("/{job_id}/checkpoints")
 def list_checkpoints(job_id: str, caller: Reader, session: Reading, page: Page) -> dict[str, Any]:
-    """Published checkpoints: none, since those of a running job are points to resume from, not yet released models."""
-    service.get(session, caller.project_id, job_id)
+    """Published checkpoints: the last one of a job that succeeded. Those of a running job only serve to resume."""
+    published = views.checkpoints(service.get(session, caller.project_id, job_id))
     if page.after is not None:
-        raise InvalidRequest("invalid_after", "`after` is not the id of an object in this list.", param="after")
-    return list_response([], has_more=False)
+        if page.after not in [checkpoint["id"] for checkpoint in published]:
+            raise InvalidRequest("invalid_after", "`after` is not the id of an object in this list.", param="after")
+        published = []
+    return list_response(published, has_more=False)
 
 
 def _metadata_filter(request: Request) -> dict[str, str]:

@@ -75,6 +75,25 @@ def privacy(job: Job) -> dict[str, Any]:
     }
 
 
+def checkpoints(job: Job) -> list[dict[str, Any]]:
+    """`fine_tuning.job.checkpoint`: the weights that the job ended with, which are its model; none before."""
+    if job.fine_tuned_model is None or job.executed is None:
+        return []
+    step = sum(job.executed.values())
+    return [
+        {
+            "id": f"ftckpt-{job.id.partition('-')[2]}",
+            "object": "fine_tuning.job.checkpoint",
+            "created_at": _seconds(job.finished_at),
+            "fine_tuned_model_checkpoint": job.fine_tuned_model,
+            "fine_tuning_job_id": job.id,
+            "step_number": step,
+            "metrics": {"step": step},
+            "epsilon_spent": privacy(job).get("epsilon_spent"),
+        }
+    ]
+
+
 def describe(plan: PrivacyPlan, charges: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A private plan in the words of the wire; `parts` has all of it, the top level its main phase."""
     main = main_part(plan)

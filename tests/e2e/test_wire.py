@@ -124,8 +124,12 @@ def test_events_stream_live_and_resume(client: openai.OpenAI, trained: Any) -> N
     assert [event.id for event in rest] == [event.id for event in told[3:]]
 
 
-def test_checkpoints_of_a_job_that_ended_are_none(client: openai.OpenAI, trained: Any) -> None:
-    assert list(client.fine_tuning.jobs.checkpoints.list(trained.id)) == []
+def test_the_checkpoint_of_a_job_that_succeeded_is_its_model(client: openai.OpenAI, trained: Any) -> None:
+    (checkpoint,) = client.fine_tuning.jobs.checkpoints.list(trained.id)  # follows the pages to their end
+    assert checkpoint.fine_tuned_model_checkpoint == trained.fine_tuned_model
+    assert checkpoint.fine_tuning_job_id == trained.id
+    assert checkpoint.step_number == trained.progress["num_steps"]
+    assert checkpoint.epsilon_spent == trained.privacy["epsilon_spent"]
 
 
 def test_an_estimate_stores_nothing(client: openai.OpenAI, dataset: Any, service: Running) -> None:
