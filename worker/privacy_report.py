@@ -168,12 +168,13 @@ def _parts(plan: PrivacyPlan, executed: Mapping[str, int]) -> list[dict[str, Any
 
 def _treated_as_public(plan: PrivacyPlan, resolved: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What the guarantee does not protect because it was taken as known."""
-    task = resolved["task"]
+    task, unit_column = resolved["task"], plan.privacy_unit.column
+    columns = {**task["columns"], **({} if unit_column is None else {"privacy_unit": unit_column})}
     source = form.DECLARED if task["labels_source"] == "declared" else form.FROM_FILE
     options = {"phases": list(resolved["phases"]), "evaluation": resolved["evaluation"]}
     facts: list[dict[str, Any]] = [
         {"what": form.TRAINING_UNITS, "value": plan.num_units, "source": "the file"},
-        {"what": form.COLUMN_NAMES, "value": dict(task["columns"]), "source": "the request or the file"},
+        {"what": form.COLUMN_NAMES, "value": columns, "source": "the request or the file"},
         {"what": form.CLASSES, "value": list(task["labels"]), "source": source},
         {"what": form.LONGEST_INPUT, "value": task["max_length"], "source": "the request or the defaults"},
         {"what": form.OPTIONS, "value": options, "source": "the request or the defaults"},

@@ -22,7 +22,6 @@ from app.files.schemas import (
     UploadForm,
     render,
     render_units,
-    unit_of,
 )
 from app.files.tables import File
 from app.files.upload import receive
@@ -79,7 +78,7 @@ async def create_file(
             caller,
             purpose=form.purpose,
             public=form.public,
-            privacy_unit=unit_of(form.privacy_unit),
+            privacy_unit=form.unit(),
             privacy_budget=form.privacy_budget,
         )
         return form
@@ -102,7 +101,7 @@ async def create_file(
                     purpose=form.purpose,
                     public=form.public,
                     privacy_budget=form.privacy_budget or None,
-                    privacy_unit=unit_of(form.privacy_unit),
+                    privacy_unit=form.unit(),
                     expires_after=form.expires_after_seconds,
                 ),
                 idempotency_key,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from app.files.limits import MAX_COLUMN_NAME
 from app.files.tables import File
@@ -20,7 +20,7 @@ class UnitColumn(BaseModel):
     column: Annotated[str, Field(min_length=1, max_length=MAX_COLUMN_NAME)] | None
 
 
-def unit_of(text: str | None) -> UnitColumn | None:
+def _unit_in(text: str | None) -> UnitColumn | None:
     """A privacy unit as the form has it: `record`, a column's name, or {"column": name} as JSON, which can also name a
     column `record`. None: nothing was said. ValueError for what is none of these."""
     if not text:
@@ -36,7 +36,13 @@ def unit_of(text: str | None) -> UnitColumn | None:
 
 
 def _is_unit(text: str) -> str:
-    unit_of(text)
+    _unit_in(text)
+    return text
+
+
+def _is_name(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(_UNITS)
     return text
 
 
@@ -49,9 +55,26 @@ class UploadForm(BaseModel):
     purpose: str
     privacy_budget: Annotated[str, Field(max_length=64)] | None = None
     privacy_unit: Annotated[str, Field(max_length=256), AfterValidator(_is_unit)] | None = None
+    #: How the wire's client spells {"privacy_unit": {"column": name}} in a form.
+    privacy_unit_column: Annotated[
+        Annotated[str, Field(min_length=1, max_length=MAX_COLUMN_NAME), AfterValidator(_is_name)] | None,
+        Field(alias="privacy_unit[column]"),
+    ] = None
     public: bool = False
     expires_after_anchor: Annotated[Literal["created_at"] | None, Field(alias="expires_after[anchor]")] = None
     expires_after_seconds: Annotated[int | None, Field(alias="expires_after[seconds]", ge=3600, le=2_592_000)] = None
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> UploadForm:
+        if self.privacy_unit and self.privacy_unit_column:
+            raise ValueError("names two privacy units")
+        return self
+
+    def unit(self) -> UnitColumn | None:
+        """The privacy unit; None: nothing was said."""
+        if self.privacy_unit_column is not None:
+            return UnitColumn(column=self.privacy_unit_column)
+        return _unit_in(self.privacy_unit)
 
 
 class FileError(BaseModel):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import openai
 import pytest
 from fastapi.testclient import TestClient
 
@@ -55,6 +56,14 @@ def test_a_unit_is_a_column_in_either_spelling(upload: Upload, said: str, shown:
     file = upload(DATA, privacy_unit=said)
     assert file["privacy_unit"] == shown
     assert file["num_units"] is None  # not read yet
+
+
+def test_the_wires_client_spells_it_in_brackets(openai_client: openai.OpenAI) -> None:
+    file = openai_client.files.create(
+        file=("data.csv", DATA), purpose="fine-tune", extra_body={"privacy_unit": {"column": "patient_id"}}
+    )
+    assert file.model_extra is not None
+    assert file.model_extra["privacy_unit"] == UNIT
 
 
 def test_the_number_of_units_is_public_and_that_of_their_records_is_not(

@@ -88,6 +88,8 @@ def test_a_filename_is_for_people_only(upload: Upload, settings: Settings, given
         ({"purpose": "fine-tune", "privacy_unit": '{"column": "patient_id"'}, 400, "invalid_request", "privacy_unit"),
         ({"purpose": "fine-tune", "privacy_unit": "patient_id" * 7}, 400, "invalid_request", "privacy_unit"),
         ({"purpose": "fine-tune", "privacy_unit": "patient_id\n"}, 400, "invalid_request", "privacy_unit"),
+        ({"purpose": "fine-tune", "privacy_unit[column]": ""}, 400, "invalid_request", None),
+        ({"purpose": "fine-tune", "privacy_unit[column]": "a", "privacy_unit": "b"}, 400, "invalid_request", None),
         ({"purpose": "fine-tune", "privacy_unit": "patient_id", "public": "1"}, 400, "invalid_request", "privacy_unit"),
         ({"purpose": "fine-tune", "privacy_unti": "patient_id"}, 400, "unknown_field", None),
         ({"purpose": "fine-tune", "public": "perhaps"}, 400, "invalid_request", "public"),
