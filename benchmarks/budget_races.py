@@ -57,8 +57,19 @@ class Outcome:
         return within and self.left_reserved == 0.0 and self.exact_fit_admitted and self.beyond_refused and self.intact
 
 
-def race(database: Database, clients: int, rounds: int, epsilon_limit: float = 3.0) -> Outcome:
-    """Runs the clients on a fresh budget."""
+def race(url: str, clients: int, rounds: int, epsilon_limit: float = 3.0) -> Outcome:
+    """Runs the clients on a fresh budget of a migrated database, through one pool of connections for every 32 of them,
+    as through several API processes."""
+    pools = [Database(url) for _ in range(0, clients, 32)]
+    try:
+        return _race(pools, clients, rounds, epsilon_limit)
+    finally:
+        for pool in pools:
+            pool.dispose()
+
+
+def _race(pools: list[Database], clients: int, rounds: int, epsilon_limit: float) -> Outcome:
+    database = pools[0]
     with database.writing() as session:
         owner = auth.create_project(session, f"race-{time.time_ns()}").id
         budget_id = service.create(
@@ -70,6 +81,7 @@ def race(database: Database, clients: int, rounds: int, epsilon_limit: float = 3
     start, guard = threading.Barrier(clients), threading.Lock()
 
     def client(me: int) -> None:
+        database = pools[me % len(pools)]
         choose = random.Random(me)
         counts: Counter[str] = Counter()
         held: list[str] = []
@@ -166,9 +178,7 @@ def main() -> None:
     for kind in chosen.databases:
         with tempfile.TemporaryDirectory(prefix="pt-race-") as folder, _database(kind, folder) as url:
             upgrade(url)
-            database = Database(url)
-            outcome = race(database, chosen.clients, chosen.rounds)
-            database.dispose()
+            outcome = race(url, chosen.clients, chosen.rounds)
         print(f"{kind}: {chosen.clients} clients x {chosen.rounds} rounds in {outcome.seconds:.1f} s")
         for name, count in sorted(outcome.counts.items()):
             print(f"  {name:24} {count}")

@@ -77,9 +77,9 @@ def test_plans_over_two_budgets_do_not_wait_for_each_other_for_ever(
 
 
 @pytest.mark.every_database
-def test_clients_that_reserve_settle_and_release_leave_a_sound_budget(database: Database):
+def test_clients_that_reserve_settle_and_release_leave_a_sound_budget(database_url: str):
     """The benchmark's race, smaller: no overspend at any look, an exact fit admitted, no reservation left behind."""
-    outcome = race(database, clients=16, rounds=10)
+    outcome = race(database_url, clients=16, rounds=10)
     assert outcome.highest <= outcome.capacity
     assert outcome.left_reserved == 0.0
     assert outcome.exact_fit_admitted
