@@ -67,8 +67,12 @@ def run_job(client: OpenAI, began: float) -> int:
 
     privacy = {"target_epsilon": EPSILON, "target_delta": 1e-5}
     body: dict[str, Any] = {"model": BASE_MODEL, "training_file": file.id}
-    plan = client.post("/fine_tuning/jobs/estimate", body={**body, "privacy": privacy}, cast_to=object)
-    say(f"The plan, before anything is spent: {json.dumps(plan['privacy'])[:400]}")  # type: ignore[index]
+    plan: Any = client.post("/fine_tuning/jobs/estimate", body={**body, "privacy": privacy}, cast_to=object)
+    cost = plan["privacy"]
+    say(
+        f"The plan, before anything is spent: ε = {cost['epsilon']:.3f} at δ = {cost['target_delta']:g}, noise multiplier "
+        f"{cost['noise_multiplier']:.3f}, {cost['num_steps']} steps, {cost['num_units']:,} records"
+    )
 
     job = client.fine_tuning.jobs.create(**body, suffix="demo", extra_body={"privacy": privacy})
     say(f"Submitted {job.id}")
@@ -144,6 +148,9 @@ def classify(folder: Path) -> None:
     """Loads the bundle with plain transformers, as any user would."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     from transformers import pipeline
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
     classifier = pipeline("text-classification", model=str(folder), tokenizer=str(folder), device=-1)
     for sentence, answer in zip(SENTENCES, classifier(list(SENTENCES)), strict=True):
