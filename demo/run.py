@@ -70,8 +70,8 @@ def run_job(client: OpenAI, began: float) -> int:
     plan: Any = client.post("/fine_tuning/jobs/estimate", body={**body, "privacy": privacy}, cast_to=object)
     cost = plan["privacy"]
     say(
-        f"The plan, before anything is spent: ε = {cost['epsilon']:.3f} at δ = {cost['target_delta']:g}, noise multiplier "
-        f"{cost['noise_multiplier']:.3f}, {cost['num_steps']} steps, {cost['num_units']:,} records"
+        f"The plan, before anything is spent: ε = {cost['epsilon']:.3f} at δ = {cost['target_delta']:g}, "
+        f"noise multiplier {cost['noise_multiplier']:.3f}, {cost['num_steps']} steps, {cost['num_units']:,} records"
     )
 
     job = client.fine_tuning.jobs.create(**body, suffix="demo", extra_body={"privacy": privacy})
