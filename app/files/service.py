@@ -75,18 +75,17 @@ def create(session: Session, caller: Caller, new: NewFile, idempotency_key: str 
     """The file's row, attached to its budget. An equal request that came before, by its key, is answered with its
     file: then the id is not `new.id`, and the caller removes the bytes.
 
-    Raises Conflict (idempotency_mismatch, was_private, budget_mismatch, privacy_unit_mismatch), PermissionDenied,
-    NotFound (privacy_budget).
+    Raises Conflict (idempotency_mismatch, file_deleted, was_private, budget_mismatch, privacy_unit_mismatch),
+    PermissionDenied, NotFound (privacy_budget).
     """
     repository.lock_project(session, caller.project_id)
     if idempotency_key is not None:
         before = repository.find_by_idempotency_key(session, caller.project_id, idempotency_key)
         if before is not None:
-            same_unit = new.privacy_unit is None or new.privacy_unit.column == before.unit_column
-            if (before.sha256, before.filename, before.public) != (new.sha256, new.filename, new.public) or (
-                not same_unit
-            ):
+            if not _same(before, new):
                 raise Conflict("idempotency_mismatch", "This Idempotency-Key was used for another upload.")
+            if before.deleted_at is not None:
+                raise Conflict("file_deleted", "The file that this Idempotency-Key made was deleted; take another key.")
             return before
     created_at = session.scalars(select(now())).one()
     file = File(
@@ -109,6 +108,17 @@ def create(session: Session, caller: Caller, new: NewFile, idempotency_key: str 
     session.add(file)
     session.flush()
     return file
+
+
+def _same(before: File, new: NewFile) -> bool:
+    """Whether the upload asks for what the file is. What it leaves to the service may be anything."""
+    expires_after = None if before.expires_at is None else round(before.expires_at - before.created_at)
+    return (
+        (before.sha256, before.filename, before.purpose, before.public, expires_after)
+        == (new.sha256, new.filename, new.purpose, new.public, new.expires_after)
+        and new.privacy_budget in (None, before.budget_id)
+        and (new.privacy_unit is None or new.privacy_unit.column == before.unit_column)
+    )
 
 
 def _attach(session: Session, caller: Caller, new: NewFile) -> str | None:
@@ -216,6 +226,8 @@ def sweep(database: Database, storage: Storage) -> None:
     """Deletes files whose time is over, and removes the bytes of deleted ones."""
     with database.writing() as session:
         for file in repository.expired(session, _AT_ONCE):
+            if repository.in_use(session, file.id):
+                continue  # a job took it after that query's snapshot; under the lock none can any more
             file.deleted_at = session.scalars(select(now())).one()
             log.info("file_expired", file_id=file.id)
     with database.reading() as session:

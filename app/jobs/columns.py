@@ -14,6 +14,9 @@ from app.jobs.schemas import TaskBlock
 #: Tokens of a record, where the request names no other number: enough for a paragraph, and a forward pass stays cheap.
 DEFAULT_MAX_LENGTH = 128
 
+#: Of a private file, this many values at most are taken as a public class list; more are declared.
+MAX_CLASSES_FROM_FILE = 200
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -26,8 +29,13 @@ class Reading:
     max_length: int
 
 
-def resolve(block: TaskBlock, base: BaseModel, training: FileFacts, validation: FileFacts | None) -> Reading:
-    """Raises InvalidRequest: task_not_supported, column_not_found, missing_values, one_class_only and their like."""
+def resolve(
+    block: TaskBlock, base: BaseModel, training: FileFacts, validation: FileFacts | None, by_admin: bool = False
+) -> Reading:
+    """by_admin: whoever asks may declare any column's values public, as the class list.
+
+    Raises InvalidRequest: task_not_supported, column_not_found, missing_values, labels_required and their like.
+    """
     task = _task(block, base, training)
     columns = {
         role.role: _column(role, block.columns, training)
@@ -46,6 +54,8 @@ def resolve(block: TaskBlock, base: BaseModel, training: FileFacts, validation: 
     files = [training] if validation is None else [training, validation]
     for file in files:
         _require_values(file, columns)
+    if task.labelled and block.labels is None and not by_admin:
+        _require_class_column(task, columns["label"], training)
     labels, source = _labels(block, columns["label"], training) if task.labelled else ((), "none")
     if task.labelled and validation is not None:
         _require_declared(validation, columns["label"], labels)
@@ -115,6 +125,21 @@ def _require_values(file: FileFacts, columns: Mapping[str, str]) -> None:
             )
 
 
+def _require_class_column(task: Task, name: str, training: FileFacts) -> None:
+    """Any column may be named as the label; its values become public only where the owner named it for classes.
+
+    Otherwise a job on a column of addresses would list them. Raises labels_required before a value is looked at.
+    """
+    (role,) = (column for column in task.columns if column.role == "label")
+    if not training.public and name.lower() not in role.names:
+        raise InvalidRequest(
+            "labels_required",
+            "Declare task.labels, or submit with an admin key: this column's values are not taken as a public class "
+            "list.",
+            param="task.labels",
+        )
+
+
 def _labels(block: TaskBlock, name: str, training: FileFacts) -> tuple[tuple[str, ...], str]:
     classes = (training.column(name) or {}).get("classes")
     if block.labels is not None:
@@ -122,10 +147,11 @@ def _labels(block: TaskBlock, name: str, training: FileFacts) -> tuple[tuple[str
         if len(labels) < 2 or len(set(labels)) != len(labels):
             raise InvalidRequest("invalid_labels", "Labels are at least two, each once.", param="task.labels")
         _require_declared(training, name, labels)
-    elif classes is None:
+    elif classes is None or (len(classes) > MAX_CLASSES_FROM_FILE and not training.public):
         raise InvalidRequest(
             "too_many_classes",
-            "The column for `label` has too many or too long values to be classes; is it the right one?",
+            "The column for `label` has too many or too long values to be classes; is it the right one? "
+            "If so, declare task.labels.",
             param="task.columns.label",
         )
     else:

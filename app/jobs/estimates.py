@@ -24,7 +24,7 @@ def render(session: Session, project_id: str, planned: Planned) -> dict[str, Any
         "privacy": views.describe(plan, charges) if private else {"mechanism": "none"},
         "num_steps": sum(part.num_steps for part in plan.parts),
         "hyperparameters": planned.hyperparameters,
-        "task": planned.resolved["task"],
+        "task": _task(planned.resolved["task"]),
         "adaptation": planned.resolved["adaptation"],
         "auto": planned.resolved["auto"],
         "evaluation": planned.resolved["evaluation"],
@@ -47,6 +47,12 @@ def render_refusal(error: BudgetExceeded) -> dict[str, Any]:
         "error": {"code": error.code, "message": error.message, "param": error.param, "type": error.type, **extra},
         "nearest_plan": nearest,
     }
+
+
+def _task(task: dict[str, Any]) -> dict[str, Any]:
+    """Classes taken from the file are told by the job that states them as public: here only how many there are."""
+    told = {name: value for name, value in task.items() if name != "labels" or task["labels_source"] != "file"}
+    return {**told, "num_labels": len(task["labels"])}
 
 
 def _after(session: Session, project_id: str, charge: dict[str, Any]) -> dict[str, Any]:

@@ -82,7 +82,6 @@ def claim(session: Session, job_id: str, worker: str, lease_seconds: float) -> C
             attempts=Job.attempts + 1,
             worker=worker,
             lease_expires_at=now() + lease_seconds,
-            interrupted=False,
         )
         .returning(Job)
         .execution_options(populate_existing=True)
@@ -163,6 +162,8 @@ def commit_checkpoint(
         raise ValueError("a checkpoint lies ahead of the one before")
     PrivacyPlan.from_dict(job.plan or {}).executed(checkpoint["executed"])  # raises for steps the plan does not have
     job.checkpoint = {**checkpoint, "fence": fence}
+    if checkpoint["step"] >= (job.progress or {}).get("crashed_at", 0):
+        job.interrupted = False  # from here on, what the lost attempt is known to have executed is charged anyway
     session.flush()
     return previous
 
@@ -187,9 +188,12 @@ def succeed(
 
 
 def cancel_running(session: Session, job_id: str, fence: int, executed: Mapping[str, int]) -> None:
-    """Ends a job that its user cancelled. executed: every step that was executed, released or not."""
+    """Ends a job that its user cancelled. executed: every step that was executed, released or not.
+
+    While an attempt before crashed further on than this one has kept, a cancel is charged as the crash is: in full.
+    """
     job = _guarded(session, job_id, fence)
-    settlement.settle(session, job, "cancelled", executed=executed, actor=WORKER)
+    settlement.settle(session, job, "cancelled", executed=None if job.interrupted else executed, actor=WORKER)
 
 
 def fail(session: Session, job_id: str, fence: int, code: str) -> None:
@@ -274,7 +278,11 @@ def _release(session: Session, job: Job, *, interrupted: bool) -> None:
     job.status = "queued"
     job.worker = None
     job.lease_expires_at = None
-    job.interrupted = interrupted
+    if interrupted:
+        known = job.progress or {}
+        crashed_at = max(known.get("step", 0), known.get("crashed_at", 0))
+        job.progress = {**known, "crashed_at": crashed_at}
+        job.interrupted = True  # and stays so until a checkpoint at or beyond that step is committed
     job.hinted_at = None
     session.flush()
     events.record(
@@ -301,6 +309,7 @@ def _note_progress(session: Session, job: Job, progress: Mapping[str, Any]) -> N
         "fence": job.fence,
         "first_step": first["first_step"],
         "first_at": first["first_at"],
+        "crashed_at": known.get("crashed_at", 0),
     }
     session.flush()
 

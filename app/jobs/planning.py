@@ -65,13 +65,20 @@ class Planned:
 
 
 def plan(
-    body: CreateJob, base: BaseModel, training: FileFacts, validation: FileFacts | None, defaults: Defaults
+    body: CreateJob,
+    base: BaseModel,
+    training: FileFacts,
+    validation: FileFacts | None,
+    defaults: Defaults,
+    by_admin: bool = False,
 ) -> Planned:
     """The plan of a request, admitted as far as can be seen without the budgets' locks.
 
+    by_admin: the request's key may declare values public, see `columns.resolve`.
+
     Raises InvalidRequest for what can never be, BudgetExceeded (with the nearest plan that fits) for what does not fit.
     """
-    reading = columns.resolve(body.task or TaskBlock(), base, training, validation)
+    reading = columns.resolve(body.task or TaskBlock(), base, training, validation, by_admin)
     evaluation = targets.evaluation_block(body, validation)
     targets.require_mechanism(body, training, validation)
     unit = targets.privacy_unit(body, training, validation, reading.columns)

@@ -43,8 +43,11 @@ def create_job(
 
 
 @router.post("/estimate")
-def estimate_job(body: CreateJob, caller: Reader, database: DatabaseDep, settings: SettingsDep) -> dict[str, Any]:
-    """The plan of the same body, with nothing stored; or why there is none, and the nearest that there is."""
+def estimate_job(body: CreateJob, caller: Submitter, database: DatabaseDep, settings: SettingsDep) -> dict[str, Any]:
+    """The plan of the same body, with nothing stored; or why there is none, and the nearest that there is.
+
+    Its refusals tell of the file's columns what a submit tells: it needs the same scope.
+    """
     try:
         planned = submission.estimate(database, settings, caller, body)
     except BudgetExceeded as error:

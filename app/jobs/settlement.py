@@ -38,23 +38,25 @@ def settle(
     actor: str,
     error: Mapping[str, Any] | None = None,
 ) -> None:
-    """Ends the job. executed: steps of each part of the plan that were executed; None: charged in full.
+    """Ends the job. executed: steps of each part of the plan that were executed; None: unknown, charged in full.
 
     Steps of a committed checkpoint count as executed whatever the caller says. Raises ValueError for steps that the
     plan does not have.
     """
+    kept = (job.checkpoint or {}).get("executed", {})
     if executed is not None:
-        executed = at_least(executed, (job.checkpoint or {}).get("executed", {}))
+        executed = at_least(executed, kept)
     charged = None if executed is None else _charged(session, job, executed)
     budgets.settle(session, job.id, charged, actor)
     keys.erase(session, job.id)
     files.release(session, job.id)
     job.status = status
-    job.executed = dict(executed) if executed is not None else planned_steps(job)
+    # What is charged in full was not therefore executed: the job tells what is known.
+    job.executed = at_least((job.progress or {}).get("executed", {}), kept) if executed is None else dict(executed)
     job.error = dict(error) if error is not None else None
     job.lease_expires_at = None
     job.worker = None
-    job.interrupted = False
+    job.interrupted = executed is None
     job.finished_at = session.scalars(select(now())).one()
     session.flush()
     events.record(
@@ -64,7 +66,11 @@ def settle(
         code=f"job_{status}",
         message=_MESSAGES[status] if error is None else f"The job failed: {error['message']}",
         level="error" if status == "failed" else "info",
-        data={"executed": job.executed, **({"error": error["code"]} if error is not None else {})},
+        data={
+            "executed": job.executed,
+            "charged_in_full": job.interrupted,
+            **({"error": error["code"]} if error is not None else {}),
+        },
     )
 
 

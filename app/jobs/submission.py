@@ -17,6 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.auth.service import Caller
+from app.auth.tables import ApiKey
 from app.budgets import heads
 from app.budgets import service as budgets
 from app.budgets.service import BudgetLocked
@@ -77,16 +78,40 @@ def submit(
     Raises InvalidRequest, NotFound, BudgetExceeded, and Conflict where the key made another job.
     """
     parsed(body)
-    if idempotency_key is not None:
-        with database.reading() as session:
-            known = repository.find_by_key(session, caller.project_id, idempotency_key)
-        if known is not None:
-            return _same(known, body)
+    known = _known(database, caller, idempotency_key)
+    if known is not None:
+        return _same(known, body)
+    try:
+        return _submit(database, settings, secret, queue, caller, body, idempotency_key)
+    except ApiError:
+        # An equal request may have come first, and taken what made this one fail: its job is the answer.
+        known = _known(database, caller, idempotency_key)
+        if known is None:
+            raise
+    return _same(known, body)
+
+
+def _known(database: Database, caller: Caller, idempotency_key: str | None) -> Job | None:
+    if idempotency_key is None:
+        return None
+    with database.reading() as session:
+        return repository.find_by_key(session, caller.project_id, idempotency_key)
+
+
+def _submit(
+    database: Database,
+    settings: Settings,
+    secret: bytes,
+    queue: Queue,
+    caller: Caller,
+    body: CreateJob,
+    idempotency_key: str | None,
+) -> Job:
     for remaining in reversed(range(_TRIES)):
         with database.reading() as session:
             facts = _read(session, settings, caller.project_id, body)
         heads.require_sound(database, facts.budgets)
-        planned = _plan(body, facts, settings)
+        planned = _plan(body, facts, settings, caller.may("admin"))
         try:
             with database.writing() as session:
                 return _store(session, secret, queue, caller, body, facts, planned, idempotency_key)
@@ -101,7 +126,7 @@ def estimate(database: Database, settings: Settings, caller: Caller, body: Creat
     parsed(body)
     with database.reading() as session:
         facts = _read(session, settings, caller.project_id, body)
-    planned = _plan(body, facts, settings)
+    planned = _plan(body, facts, settings, caller.may("admin"))
     if planned is None:
         raise Conflict("file_not_processed", "A file is still being read; try again soon.", param="training_file")
     return planned
@@ -126,8 +151,9 @@ def _plan_one(database: Database, settings: Settings, secret: bytes, job_id: str
                     return False
                 body = CreateJob.model_validate(job.request)
                 facts = _read(session, settings, job.project_id, body)
+                by_admin = _is_admin(session, job.key_id)
             heads.require_sound(database, facts.budgets)
-            planned = _plan(body, facts, settings)
+            planned = _plan(body, facts, settings, by_admin)
         except (BudgetLocked, ServiceUnavailable):
             return False  # it waits until an admin has reconciled, or the store answers again
         except ApiError as error:
@@ -147,6 +173,12 @@ def _plan_one(database: Database, settings: Settings, secret: bytes, job_id: str
             if not remaining:
                 _fail_waiting(database, job_id, error)
     return False
+
+
+def _is_admin(session: Session, key_id: str) -> bool:
+    """Whether the key that submitted a waiting job reaches so far; one revoked since declares nothing public."""
+    key = session.get(ApiKey, key_id)
+    return key is not None and key.revoked_at is None and "admin" in key.scopes
 
 
 def _fail_waiting(database: Database, job_id: str, error: ApiError) -> None:
@@ -235,11 +267,11 @@ def _find(session: Session, project_id: str, file_id: str, param: str) -> File:
         raise NotFound("file", param=param) from error
 
 
-def _plan(body: CreateJob, facts: _Facts, settings: Settings) -> Planned | None:
+def _plan(body: CreateJob, facts: _Facts, settings: Settings, by_admin: bool) -> Planned | None:
     if facts.training is None:
         return None
     defaults = Defaults(settings.default_epsilon, settings.default_delta)
-    planned = planning.plan(body, facts.base, facts.training, facts.validation, defaults)
+    planned = planning.plan(body, facts.base, facts.training, facts.validation, defaults, by_admin)
     for charge in planned.charges:
         _require_terms(planned, facts.budgets[charge.charge.budget_id])
     return planned

@@ -22,8 +22,11 @@ class Job(Base):
     plan: the frozen `PrivacyPlan`; plan_digest: of it. charges: [{budget_id, dp_event, rho, datasets}].
     hyperparameters: the wire's three numbers as resolved (as requested until then).
     fence: rises with each claim; every write of a worker names the one it was given. attempts: claims so far.
-    interrupted: the last attempt ended without saying which steps it had executed.
-    progress: {step, num_steps, phase, executed, at, first_step, first_at}; checkpoint: {key, step, executed, fence}.
+    interrupted: an attempt ended without saying which steps it had executed, and no checkpoint has reached that far
+      since; of a job that ended, that it was charged in full whatever it had executed.
+    progress: {step, num_steps, phase, executed, at, fence, first_step, first_at, crashed_at}, the last the furthest
+      step known of an attempt that crashed; checkpoint: {key, step, executed, fence}.
+    executed: steps of each part, as far as is known, of a job that ended.
     runtime: `RuntimeOptions`, frozen at the first attempt.
     """
 

@@ -52,7 +52,8 @@ def render(job: Job, *, now: float, queue_position: int | None) -> dict[str, Any
 
 
 def privacy(job: Job) -> dict[str, Any]:
-    """The privacy block. epsilon_spent covers the steps in `progress`, by the accountant named beside it."""
+    """The privacy block. epsilon_spent covers the steps that are charged, by the accountant named beside it: those in
+    `progress`, or the whole plan where `charged_in_full` says so."""
     asked = job.request.get("privacy", {})
     if job.plan is None:
         return {
@@ -65,13 +66,15 @@ def privacy(job: Job) -> dict[str, Any]:
     plan = PrivacyPlan.from_dict(job.plan)
     if plan.mechanism == "none":
         return {"mechanism": "none", "num_steps": main_part(plan).num_steps, "privacy_budget": None}
-    executed = job.executed if job.executed is not None else (job.progress or {}).get("executed", {})
-    spent, accountant = epsilon_of(plan, job.plan_digest or "", executed, (job.resolved or {})["certified_datasets"])
+    in_full = job.status in TERMINAL and job.interrupted
+    charged = {part.name: part.num_steps for part in plan.parts} if in_full else _executed(job)
+    spent, accountant = epsilon_of(plan, job.plan_digest or "", charged, (job.resolved or {})["certified_datasets"])
     return {
         **describe(plan, job.charges),
         "epsilon_reserved": 0.0 if job.status in TERMINAL else plan.epsilon,
         "epsilon_spent": spent,
         "epsilon_spent_accountant": accountant,
+        "charged_in_full": in_full,
     }
 
 
@@ -149,7 +152,7 @@ def _executed_epsilon(
 def estimated_finish(job: Job, now: float) -> float | None:
     """From this attempt's pace; None where nothing can be said."""
     progress = job.progress
-    if job.status != "running" or progress is None:
+    if job.status != "running" or progress is None or progress.get("fence") != job.fence:
         return None
     done = progress["step"] - progress["first_step"]
     if done <= 0:
@@ -163,9 +166,15 @@ def _progress(job: Job) -> dict[str, Any] | None:
         return None
     plan = PrivacyPlan.from_dict(job.plan)
     total = sum(part.num_steps for part in plan.parts)
-    executed = job.executed if job.executed is not None else (job.progress or {}).get("executed", {})
+    executed = _executed(job)
     phase = (job.progress or {}).get("phase")
     return {"step": sum(executed.values()), "num_steps": total, "phase": phase, "executed": executed}
+
+
+def _executed(job: Job) -> dict[str, int]:
+    """Steps of each part, as far as is known."""
+    known: dict[str, int] = (job.progress or {}).get("executed", {})
+    return known if job.executed is None else job.executed
 
 
 def _evaluation(job: Job) -> dict[str, Any] | None:

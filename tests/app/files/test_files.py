@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import openai
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from app.auth import service as auth
 from app.auth.service import Caller
@@ -309,6 +311,29 @@ def test_sweeps_delete_what_expired_and_erase_what_a_crash_left(
     left = {path.parent.name for path in (settings.data_dir / "storage").rglob("*") if path.is_file()}
     assert left == {held}
     service.sweep(database, app.state.storage)
+
+
+@pytest.mark.every_database
+def test_a_file_that_a_job_took_after_the_sweeps_snapshot_stays(
+    database: Database, api_key: str, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What PostgreSQL's query says may be older than the lock it takes: the job's hold, committed between, counts."""
+    with database.reading() as session:
+        caller = auth.authenticate(session, api_key)
+    taken, free = (_file(database, caller, expires_after=1) for _ in range(2))
+    with database.writing() as session:
+        for file_id in (taken, free):
+            session.get_one(File, file_id).expires_at = 1.0
+        service.hold(session, taken, "ftjob-1")
+
+    def of_an_older_snapshot(session: Session, limit: int) -> Sequence[File]:
+        return session.scalars(select(File).where(File.expires_at < 2.0).with_for_update().limit(limit)).all()
+
+    monkeypatch.setattr(service.repository, "expired", of_an_older_snapshot)
+    service.sweep(database, app.state.storage)
+    with database.reading() as session:
+        assert session.get_one(File, taken).deleted_at is None
+        assert session.get_one(File, free).deleted_at is not None
 
 
 # --- races, on both databases ----------------------------------------------------------------------------------------

@@ -235,6 +235,23 @@ def test_an_upload_sent_twice_with_its_key_is_one_file(client: TestClient, setti
     assert len(stored(settings)) == 2
 
 
+def test_a_key_asks_for_the_same_of_its_file(client: TestClient) -> None:
+    def post(**fields: str) -> httpx.Response:
+        form = {"purpose": "fine-tune", **fields}
+        return client.post("/v1/files", files={"file": ("a.csv", DATA)}, data=form, headers={"idempotency-key": "one"})
+
+    expiry = {"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
+    budget_id = client.get("/v1/privacy_budgets").json()["data"][0]["id"]
+    first = post(**expiry).json()
+    assert post(**expiry).json()["id"] == first["id"]
+    assert post(**expiry, privacy_budget=budget_id).json()["id"] == first["id"]
+    refused(post(), 409, "idempotency_mismatch")
+    refused(post(**{**expiry, "expires_after[seconds]": "7200"}), 409, "idempotency_mismatch")
+    refused(post(**expiry, privacy_budget="pb-another"), 409, "idempotency_mismatch")
+    assert client.delete(f"/v1/files/{first['id']}").status_code == 200
+    refused(post(**expiry), 409, "file_deleted")
+
+
 def test_expiry_is_kept(upload: Upload) -> None:
     file = upload(DATA, **{"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"})
     assert file["expires_at"] - file["created_at"] == 3600

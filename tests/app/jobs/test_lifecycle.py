@@ -383,6 +383,63 @@ def test_a_cancel_after_a_crash_is_charged_in_full(
     assert used(database, budget_id).charged == look(job_id).charges[0]["rho"]
 
 
+def crash(database: Database, job_id: str, settings: Settings) -> None:
+    with database.writing() as session:
+        session.get_one(Job, job_id).lease_expires_at = 0.0
+    assert sweep(database, settings) == [job_id]
+
+
+@pytest.mark.parametrize("between", ["nothing", "a checkpoint before", "a graceful stop", "a second crash"])
+def test_a_cancel_that_follows_a_crash_and_a_claim_is_charged_in_full(
+    database: Database,
+    submit: Submit,
+    settings: Settings,
+    caller: Caller,
+    look: Look,
+    budget_id: str,
+    between: str,
+):
+    """The next attempt is not yet where the lost one was: its few steps do not pay for those."""
+    job_id = submit().id
+    beat(database, claim(database, job_id), centring=1, head=40)
+    crash(database, job_id, settings)
+    claimed = claim(database, job_id)
+    beat(database, claimed, centring=1, head=3)
+    if between == "a checkpoint before":
+        with database.writing() as session:
+            lifecycle.commit_checkpoint(session, job_id, claimed.fence, CHECKPOINT)
+    elif between == "a graceful stop":
+        with database.writing() as session:
+            lifecycle.requeue(session, job_id, claimed.fence, {"centring": 1, "head": 3})
+        claimed = claim(database, job_id)
+    elif between == "a second crash":
+        crash(database, job_id, settings)
+        claimed = claim(database, job_id)
+        with database.writing() as session:
+            lifecycle.commit_checkpoint(session, job_id, claimed.fence, CHECKPOINT)
+    with database.writing() as session:
+        service.cancel(session, caller, job_id)
+    with database.writing() as session:
+        lifecycle.cancel_running(session, job_id, claimed.fence, {"centring": 1, "head": 4})
+    job = look(job_id)
+    assert (job.status, used(database, budget_id).charged) == ("cancelled", job.charges[0]["rho"])
+
+
+def test_a_checkpoint_that_reaches_the_crash_ends_its_full_charge(
+    database: Database, submit: Submit, settings: Settings, caller: Caller, look: Look, budget_id: str
+):
+    job_id = submit().id
+    beat(database, claim(database, job_id), centring=1, head=10)
+    crash(database, job_id, settings)
+    claimed = claim(database, job_id)
+    with database.writing() as session:
+        lifecycle.commit_checkpoint(session, job_id, claimed.fence, CHECKPOINT)
+        lifecycle.cancel_running(session, job_id, claimed.fence, {"centring": 1, "head": 12})
+    job = look(job_id)
+    assert job.executed == {"centring": 1, "head": 12}
+    assert 0.0 < used(database, budget_id).charged < job.charges[0]["rho"]
+
+
 def test_a_worker_that_stops_gracefully_gives_its_job_back(
     database: Database, submit: Submit, caller: Caller, look: Look, budget_id: str
 ):

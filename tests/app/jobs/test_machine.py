@@ -251,11 +251,13 @@ class Life(RuleBasedStateMachine):
                     continue
                 assert (reservation.state, held) == ("settled", [None, None])
                 plan, executed = PrivacyPlan.from_dict(job.plan or {}), job.executed or {}
-                event = event_for(plan.executed(executed))
+                event = event_for(plan if job.interrupted else plan.executed(executed))
                 assert from_json(reservation.charged_event or {}) == event
                 kept = (job.checkpoint or {}).get("executed", {})
                 assert executed == at_least(executed, kept)
-                if job.status != "cancelled":
+                if job.status == "failed":
+                    assert job.interrupted
+                if job.status == "succeeded":
                     assert executed == all_steps(job)
 
     @invariant()

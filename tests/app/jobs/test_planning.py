@@ -129,6 +129,43 @@ def test_an_adaptation_that_was_asked_for():
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "by_admin", "code"),
+    [
+        ("Topic", {}, False, None),
+        ("email", {}, False, "labels_required"),
+        ("email", {}, True, None),
+        ("email", {"budget": None}, False, None),
+        ("topic", {"many": 201}, True, "too_many_classes"),
+        ("topic", {"many": 200}, True, None),
+        ("topic", {"many": 201, "budget": None}, False, None),
+    ],
+)
+def test_a_class_list_is_taken_from_columns_that_are_named_for_it(
+    name: str, changes: dict[str, Any], by_admin: bool, code: str | None
+):
+    facts = dict(changes)
+    classes = [f"c{number}" for number in range(facts.pop("many", 2))]
+    training = file(columns=(column("text"), column(name, classes)), **facts)
+    request = parsed(
+        CreateJob.model_validate({"model": BASE.id, "training_file": "file-1", "task": {"columns": {"label": name}}})
+    )
+    if code is None:
+        planned = planning.plan(request, BASE, training, None, DEFAULTS, by_admin)
+        assert planned.resolved["task"]["labels"] == classes
+    else:
+        with pytest.raises(ApiError) as refused:
+            planning.plan(request, BASE, training, None, DEFAULTS, by_admin)
+        assert refused.value.code == code
+
+
+def test_a_refused_column_is_not_looked_at():
+    """One class or a thousand: the same refusal, so that it tells nothing of them."""
+    for classes in (["only"], None, ["a", "b"]):
+        training = file(columns=(column("text"), column("email", classes)))
+        assert refusal(training, task={"columns": {"label": "email"}}) == ("labels_required", "task.labels")
+
+
 def test_named_columns_and_declared_labels():
     planned = plan(
         file(columns=(column("a"), column("b", ["x", "y"]), column("label", ["1", "2"]))),

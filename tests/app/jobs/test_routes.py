@@ -144,15 +144,14 @@ def test_a_foreign_job_is_a_missing_one(client: TestClient, make_file: MakeFile,
     assert client.get(f"{JOBS}/{job_id}").json()["status"] == "queued"
 
 
-def test_a_reader_may_look_and_estimate_but_not_submit(
+def test_a_reader_may_look_but_neither_estimate_nor_submit(
     client: TestClient, make_file: MakeFile, make_key: Callable[..., str]
 ):
     body = {"model": MODEL, "training_file": make_file()}
     reader = key(make_key("read"))
     job_id = create(client, body["training_file"])["id"]
     assert client.get(f"{JOBS}/{job_id}", headers=reader).status_code == 200
-    assert client.post(f"{JOBS}/estimate", json=body, headers=reader).status_code == 200
-    for path in ("", f"/{job_id}/cancel"):
+    for path in ("", "/estimate", f"/{job_id}/cancel"):
         assert client.post(JOBS + path, json=body, headers=reader).status_code == 403
 
 
@@ -171,6 +170,61 @@ def test_an_estimate_is_what_the_submit_answers(client: TestClient, make_file: M
     (budget,) = estimate["budgets"]
     now = client.get(f"/v1/privacy_budgets/{budget['privacy_budget']}").json()
     assert now["epsilon_remaining"] == budget["epsilon_remaining_after"] < budget["epsilon_remaining"] == 10.0
+
+
+def test_a_column_of_the_owners_choice_is_no_public_class_list(
+    client: TestClient, make_file: MakeFile, make_key: Callable[..., str]
+):
+    """A submit key may name any column: of a private file, its values are told to nobody for that."""
+    secrets = [f"{name}@ward.example" for name in ("ada", "bob")]
+    columns: list[dict[str, Any]] = [
+        {"name": "text", "classes": None, "nulls": None},
+        {"name": "email", "classes": secrets, "nulls": None},
+    ]
+    submitter = key(make_key("submit"))
+    body = {
+        "model": MODEL,
+        "training_file": make_file(columns=columns),
+        "task": {"columns": {"label": "email"}},
+    }
+    for path in ("", "/estimate"):
+        answer = client.post(JOBS + path, json=body, headers=submitter)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "labels_required")
+        assert "ward.example" not in answer.text
+    estimate = client.post(f"{JOBS}/estimate", json=body).json()
+    assert estimate["feasible"]
+    assert (estimate["task"]["num_labels"], "labels" in estimate["task"]) == (2, False)
+    declared = client.post(
+        f"{JOBS}/estimate",
+        json={**body, "task": {"columns": {"label": "email"}, "labels": secrets}},
+        headers=submitter,
+    ).json()
+    assert declared["task"]["labels"] == secrets
+
+
+def test_a_failed_job_tells_what_it_executed_and_what_it_is_charged(
+    client: TestClient, make_file: MakeFile, database: Database
+):
+    job_id = create(client, make_file())["id"]
+    claimed = claim(database, job_id)
+    beat(database, claimed, centring=1, head=7)
+    with database.writing() as session:
+        lifecycle.fail(session, job_id, claimed.fence, "trainer_error")
+    job = client.get(f"{JOBS}/{job_id}").json()
+    assert (job["progress"]["step"], job["progress"]["executed"]) == (8, {"centring": 1, "head": 7})
+    assert job["privacy"]["epsilon_spent"] == job["privacy"]["epsilon"]
+    assert job["privacy"]["charged_in_full"] is True
+
+
+def test_a_job_that_was_given_back_before_its_first_progress_can_be_looked_at(
+    client: TestClient, make_file: MakeFile, database: Database
+):
+    job_id = create(client, make_file())["id"]
+    claimed = claim(database, job_id)
+    with database.writing() as session:
+        lifecycle.requeue(session, job_id, claimed.fence, {})
+    claim(database, job_id)
+    assert client.get(f"{JOBS}/{job_id}").json()["estimated_finish"] is None
 
 
 def test_an_estimate_of_what_does_not_fit_names_what_does(client: TestClient, make_file: MakeFile, database: Database):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from app.auth.service import Caller
+from app.auth.service import Caller, authenticate
 from app.budgets import ledger, repository
 from app.budgets import service as budgets
 from app.budgets.tables import LedgerEntry, PrivacyBudget, Reservation
@@ -24,6 +24,7 @@ from app.jobs import keys, lifecycle, planning, service, submission
 from app.jobs.schemas import CreateJob
 from app.jobs.tables import Job, JobKey
 from app.privacy.plan import PrivacyPlan
+from app.queue import Queue
 from app.settings import Settings
 from tests.app.jobs.conftest import MODEL, SECRET
 
@@ -224,6 +225,34 @@ def test_what_cannot_be_planned_then_fails_with_the_same_code(
         assert session.get(FileUse, (file_id, job_id)) is None
 
 
+@pytest.mark.parametrize(("scope", "status"), [("submit", "failed"), ("admin", "queued")])
+def test_a_waiting_job_takes_labels_from_its_file_as_far_as_its_key_reaches(
+    database: Database,
+    settings: Settings,
+    queue: Queue,
+    make_file: MakeFile,
+    make_key: Callable[..., str],
+    look: Look,
+    scope: str,
+    status: str,
+):
+    columns = [
+        {"name": "text", "classes": None, "nulls": None},
+        {"name": "email", "classes": ["a@ward.example", "b@ward.example"], "nulls": None},
+    ]
+    file_id = make_file(status="uploaded", columns=columns)
+    token = make_key(scope)
+    with database.reading() as session:
+        caller = authenticate(session, token)
+    body = CreateJob.model_validate({"model": MODEL, "training_file": file_id, "task": {"columns": {"label": "email"}}})
+    job_id = submission.submit(database, settings, SECRET, queue, caller, body).id
+    processed(database, file_id)
+    submission.plan_waiting(database, settings, SECRET)
+    job = look(job_id)
+    assert (job.status, (job.error or {}).get("code")) == (status, None if status == "queued" else "labels_required")
+    assert "ward.example" not in str(job.error)
+
+
 def test_a_waiting_job_can_be_cancelled(
     database: Database, settings: Settings, submit: Submit, make_file: MakeFile, caller: Caller, look: Look
 ):
@@ -317,6 +346,30 @@ def test_a_hundred_equal_submits_with_one_key_make_one_job(
         jobs = list(pool.map(lambda _: submit(idempotency_key="once", training_file=file_id), range(100)))
     assert len({job.id for job in jobs}) == 1
     assert used(database, budget_id).reserved == jobs[0].charges[0]["rho"]
+    assert counts(database)[0] == 1
+
+
+@pytest.mark.parametrize("failing", ["planning", "storing"])
+def test_an_equal_request_that_came_first_is_the_answer_to_one_that_fails(
+    database: Database, submit: Submit, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch, failing: str
+):
+    """The first took the budget: the second, which had not found its key, does not fit any more."""
+    file_id, body = make_file(), {"privacy": {"target_epsilon": 7.0}}
+    real, first = planning.plan, []
+
+    def overtaken(*arguments: Any) -> Any:
+        planned = real(*arguments) if failing == "storing" else None
+        if not first:
+            first.append("")  # its own planning is not overtaken
+            first[0] = submit(idempotency_key="once", training_file=file_id, **body).id
+        if failing == "planning" and first[0]:
+            raise BudgetExceeded("budget_exceeded", "No.")
+        return planned or real(*arguments)
+
+    monkeypatch.setattr(planning, "plan", overtaken)
+    assert submit(idempotency_key="once", training_file=file_id, **body).id == first[0]
+    with pytest.raises(ApiError):
+        submit(idempotency_key="another", training_file=file_id, **body)
     assert counts(database)[0] == 1
 
 
