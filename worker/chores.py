@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
 from app.budgets import heads
 from app.files import service as files
@@ -29,18 +28,42 @@ def plan_waiting(workplace: Workplace) -> None:
 
 
 def sweep(workplace: Workplace) -> None:
-    """Expired leases are taken back, queued jobs and unread files hinted at, waiting jobs planned, old bytes erased."""
+    """Expired leases are taken back, queued jobs and unread files hinted at, waiting jobs planned, old bytes erased.
+
+    Each chore stands for itself: what one of them meets is logged, and the others are done all the same.
+    """
+    for chore in (_keep_heads, _hint_jobs, _hint_files, plan_waiting, _erase_files, _erase_models):
+        try:
+            chore(workplace)
+        except (
+            Exception
+        ):  # the thread must outlive anything: without it leases never expire; the next sweep tries again
+            log.exception("chore_failed", chore=chore.__name__.lstrip("_"))
+
+
+def _keep_heads(workplace: Workplace) -> None:
     heads.keep_all(workplace.database)
+
+
+def _hint_jobs(workplace: Workplace) -> None:
     with workplace.database.writing() as session:
         queued = lifecycle.sweep(session, workplace.settings)
-    with workplace.database.reading() as session:
-        unread = files.files_to_process(session)
     for job_id in queued:
         workplace.queue.hint_job(job_id)
+
+
+def _hint_files(workplace: Workplace) -> None:
+    with workplace.database.reading() as session:
+        unread = files.files_to_process(session)
     for file_id in unread:
         workplace.queue.hint_file(file_id)
-    plan_waiting(workplace)
+
+
+def _erase_files(workplace: Workplace) -> None:
     files.sweep(workplace.database, workplace.storage)
+
+
+def _erase_models(workplace: Workplace) -> None:
     models.sweep(workplace.database, workplace.storage)
 
 
@@ -62,7 +85,4 @@ class Sweeper:
 
     def _run(self) -> None:
         while not self._ended.wait(self._workplace.settings.sweep_seconds):
-            try:
-                sweep(self._workplace)
-            except (SQLAlchemyError, OSError):
-                log.exception("sweep_failed")  # the next one tries again
+            sweep(self._workplace)

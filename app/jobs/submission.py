@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import structlog
 from sqlalchemy import select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from app.auth.service import Caller
@@ -37,6 +38,8 @@ from app.jobs.tables import Job
 from app.models import service as models
 from app.queue import Queue
 from app.settings import Settings
+
+log = structlog.get_logger(__name__)
 
 #: How often a submit is planned again because others changed the budget or the file meanwhile.
 _TRIES = 3
@@ -139,7 +142,17 @@ def plan_waiting(database: Database, settings: Settings, secret: bytes) -> list[
     """
     with database.reading() as session:
         waiting = repository.waiting_for_files(session)
-    return [job_id for job_id in waiting if _plan_one(database, settings, secret, job_id)]
+    queued = []
+    for job_id in waiting:
+        try:
+            if _plan_one(database, settings, secret, job_id):
+                queued.append(job_id)
+        except (SQLAlchemyError, OSError):
+            raise  # not this job's fault: the next sweep tries again
+        except Exception:  # one job that cannot be read must not keep all others waiting
+            log.exception("waiting_job_not_planned", job_id=job_id)
+            _fail_waiting(database, job_id, ApiError("planning_failed", "The job could not be planned."))
+    return queued
 
 
 def _plan_one(database: Database, settings: Settings, secret: bytes, job_id: str) -> bool:
@@ -169,9 +182,10 @@ def _plan_one(database: Database, settings: Settings, secret: bytes, job_id: str
                 _check_unchanged(session, taken.project_id, facts)
                 _enqueue(session, taken, planned, secret, actor="planner")
             return True
-        except (_Stale, BudgetExceeded) as error:
-            if not remaining:
+        except ApiError as error:
+            if not isinstance(error, _Stale | BudgetExceeded) or not remaining:
                 _fail_waiting(database, job_id, error)
+                return False
     return False
 
 

@@ -430,3 +430,15 @@ def test_audited_uploads_and_submits_do_not_lock_each_other_out(
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(4)))
     assert chain_holds(database, budget_id)
+
+
+def test_a_waiting_job_that_cannot_be_read_fails_and_the_others_are_planned(
+    database: Database, settings: Settings, submit: Submit, make_file: MakeFile, look: Look
+):
+    file_id = make_file(status="uploaded")
+    broken, sound = submit(training_file=file_id).id, submit(training_file=file_id).id
+    with database.writing() as session:
+        session.get_one(Job, broken).request = {"model": 7}  # what no version of ours wrote
+    processed(database, file_id)
+    assert submission.plan_waiting(database, settings, SECRET) == [sound]
+    assert (look(broken).status, look(broken).error["code"]) == ("failed", "planning_failed")
