@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 
 import structlog
 
 from app.budgets import heads
+from app.files import processing
 from app.files import service as files
 from app.jobs import lifecycle, submission
 from app.models import service as models
+from worker import leftovers
 from worker.workplace import Workplace
 
 log = structlog.get_logger(__name__)
@@ -32,7 +36,16 @@ def sweep(workplace: Workplace) -> None:
 
     Each chore stands for itself: what one of them meets is logged, and the others are done all the same.
     """
-    for chore in (_keep_heads, _hint_jobs, _hint_files, plan_waiting, _erase_files, _erase_models):
+    for chore in (
+        _keep_heads,
+        _hint_jobs,
+        _hint_files,
+        plan_waiting,
+        _clear_incoming,
+        _erase_files,
+        _erase_models,
+        leftovers.erase,
+    ):
         try:
             chore(workplace)
         except (
@@ -57,6 +70,10 @@ def _hint_files(workplace: Workplace) -> None:
         unread = files.files_to_process(session)
     for file_id in unread:
         workplace.queue.hint_file(file_id)
+
+
+def _clear_incoming(workplace: Workplace) -> None:
+    processing.remove_abandoned(workplace.settings)
 
 
 def _erase_files(workplace: Workplace) -> None:
@@ -84,5 +101,12 @@ class Sweeper:
         self._thread.join(timeout=10.0)
 
     def _run(self) -> None:
-        while not self._ended.wait(self._workplace.settings.sweep_seconds):
-            sweep(self._workplace)
+        try:
+            while not self._ended.wait(self._workplace.settings.sweep_seconds):
+                sweep(self._workplace)
+        finally:
+            if not self._ended.is_set():
+                # Nothing may end this thread alone: a worker without a sweep looks alive and lets leases stand for
+                # ever. It ends as an operator would end it, and is started again.
+                log.critical("sweep_ended")
+                os.kill(os.getpid(), signal.SIGTERM)

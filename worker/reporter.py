@@ -18,7 +18,8 @@ from sqlalchemy.orm import Session
 from app.catalog.recipes import CENTRING, EVALUATION, HEAD_PHASE, MAIN_PHASE
 from app.events import service as events
 from app.jobs.lifecycle import Claimed
-from worker.trainer.messages import Progress
+from app.privacy.plan import PrivacyPlan
+from worker.trainer.messages import Checkpoint, Failed, Finished, Message, Notice, Progress, Started, Stopped
 
 log = structlog.get_logger(__name__)
 
@@ -115,6 +116,54 @@ def record(session: Session, claimed: Claimed, code: str, data: Mapping[str, Any
         type=clearance.type,
         data=released or None,
     )
+
+
+class NotOfThePlan(ValueError):
+    """A message holds what no trainer of this plan can have to say."""
+
+
+def check(message: Message, plan: PrivacyPlan) -> None:
+    """What every message of a trainer must be before anything is made of it. Raises NotOfThePlan.
+
+    Counts are whole numbers within the plan: they become ledger charges, rows that users read, and storage keys.
+    """
+    match message:
+        case Started(device=on, threads=threads):
+            sound = device(on) and _count(threads) and threads > 0
+        case Progress():
+            sound = (
+                message.phase in {part.name for part in plan.parts}
+                and message.num_steps == sum(part.num_steps for part in plan.parts)
+                and _planned(plan, message.step, message.executed)
+            )
+        case Checkpoint(step, executed) | Stopped(step, executed):
+            sound = _planned(plan, step, executed)
+        case Finished(executed):
+            sound = _planned(plan, None, executed)
+        case Failed(code):
+            sound = isinstance(code, str)
+        case Notice(code, data):
+            sound = isinstance(code, str) and isinstance(data, Mapping)
+        case _:
+            sound = True
+    if not sound:
+        raise NotOfThePlan(message.type)
+
+
+def _planned(plan: PrivacyPlan, step: Any, executed: Any) -> bool:
+    """Whether each count belongs to a part and stays within it, and `step` (None: not told) is their sum."""
+    if not isinstance(executed, Mapping) or not all(_count(count) for count in executed.values()):
+        return False
+    try:
+        plan.executed(executed)
+    except ValueError:
+        return False
+    named = executed.keys() <= {part.name for part in plan.parts}
+    return named and (step is None or (_count(step) and step == sum(executed.values())))
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 class ProgressEvents:

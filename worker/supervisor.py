@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import structlog
@@ -18,12 +18,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.budgets import heads
 from app.catalog.recipes import Phase
+from app.errors import ApiError
 from app.files import service as files
+from app.files.tables import File
 from app.jobs import lifecycle
 from app.jobs.keys import KeyUnavailable
 from app.jobs.lifecycle import Claimed, LeaseLost
 from app.models import service as models
-from worker import job_folder, reporter, results
+from worker import job_folder, leftovers, reporter, results
 from worker.lease import Lease
 from worker.spares import Spares
 from worker.trainer.messages import (
@@ -134,23 +136,18 @@ class Attempt:
         log.info("trainer_begins", attempt=self._claimed.attempt, pid=self._trainer.process.pid)
         self._trainer.begin(key)
         finished = self._follow()
-        self._publish(spec, finished)
+        self._publish(dataclasses.replace(spec, runtime=self._runtime), finished)
 
     # Before the trainer starts
 
     def _lay_out(self) -> TrainerSpec:
         """Fills the job folder; returns the spec in it."""
         claimed, resolved = self._claimed, self._claimed.resolved
-        with self._workplace.database.reading() as session:
-            training = files.get(session, claimed.project_id, claimed.training_file_id)
-            validation = (
-                files.get(session, claimed.project_id, claimed.validation_file_id)
-                if claimed.validation_file_id is not None
-                else None
-            )
+        training, validation = self._files()
         self._fetch_rows(training.rows_key, resolved["training_digest"], TRAINING_FILE)
         if validation is not None:
             self._fetch_rows(validation.rows_key, resolved["validation_digest"], VALIDATION_FILE)
+        leftovers.clear(self._workplace.storage, claimed)
         self._fetch_checkpoint()
         spec = TrainerSpec(
             job_id=claimed.job_id,
@@ -172,6 +169,17 @@ class Attempt:
         )
         spec.write(self._folder)
         return spec
+
+    def _files(self) -> tuple[File, File | None]:
+        claimed = self._claimed
+        with self._workplace.database.reading() as session:
+            try:
+                training = files.get(session, claimed.project_id, claimed.training_file_id)
+                if claimed.validation_file_id is None:
+                    return training, None
+                return training, files.get(session, claimed.project_id, claimed.validation_file_id)
+            except ApiError:  # deleted: no attempt will find it again
+                raise Unworkable("data_mismatch") from None
 
     def _fetch_rows(self, key: str | None, digest: str, name: str) -> None:
         path = self._folder / name
@@ -209,6 +217,14 @@ class Attempt:
         self._runtime = RuntimeOptions(**frozen)
         return self._runtime
 
+    def _freeze_what_runs(self, started: Started) -> None:
+        """`auto` and 0 were this machine's to choose: what it chose holds for every later attempt, and is reported."""
+        ran = dataclasses.replace(self._runtime, device=started.device, threads=started.threads)
+        if ran != self._runtime:
+            claimed, self._runtime = self._claimed, ran
+            with self._workplace.database.writing() as session:
+                lifecycle.freeze_runtime(session, claimed.job_id, claimed.fence, dataclasses.asdict(ran), replace=True)
+
     def _key(self) -> bytes:
         with self._workplace.database.reading() as session:
             try:
@@ -223,17 +239,25 @@ class Attempt:
         while True:
             self._interrupt_where_due()
             try:
-                messages = self._trainer.read(_LOOK)
+                for message in self._read():
+                    if self._relay(message):
+                        assert isinstance(message, Finished)
+                        return message
             except BadMessage:
                 log.error("trainer_protocol_error")
                 self._trainer.kill()
                 self._abandon("trainer_error")
             except TrainerGone:
                 self._crashed()
-            for message in messages:
-                if self._relay(message):
-                    assert isinstance(message, Finished)
-                    return message
+
+    def _read(self) -> Iterator[Message]:
+        """The next messages, each checked against the plan. Raises TrainerGone and BadMessage."""
+        for message in self._trainer.read(_LOOK):
+            try:
+                reporter.check(message, self._claimed.plan)
+            except reporter.NotOfThePlan as error:
+                raise BadMessage("not a message of this plan") from error
+            yield message
 
     def _interrupt_where_due(self) -> None:
         if self._lease.lost.is_set():
@@ -250,6 +274,7 @@ class Attempt:
         match message:
             case Started():
                 self._started = True
+                self._freeze_what_runs(message)
                 self._record("trainer_started", dataclasses.asdict(message))
             case Notice(code, data):
                 self._record(code, data)
@@ -271,12 +296,16 @@ class Attempt:
         """Stores a checkpoint, moves the job's pointer to it under the fence, deletes the one before."""
         claimed, storage = self._claimed, self._workplace.storage
         local = self._folder / CHECKPOINTS_FOLDER / str(step)
-        key = f"{_attempt_prefix(claimed)}/checkpoints/{step}"
+        key = leftovers.checkpoint_key(claimed, step)
         digests = job_folder.put_folder(storage, key, local)
         checkpoint = {"key": key, "step": step, "executed": dict(executed), "files": digests}
-        with self._workplace.database.writing() as session:
-            previous = lifecycle.commit_checkpoint(session, claimed.job_id, claimed.fence, checkpoint)
-            reporter.record(session, claimed, "checkpoint_committed", {"step": step})
+        try:
+            with self._workplace.database.writing() as session:
+                previous = lifecycle.commit_checkpoint(session, claimed.job_id, claimed.fence, checkpoint)
+                reporter.record(session, claimed, "checkpoint_committed", {"step": step})
+        except LeaseLost:
+            storage.delete_prefix(key)
+            raise
         shutil.rmtree(local)
         if previous is not None:
             storage.delete_prefix(previous["key"])
@@ -291,7 +320,7 @@ class Attempt:
     def _publish(self, spec: TrainerSpec, finished: Finished) -> None:
         """Stores the bundle under the fence's own prefix, then publishes and settles in one transaction."""
         claimed, workplace = self._claimed, self._workplace
-        prefix = f"projects/{claimed.project_id}/models/{claimed.job_id}/{claimed.fence}"
+        prefix = leftovers.bundle_prefix(claimed)
         with workplace.database.reading() as session:
             positions = results.ledger_positions(session, claimed)
         try:
@@ -342,7 +371,7 @@ class Attempt:
             self._trainer.kill()  # still loading: nothing to wait for, but what it said is read below
         try:
             while time.monotonic() < deadline:
-                for message in self._trainer.read(_LOOK):
+                for message in self._read():
                     match message:
                         case Started():
                             self._started = True
@@ -354,8 +383,10 @@ class Attempt:
                             pass
                 if self._lease.lost.is_set():
                     raise LeaseLost(self._claimed.job_id)
-        except (TrainerGone, BadMessage):
+        except TrainerGone:
             pass
+        except BadMessage:
+            self._started = True  # it may have said so behind what cannot be read: nothing is known
         finally:
             self._trainer.kill()
         return None
@@ -397,9 +428,10 @@ class Attempt:
         self._delete_attempts()
 
     def _delete_attempts(self) -> None:
-        """Checkpoints of a job that has ended are of no more use. What a failure here leaves behind is only disk."""
+        """Checkpoints of a job that has ended are of no more use. What a failure here leaves, the sweep removes."""
         try:
-            self._workplace.storage.delete_prefix(_job_prefix(self._claimed))
+            prefix = leftovers.attempts_prefix(self._claimed.project_id, self._claimed.job_id)
+            self._workplace.storage.delete_prefix(prefix)
         except (OSError, StoreError):
             log.exception("checkpoints_not_deleted")
 
@@ -408,11 +440,3 @@ def _task(task: Mapping[str, Any]) -> TaskSpec:
     return TaskSpec(
         type=task["type"], columns=task["columns"], labels=tuple(task["labels"]), max_length=task["max_length"]
     )
-
-
-def _job_prefix(claimed: Claimed) -> str:
-    return f"projects/{claimed.project_id}/jobs/{claimed.job_id}"
-
-
-def _attempt_prefix(claimed: Claimed) -> str:
-    return f"{_job_prefix(claimed)}/{claimed.fence}"

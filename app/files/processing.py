@@ -6,12 +6,17 @@ status `error` with a fixed code. No file stays `uploaded`: attempts are counted
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,6 +36,9 @@ log = structlog.get_logger(__name__)
 
 #: Beyond the reader's own time: to fetch the file and to store the rows.
 _TRANSFER_SECONDS = 600.0
+
+#: A folder younger than this may be one that its worker is just about to lock.
+_UNLOCKED_SECONDS = 60.0
 
 
 def process(database: Database, storage: Storage, settings: Settings, file_id: str) -> bool:
@@ -64,10 +72,7 @@ def process(database: Database, storage: Storage, settings: Settings, file_id: s
 
 def _read(storage: Storage, settings: Settings, file: File, limits: ReaderLimits) -> dict[str, Any]:
     """The reader's profile, with `rows_digest` and `rows_key` once the rows are stored, or its problem."""
-    folder = settings.data_dir.resolve() / "incoming"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=f"{file.id}-") as name:
-        work = Path(name)
+    with _work_folder(settings, file.id) as work:
         source = storage.local_path(file.source_key)
         if source is None:
             source = work / "source"
@@ -83,6 +88,46 @@ def _read(storage: Storage, settings: Settings, file: File, limits: ReaderLimits
             digest = hashlib.file_digest(written, "sha256").hexdigest()
         storage.put_file(rows_key, rows, "application/vnd.apache.parquet")
         return {**profile, "rows_digest": digest, "rows_key": rows_key}
+
+
+def remove_abandoned(settings: Settings) -> int:
+    """Removes the rows that killed workers left in the data folder; the number of files that they were of."""
+    removed = 0
+    for path in _incoming(settings).iterdir():
+        try:
+            if time.time() - path.stat().st_mtime < _UNLOCKED_SECONDS:
+                continue
+            held = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # its worker was done
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(held)
+        shutil.rmtree(path, ignore_errors=True)
+        removed += 1
+        log.warning("abandoned_rows_removed", gone=not path.exists())
+    return removed
+
+
+@contextmanager
+def _work_folder(settings: Settings, file_id: str) -> Iterator[Path]:
+    """A fresh folder for one reading, removed at its end; its lock says that the worker lives."""
+    with tempfile.TemporaryDirectory(dir=_incoming(settings), prefix=f"{file_id}-") as name:
+        held = os.open(name, os.O_RDONLY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            yield Path(name)
+        finally:
+            os.close(held)
+
+
+def _incoming(settings: Settings) -> Path:
+    folder = settings.data_dir.resolve() / "incoming"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
 
 
 def _prefix(file: File) -> str:

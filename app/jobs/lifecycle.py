@@ -19,7 +19,7 @@ from app.db.base import now
 from app.events import service as events
 from app.jobs import keys, settlement
 from app.jobs.failures import failure
-from app.jobs.tables import Job
+from app.jobs.tables import TERMINAL, Job
 from app.models import service as models
 from app.privacy.plan import PrivacyPlan
 from app.settings import Settings
@@ -30,6 +30,9 @@ WORKER, SWEEP = "worker", "sweep"
 #: A sweep hints at this many queued jobs, oldest first, and at one job no oftener than this.
 REHINT_JOBS = 50
 REHINT_SECONDS = 60.0
+
+#: Of this many ended jobs one sweep removes what they left.
+ERASE_JOBS = 100
 
 
 class LeaseLost(Exception):
@@ -139,7 +142,8 @@ def freeze_runtime(
 ) -> Mapping[str, Any]:
     """Fixes the runtime options at the first attempt; later ones get the first's back.
 
-    replace: only after an out-of-memory, the one thing that may change them.
+    replace: once the trainer says what `auto` and 0 came to on its machine, and after an out-of-memory: nothing else
+    changes them.
     """
     job = _guarded(session, job_id, fence)
     if job.runtime is None or replace:
@@ -238,6 +242,22 @@ def sweep(session: Session, settings: Settings) -> list[str]:
     for job in expired:
         _take_back(session, job, settings, SWEEP, "worker_lost")
     return list(_to_hint(session, settings))
+
+
+def ended(session: Session, seconds: float) -> list[tuple[str, str]]:
+    """(project_id, job_id) of jobs that ended longer ago than that and may have left something; some at a time."""
+    rows = session.execute(
+        select(Job.project_id, Job.id)
+        .where(Job.status.in_(TERMINAL), Job.erased_at.is_(None), Job.finished_at < now() - seconds)
+        .order_by(Job.finished_at, Job.id)
+        .limit(ERASE_JOBS)
+    )
+    return [(row.project_id, row.id) for row in rows]
+
+
+def note_erased(session: Session, job_ids: Sequence[str]) -> None:
+    """What these ended jobs had left is gone."""
+    session.execute(update(Job).where(Job.id.in_(job_ids), Job.status.in_(TERMINAL)).values(erased_at=now()))
 
 
 def job_key(session: Session, job_id: str, secret: bytes) -> bytes:

@@ -27,7 +27,8 @@ class Job(Base):
     progress: {step, num_steps, phase, executed, at, fence, first_step, first_at, crashed_at}, the last the furthest
       step known of an attempt that crashed; checkpoint: {key, step, executed, fence}.
     executed: steps of each part, as far as is known, of a job that ended.
-    runtime: `RuntimeOptions`, frozen at the first attempt.
+    runtime: `RuntimeOptions`, frozen at the first attempt, as they came out on its machine.
+    erased_at: when all that the attempts of an ended job left in the store was gone.
     """
 
     __tablename__ = "jobs"
@@ -79,6 +80,7 @@ class Job(Base):
     hinted_at: Mapped[float | None] = mapped_column(Double)
     started_at: Mapped[float | None] = mapped_column(Double)
     finished_at: Mapped[float | None] = mapped_column(Double)
+    erased_at: Mapped[float | None] = mapped_column(Double)
 
 
 class JobKey(Base):

@@ -30,6 +30,7 @@ __all__ = [
     "get",
     "model_id",
     "publish",
+    "stored_by",
     "sweep",
 ]
 
@@ -112,6 +113,11 @@ def get(session: Session, project_id: str, identifier: str) -> Model:
     if model is None:
         raise NotFound("model")
     return model
+
+
+def stored_by(session: Session, job_id: str) -> str | None:
+    """The storage prefix of the model that a job published, deleted or not; None where it published none."""
+    return session.scalars(select(Model.storage_prefix).where(Model.job_id == job_id)).one_or_none()
 
 
 def find_file(model: Model, path: str) -> Mapping[str, Any]:

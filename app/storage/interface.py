@@ -77,8 +77,8 @@ class Storage(Protocol):
         """Removes an object; removing one that is gone is no error."""
         ...
 
-    def delete_prefix(self, prefix: str) -> None:
-        """Removes every object below `prefix/`."""
+    def delete_prefix(self, prefix: str, keep: str | None = None) -> None:
+        """Removes every object below `prefix/`, but for those below `keep/`."""
         ...
 
     def local_path(self, key: str) -> Path | None:

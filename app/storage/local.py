@@ -87,9 +87,17 @@ class LocalStorage:
     def delete(self, key: str) -> None:
         self._path(key).unlink(missing_ok=True)
 
-    def delete_prefix(self, prefix: str) -> None:
+    def delete_prefix(self, prefix: str, keep: str | None = None) -> None:
+        root, kept = self._path(prefix), None if keep is None else self._path(keep)
         with suppress(FileNotFoundError):
-            shutil.rmtree(self._path(prefix))
+            if kept is None or not kept.is_relative_to(root):
+                shutil.rmtree(root)
+            elif kept != root:
+                for path in list(root.iterdir()):
+                    if path.is_file():
+                        path.unlink()
+                    else:
+                        self.delete_prefix(f"{prefix}/{path.name}", keep)
 
     def local_path(self, key: str) -> Path | None:
         return self._path(key)

@@ -102,10 +102,13 @@ class ObjectStorage:
         except FileNotFoundError:
             return  # some stores answer 404, others 204
 
-    def delete_prefix(self, prefix: str) -> None:
+    def delete_prefix(self, prefix: str, keep: str | None = None) -> None:
+        kept = None if keep is None else f"{check_key(keep)}/"
         with _store_errors():
             for page in obstore.list(self._store, check_key(prefix)):
-                obstore.delete(self._store, [found["path"] for found in page])
+                found = [one["path"] for one in page]
+                if gone := [path for path in found if kept is None or not path.startswith(kept)]:
+                    obstore.delete(self._store, gone)
 
     def local_path(self, key: str) -> Path | None:
         return None

@@ -25,7 +25,7 @@ from worker.trainer.dp.engines import make_engine
 from worker.trainer.dp.optimizers import WeightAverage, make_optimizer
 from worker.trainer.dp.release import bounded_rows, gaussian_release
 from worker.trainer.dp.sampler import poisson_batch, rows_of_step
-from worker.trainer.dp.step import PrivateStep, noise_std
+from worker.trainer.dp.step import TOLERANCE, TOLERANCE_HALF, PrivateStep, noise_std
 from worker.trainer.job import Job, PreparedPhase, all_parameters
 from worker.trainer.messages import Checkpoint, Notice, Progress
 
@@ -221,7 +221,9 @@ def _centre(job: Job, dataset: Dataset, pooled: Tensor | None, state: State) -> 
         bounded = bounded_rows(pooled / pooled.shape[1] ** 0.5, 1.0)
         total = (bounded * dataset.weight_of_row.to(bounded.device)[:, None]).sum(0)
         if parts[0].noise_multiplier > 0.0:
-            total = gaussian_release(job.randomness, parts[0], total)
+            # Float32 vectors depend in their last bits on the batch that a unit shares with others, as gradients do.
+            tolerance = TOLERANCE_HALF if job.device.half_precision else TOLERANCE
+            total = gaussian_release(job.randomness, parts[0], total, tolerance=tolerance)
         state.tensors["centre"] = (total / job.spec.plan.num_units).to(torch.float32)
         state.executed[CENTRING] = 1
         job.control.progress(progress(job, state))
