@@ -17,7 +17,9 @@ from app.db.session import Database
 from app.files.tables import File
 from app.jobs import lifecycle, settlement
 from app.jobs.tables import Job, JobKey
+from app.models.tables import Model
 from worker import supervisor
+from worker.trainer_process import TrainerProcess
 from worker.workplace import Workplace
 
 Work = Callable[..., Any]
@@ -133,6 +135,75 @@ def test_the_next_attempt_resumes_from_the_last_committed_checkpoint(work: Work,
     )
     assert job().status == "succeeded"
     assert stored("checkpoints") == []
+
+
+def test_what_killed_attempts_left_is_gone_before_the_next_one_makes_a_step(
+    work: Work, job: Read, workplace: Workplace, stored: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work("started(); checkpoint({'centring': 1}); time.sleep(0.5); os.kill(os.getpid(), 9)")
+    committed = job().checkpoint["key"]  # type: ignore[index]
+    attempts, bundles = (f"projects/{job().project_id}/{kind}/{job().id}" for kind in ("jobs", "models"))
+    # Killed after the store had them and before the database knew, by this attempt and by one before it.
+    for key in (f"{attempts}/{job().fence}/checkpoints/2", f"{attempts}/0/checkpoints/1", f"{bundles}/0"):
+        workplace.storage.put_bytes(f"{key}/state.json", b"another copy of the same steps")
+    begin, seen = TrainerProcess.begin, []
+
+    def look(trainer: TrainerProcess, key: bytes) -> None:
+        seen.extend(stored(job().id))
+        begin(trainer, key)
+
+    monkeypatch.setattr(TrainerProcess, "begin", look)
+    work(SUCCESS)
+    assert seen == [f"{committed}/state.json"]
+    assert job().status == "succeeded"
+
+
+def test_a_checkpoint_of_an_attempt_that_lost_its_job_does_not_stay(
+    work: Work, job: Read, stored: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = lifecycle.commit_checkpoint
+
+    def stolen_first(session: Any, *arguments: Any) -> Any:
+        session.execute(update(Job).values(fence=Job.fence + 1))
+        return commit(session, *arguments)
+
+    monkeypatch.setattr(lifecycle, "commit_checkpoint", stolen_first)
+    work("started(); checkpoint({'centring': 1}); time.sleep(60)")
+    assert job().status == "running"
+    assert stored("checkpoints") == []
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "started(); progress({'head': 10**6}); time.sleep(60)",
+        "started(); progress({'Mrs Patient': 1}); time.sleep(60)",
+        "started(); say(type='progress', step=1, num_steps=total, phase='Mrs Patient', executed={'head': 1});"
+        "time.sleep(60)",
+        "started(); say(type='progress', step=7, num_steps=total, phase='head', executed={'head': 1}); time.sleep(60)",
+        "started(); say(type='checkpoint', step='../../data', executed={'head': 1}); time.sleep(60)",
+        "started(); checkpoint({'head': 10**6}); time.sleep(60)",
+    ],
+    ids=["too-many-steps", "another-part", "another-phase", "another-sum", "step-is-a-path", "checkpoint-too-far"],
+)
+def test_counts_that_are_not_of_the_plan_end_the_attempt_and_reach_no_row(
+    work: Work, job: Read, client: TestClient, script: str
+) -> None:
+    work(script)
+    assert (job().status, job().attempts) == ("queued", 1)
+    assert (job().progress or {}).get("executed") is None
+    assert job().checkpoint is None
+    answer = client.get(f"/v1/fine_tuning/jobs/{job().id}")
+    assert answer.status_code == 200
+    assert "Patient" not in answer.text
+
+
+def test_rows_that_were_deleted_fail_the_job(work: Work, job: Read, database: Database, reservation: Any) -> None:
+    with database.writing() as session:
+        session.execute(update(File).values(deleted_at=1.0))
+    work(SUCCESS)
+    assert (job().status, job().error["code"]) == ("failed", "data_mismatch")  # type: ignore[index]
+    assert charged_in_full(reservation())
 
 
 def test_a_checkpoint_that_was_damaged_in_the_store_is_not_resumed(
@@ -306,6 +377,29 @@ def test_runtime_options_stay_those_of_the_first_attempt(work: Work, job: Read, 
     object.__setattr__(workplace.settings, "max_physical_batch_tokens", 128)
     work(f"assert spec['runtime'] == {first!r}; started(); results(); finish()")
     assert job().status == "succeeded"
+
+
+def test_what_auto_came_to_holds_for_later_attempts_and_is_reported(
+    work: Work, job: Read, workplace: Workplace, client: TestClient
+) -> None:
+    object.__setattr__(workplace.settings, "device", "auto")
+    object.__setattr__(workplace.settings, "threads", 0)
+    work("assert spec['runtime']['device'] == 'auto'; started(); os.kill(os.getpid(), 9)")
+    assert (job().runtime["device"], job().runtime["threads"]) == ("cpu", 1)  # type: ignore[index]
+    work("assert spec['runtime']['device'] == 'cpu' and spec['runtime']['threads'] == 1; " + SUCCESS)
+    assert job().status == "succeeded"
+    report = client.get(f"/v1/models/{job().fine_tuned_model}/privacy_report").json()
+    assert (report["runtime"]["device"], report["runtime"]["threads"]) == ("cpu", 1)
+
+
+def test_the_report_of_a_first_attempt_says_what_ran(
+    work: Work, job: Read, workplace: Workplace, database: Database
+) -> None:
+    object.__setattr__(workplace.settings, "device", "auto")
+    work(SUCCESS)
+    with database.reading() as session:
+        report = session.scalars(select(Model.privacy_report).where(Model.job_id == job().id)).one()
+    assert (report["runtime"]["device"], report["runtime"]["threads"]) == ("cpu", 1)
 
 
 def test_a_job_that_takes_too_long_fails(work: Work, job: Read, workplace: Workplace, reservation: Any) -> None:

@@ -27,6 +27,11 @@ def test_release_adds_the_plans_noise_once() -> None:
     assert torch.equal(released, gaussian_release(RANDOMNESS, PART, total))
 
 
+def test_the_noise_covers_what_rounding_adds_to_the_sensitivity() -> None:
+    exact = gaussian_release(RANDOMNESS, PART, torch.zeros(1000))
+    torch.testing.assert_close(gaussian_release(RANDOMNESS, PART, torch.zeros(1000), tolerance=0.01), exact * 1.01)
+
+
 def test_releases_have_streams_of_their_own() -> None:
     other = GaussianRelease("counts", noise_multiplier=3.0, sensitivity=2.0)
     total = torch.zeros(1000)
