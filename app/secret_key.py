@@ -22,7 +22,7 @@ def load_secret_key(settings: Settings) -> bytes:
 
 
 def _create(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = _temporary(path, secrets.token_hex(BYTES))
     try:
         os.link(temporary, path)  # the first of two processes wins, and both read what it wrote

@@ -69,6 +69,7 @@ def serve(settings: Settings, host: str, port: int, *, with_worker: bool = True)
 
     Raises StartError when the port is taken, another service uses the data folder, or the broker does not start.
     """
+    tether.become_unreadable()
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _only_one(settings.data_dir), _listen(host, port) as listener:
         migrate.upgrade(settings.database)

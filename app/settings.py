@@ -51,7 +51,7 @@ class Settings(BaseSettings):
 
     max_upload_bytes: int = Field(4 * 2**30, gt=0, description="Largest file that an upload may bring.")
     max_job_seconds: float = Field(
-        24 * 3600, gt=0, description="A job that trains longer fails, and is charged in full."
+        24 * 3600, gt=0, description="A job that trains longer in one attempt fails, and is charged in full."
     )
     max_attempts: int = Field(3, ge=1, description="Claims of one job before it fails.")
     lease_seconds: float = Field(30.0, gt=0, description="A worker that is silent for longer has lost its job.")
@@ -61,7 +61,7 @@ class Settings(BaseSettings):
     sweep_seconds: float = Field(5.0, gt=0, description="How often expired leases and lost hints are looked for.")
     checkpoint_seconds: float = Field(60.0, ge=0, description="How often a running job keeps a checkpoint.")
 
-    device: str = Field("auto", description="`auto`, `cpu` or `cuda`.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto`, `cpu` or `cuda`.")
     threads: int = Field(0, ge=0, description="CPU threads of a trainer; 0: torch's choice.")
     max_physical_batch_tokens: int = Field(
         4096, ge=1, description="Tokens that one forward pass takes: memory, not privacy."

@@ -18,7 +18,7 @@ def run() -> None:
     """Revisions run one starter at a time, all or none."""
     url = make_url(context.config.attributes["url"])
     if url.get_backend_name() == "sqlite" and url.database:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        Path(url.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     engine = create_engine(url, poolclass=pool.NullPool)
     with engine.connect() as connection:
         _lock(connection)

@@ -17,6 +17,7 @@ QUEUES = (TRAINING_QUEUE, FILES_QUEUE)
 
 def main() -> int:
     """Runs until it is asked to end; 2 for arguments that make no sense."""
+    tether.become_unreadable()
     parser = argparse.ArgumentParser(prog="privtune worker", description="Runs jobs and reads files.")
     parser.add_argument("--queues", default=",".join(QUEUES), help=f"which of {', '.join(QUEUES)}, separated by commas")
     queues = parser.parse_args().queues.split(",")

@@ -14,7 +14,7 @@ from celery import Celery
 from celery.platforms import SecurityWarning
 from celery.signals import setup_logging, worker_shutting_down
 
-from app import logging
+from app import logging, tether
 from app.queue import FILES_QUEUE, TRAINING_QUEUE, make_celery
 from app.settings import Settings
 from worker import entrypoints
@@ -25,6 +25,7 @@ from worker.workplace import Workplace
 
 def main(queue: str) -> int:
     """Runs until SIGTERM; the worker's exit status."""
+    tether.become_unreadable()
     settings = Settings()
     logging.configure(settings.log_level)
     workplace = Workplace.open(settings)

@@ -27,6 +27,7 @@ from typing import Any
 
 import duckdb
 
+from app import tether
 from app.files.formats import choose
 from app.files.formats.interface import Column, Table, identifier, literal
 from app.files.limits import (
@@ -45,6 +46,7 @@ _PR_SET_PDEATHSIG = 1
 
 def main(job: Mapping[str, Any]) -> None:
     """One file, from limits to profile."""
+    tether.become_unreadable()
     _confine(ReaderLimits(**job["limits"]))
     try:
         profile = read(Path(job["source"]), job["filename"], Path(job["rows"]), job["unit_column"])

@@ -72,6 +72,17 @@ def test_other_processes_cannot_read_it_and_it_cannot_read_them() -> None:
     assert _in_sandbox(body) == ["EPERM", 0, True]
 
 
+def test_it_takes_no_descriptor_of_its_parent() -> None:
+    body = """
+        libc = ctypes.CDLL(None, use_errno=True)
+        def getfd():
+            if libc.syscall(438, -1, 0, 0) < 0:
+                raise OSError(ctypes.get_errno(), "")
+        result = [attempt(lambda: os.pidfd_open(os.getppid())), attempt(getfd)]
+    """
+    assert _in_sandbox(body) == ["EPERM", "EPERM"]
+
+
 def test_files_threads_and_a_socket_from_before_still_work() -> None:
     body = """
         import tempfile

@@ -1,8 +1,9 @@
 """What the trainer gives up before it touches data: the network, new privileges, and being read by other processes.
 
 A seccomp filter makes every `socket` call fail with EPERM (the control socket is connected before), and with it
-io_uring, which could open sockets past the filter, and the calls that read another process's memory. It holds for all
-threads and children, and cannot be taken back. Python cannot install one itself, hence ctypes.
+io_uring, which could open sockets past the filter, and the calls that read another process's memory or take its
+descriptors. It holds for all threads and children, and cannot be taken back. Python cannot install one itself, hence
+ctypes.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ _OFFSET_NUMBER, _OFFSET_ARCHITECTURE = 0, 4  # of struct seccomp_data
 _X32_BIT = 0x40000000  # x86_64's second calling convention has the same calls under other numbers
 
 # Per machine: the audit architecture, and the numbers of seccomp and of the refused calls:
-# socket, io_uring_setup, ptrace, process_vm_readv, process_vm_writev.
+# socket, io_uring_setup, ptrace, process_vm_readv, process_vm_writev, pidfd_open, pidfd_getfd.
 _MACHINES: dict[str, tuple[int, int, tuple[int, ...]]] = {
-    "x86_64": (0xC000003E, 317, (41, 425, 101, 310, 311)),
-    "aarch64": (0xC00000B7, 277, (198, 425, 117, 270, 271)),
+    "x86_64": (0xC000003E, 317, (41, 425, 101, 310, 311, 434, 438)),
+    "aarch64": (0xC00000B7, 277, (198, 425, 117, 270, 271, 434, 438)),
 }
 
 

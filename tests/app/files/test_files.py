@@ -192,7 +192,7 @@ def test_a_public_file_has_no_budget_and_is_audited(
     with database.reading() as session:
         own = budgets.default_for(session, project_id).id
     entry = ledger(database, own)[-1]
-    assert (entry.kind, entry.details["file_id"]) == ("public_declared", file["id"])
+    assert (entry.kind, entry.details) == ("public_declared", {"file_id": file["id"]})
 
 
 def test_what_was_private_cannot_become_public(upload: Upload, process: Process, client: TestClient) -> None:
