@@ -3,8 +3,8 @@
 JOB is JSON: {"source", "filename", "unit_column", "rows", "profile", "limits"}. To the path `rows` it writes the
 canonical rows as Parquet (every cell text or null, in the file's order; equal input gives equal bytes), to `profile` as
 JSON {"format", "num_rows", "num_units", "records_per_unit", "columns": [{"name", "type", "distinct", "classes",
-"nulls"}]} or {"problem": {…}}. The process sets its own limits before it opens the file, and neither opens a socket nor
-runs anything else.
+"nulls"}]} or {"problem": {…}}. The process sets its own limits before it opens the file. It has no need of a socket or
+of another program, but nothing here forbids them.
 
 Privacy units are the values of `unit_column` as text, compared character by character; without one (null) each row is
 its own. records_per_unit: [[records, units, rows]], ascending: so many units have that many records, and have so many
