@@ -109,8 +109,10 @@ class TrainerProcess:
                 return [_decoded(line) for line in lines]
             if len(self._pending) > _LONGEST_LINE:
                 raise BadMessage("a line without an end")
-            if self._ended or (self._connection is None and self.process.poll() is not None):
+            if self._ended:
                 raise TrainerGone
+            if self._connection is None and self.process.poll() is not None and not self._selector.select(0):
+                raise TrainerGone  # it never connected; one that did, and ended before we looked, is still read
             left = deadline - time.monotonic()
             # Without a connection nothing wakes us when the process ends: look again soon.
             ready = self._selector.select(max(0.0, left if self._connection else min(left, 0.1)))

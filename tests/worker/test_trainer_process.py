@@ -13,7 +13,7 @@ import pytest
 
 from app import processes
 from worker.job_folder import remove_abandoned
-from worker.trainer.messages import Message, Notice, Progress, Stopped
+from worker.trainer.messages import Failed, Message, Notice, Progress, Stopped
 from worker.trainer_process import BadMessage, TrainerGone, TrainerProcess
 
 #: What every script starts with: the order from standard input, and the socket that it names.
@@ -67,6 +67,13 @@ def test_messages_arrive_in_order_and_all_of_them_before_the_end(start: Start) -
     trainer.begin(b"k" * 32)
     messages = read_all(trainer)
     assert [message.step for message in messages if isinstance(message, Progress)] == list(range(500))
+
+
+def test_one_that_ended_before_anybody_looked_is_still_heard(start: Start) -> None:
+    trainer = start('say(type="failed", code="data_mismatch")')
+    trainer.begin(b"k" * 32)
+    trainer.process.wait(20)
+    assert read_all(trainer) == [Failed("data_mismatch")]
 
 
 def test_a_message_that_comes_in_pieces_is_one_message(start: Start) -> None:
