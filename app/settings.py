@@ -63,6 +63,9 @@ class Settings(BaseSettings):
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto`, `cpu` or `cuda`.")
     threads: int = Field(0, ge=0, description="CPU threads of a trainer; 0: torch's choice.")
+    ranks: int = Field(
+        0, ge=0, le=64, description="Processes that train a job together; 0: one for each GPU, one on a CPU."
+    )
     max_physical_batch_tokens: int = Field(
         4096, ge=1, description="Tokens that one forward pass takes: memory, not privacy."
     )

@@ -69,6 +69,7 @@ CLEARED: dict[str, Clearance] = {
             "total_parameters": number,
             "max_physical_batch_tokens": number,
             "threads": number,
+            "ranks": number,
         },
     ),
     "progress": Clearance(
@@ -128,8 +129,8 @@ def check(message: Message, plan: PrivacyPlan) -> None:
     Counts are whole numbers within the plan: they become ledger charges, rows that users read, and storage keys.
     """
     match message:
-        case Started(device=on, threads=threads):
-            sound = device(on) and _count(threads) and threads > 0
+        case Started(device=on, threads=threads, ranks=ranks):
+            sound = device(on) and _count(threads) and threads > 0 and _count(ranks) and ranks > 0
         case Progress():
             sound = (
                 message.phase in {part.name for part in plan.parts}

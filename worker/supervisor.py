@@ -109,6 +109,7 @@ class Attempt:
             device=self._settings.device,
             max_physical_batch_tokens=self._settings.max_physical_batch_tokens,
             threads=self._settings.threads,
+            ranks=self._settings.ranks,
         )
         self._deadline = time.monotonic() + self._settings.max_job_seconds
 
@@ -219,7 +220,7 @@ class Attempt:
 
     def _freeze_what_runs(self, started: Started) -> None:
         """`auto` and 0 were this machine's to choose: what it chose holds for every later attempt, and is reported."""
-        ran = dataclasses.replace(self._runtime, device=started.device, threads=started.threads)
+        ran = dataclasses.replace(self._runtime, device=started.device, threads=started.threads, ranks=started.ranks)
         if ran != self._runtime:
             claimed, self._runtime = self._claimed, ran
             with self._workplace.database.writing() as session:

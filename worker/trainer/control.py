@@ -7,8 +7,9 @@ import threading
 import time
 from pathlib import Path
 
+from worker.trainer.dp.reduce import from_first_rank
 from worker.trainer.failure import StopRequested
-from worker.trainer.messages import Message, Progress, Stop, decode, encode
+from worker.trainer.messages import Failed, Message, Progress, Stop, decode, encode
 from worker.trainer.spec import SOCKET_FILE
 
 #: Seconds between two progress messages, at least.
@@ -21,6 +22,8 @@ class Control:
     def __init__(self, connection: socket.socket | None) -> None:
         self._connection = connection
         self._stop = threading.Event()
+        self._sending = threading.Lock()
+        self.failed = False  # whether Failed was sent
         self._last_progress = float("-inf")
         if connection is not None:
             threading.Thread(target=self._listen, args=(connection,), name="control", daemon=True).start()
@@ -41,13 +44,18 @@ class Control:
         return self._connection is not None
 
     def send(self, message: Message) -> None:
-        """Sends one message; a lost connection sets the stop flag instead of raising."""
-        if self._connection is None:
-            return
-        try:
-            self._connection.sendall(encode(message))
-        except OSError:
-            self._stop.set()
+        """Sends one message, from any thread; a lost connection sets the stop flag instead of raising. Failed is the
+        last word: what comes after it is not sent."""
+        with self._sending:
+            if self.failed:
+                return
+            self.failed = isinstance(message, Failed)
+            if self._connection is None:
+                return
+            try:
+                self._connection.sendall(encode(message))
+            except OSError:
+                self._stop.set()
 
     def progress(self, message: Progress, *, last: bool = False) -> None:
         """Sends progress, at most every PROGRESS_INTERVAL seconds, and always the last."""
@@ -58,13 +66,19 @@ class Control:
 
     @property
     def stop_requested(self) -> bool:
-        """Whether Stop came in."""
+        """Whether Stop came in, to this rank."""
         return self._stop.is_set()
 
     def check(self) -> None:
-        """Raises StopRequested once Stop came in. Called between steps."""
-        if self._stop.is_set():
+        """Raises StopRequested on every rank once Stop came in to the first: a collective, called between steps."""
+        (stop,) = from_first_rank(self._stop.is_set())
+        if stop:
             raise StopRequested
+
+    def wait_for_end(self) -> None:
+        """Until the other side ends the conversation, or asks to stop."""
+        if self._connection is not None:
+            self._stop.wait()
 
     def close(self) -> None:
         """Ends the conversation; what was sent before still arrives."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from worker.trainer.dp.reduce import rank_and_world_size
 from worker.trainer.spec import RuntimeOptions
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -38,11 +39,28 @@ class Device:
 
 
 def set_up_device(runtime: RuntimeOptions) -> Device:
-    """Fixes device and threads for the process, and asks torch for deterministic kernels (warns where it has none)."""
-    name = runtime.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if runtime.threads:
-        torch.set_num_threads(runtime.threads)
+    """Fixes device and threads for the process, and asks torch for deterministic kernels (warns where it has none).
+
+    Ranks take a GPU each, in turn where there are fewer, and share a CPU's cores.
+    """
+    name = device_type(runtime)
+    rank, world_size = rank_and_world_size()
+    torch.set_num_threads(runtime.threads or max(1, torch.get_num_threads() // world_size))
     torch.use_deterministic_algorithms(True, warn_only=name != "cpu")
-    return Device(torch.device(name), runtime.precision, torch.get_num_threads())
+    device = torch.device(name)
+    if name == "cuda":
+        device = torch.device(name, rank % max(1, cuda_devices()))
+        torch.cuda.set_device(device)
+    return Device(device, runtime.precision, torch.get_num_threads())
+
+
+def device_type(runtime: RuntimeOptions) -> str:
+    """`cpu` or `cuda`: as asked for, or a GPU where there is one."""
+    if runtime.device != "auto":
+        return runtime.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def cuda_devices() -> int:
+    """GPUs that this process sees."""
+    return torch.cuda.device_count()

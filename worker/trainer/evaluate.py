@@ -18,6 +18,7 @@ from app.catalog.recipes import EVALUATION
 from app.privacy.plan import GaussianRelease
 from worker.trainer.checkpoint import State
 from worker.trainer.data import Dataset
+from worker.trainer.dp.reduce import sum_over_ranks_
 from worker.trainer.dp.release import gaussian_release
 from worker.trainer.job import Job
 from worker.trainer.loop import progress
@@ -70,12 +71,12 @@ def confusion_counts(job: Job, dataset: Dataset) -> Tensor:
     classes = len(job.spec.task.labels)
     counts = torch.zeros(classes * classes, dtype=torch.float64)
     weights = dataset.weight_of_row
-    for chosen, batch in job.batches(dataset.examples, dataset.single_rows):
-        job.control.check()
+    for chosen, batch in job.shared_batches(dataset.examples, dataset.single_rows):
         with job.device.autocast():
             predicted = job.task.logits(job.model, batch).argmax(1)
         cells = (batch["labels"] * classes + predicted).cpu()
         counts += torch.bincount(cells, weights[torch.from_numpy(chosen)], minlength=classes * classes)
+    sum_over_ranks_([counts])
     return counts.view(classes, classes)
 
 

@@ -18,7 +18,9 @@ from worker.trainer.adaptations.registry import ADAPTERS
 from worker.trainer.control import Control
 from worker.trainer.device import Device
 from worker.trainer.dp.batching import physical_batches
+from worker.trainer.dp.partition import in_rounds
 from worker.trainer.dp.randomness import JobRandomness
+from worker.trainer.dp.reduce import rank_and_world_size
 from worker.trainer.failure import TrainerFailure
 from worker.trainer.families.encoder import EncoderFamily
 from worker.trainer.families.registry import FAMILIES
@@ -46,6 +48,21 @@ class Job:
         limit = self.spec.runtime.max_physical_batch_tokens
         for chosen in physical_batches(rows, examples.lengths, max_tokens=limit):
             yield chosen, self.task.batch(examples, chosen, self.device.torch_device)
+
+    def shared_batches(
+        self, examples: Examples, rows: list[list[int]]
+    ) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
+        """This rank's among the physical batches of one pass that all ranks make together.
+
+        A collective: raises StopRequested on every rank, before a batch, once the supervisor asked for it.
+        """
+        limit = self.spec.runtime.max_physical_batch_tokens
+        cut = list(physical_batches(rows, examples.lengths, max_tokens=limit))
+        rank, world_size = rank_and_world_size()
+        for chosen in in_rounds(cut, rank=rank, world_size=world_size):
+            self.control.check()
+            if chosen is not None:
+                yield chosen, self.task.batch(examples, chosen, self.device.torch_device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,7 +7,7 @@ clips nor noises.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -23,9 +23,12 @@ from worker.trainer.dp.batching import physical_batches
 from worker.trainer.dp.engine import Batch, GradientEngine
 from worker.trainer.dp.engines import make_engine
 from worker.trainer.dp.optimizers import WeightAverage, make_optimizer
+from worker.trainer.dp.partition import units_of_rank
+from worker.trainer.dp.reduce import from_first_rank, rank_and_world_size, ranks_agree, sum_over_ranks_
 from worker.trainer.dp.release import bounded_rows, gaussian_release
 from worker.trainer.dp.sampler import poisson_batch, rows_of_step
 from worker.trainer.dp.step import TOLERANCE, TOLERANCE_HALF, PrivateStep, noise_std
+from worker.trainer.failure import StopRequested, TrainerFailure
 from worker.trainer.job import Job, PreparedPhase, all_parameters
 from worker.trainer.messages import Checkpoint, Notice, Progress
 
@@ -75,12 +78,13 @@ def train(
             state.executed[name] = index + 1
             last = prepared is phases[-1] and index + 1 == part.num_steps
             job.control.progress(progress(job, state), last=last)
-            stop = job.control.stop_requested
-            if last or stop or time.monotonic() - last_checkpoint >= job.spec.checkpoint_seconds:
-                _checkpoint(job, capture(state, parameters, optimizer, average))
+            due = time.monotonic() - last_checkpoint >= job.spec.checkpoint_seconds
+            stop, due = from_first_rank(job.control.stop_requested, due)
+            if last or stop or due:
+                _checkpoint(job, capture(state, parameters, optimizer, average), prepared.parameters)
                 last_checkpoint = time.monotonic()
             if stop:
-                job.control.check()
+                raise StopRequested
         if average is not None:
             average.copy_to(prepared.parameters)
 
@@ -163,13 +167,16 @@ def micro_batches(
         ).tolist()
         for unit in units
     ]
+    rank, world_size = rank_and_world_size()
+    one_each = np.ones(len(dataset.examples), dtype=np.int64)
+    tokens = one_each if prepared.on_features else dataset.examples.lengths
+    rows = [rows[unit] for unit in units_of_rank(rows, tokens, rank=rank, world_size=world_size)]
     device = job.device.torch_device
     if not prepared.on_features:
         for chosen, batch in job.batches(dataset.examples, rows):
             yield batch, torch.from_numpy(dataset.unit_of_row[chosen]).to(device)
         return
     assert features is not None
-    one_each = np.ones(len(dataset.examples), dtype=np.int64)
     for chosen in physical_batches(rows, one_each, max_tokens=job.spec.runtime.max_physical_batch_tokens):
         index = torch.from_numpy(chosen)
         batch = {"features": features[index.to(device)], "labels": dataset.examples.labels[index].to(device)}
@@ -190,15 +197,13 @@ def _needs_features(job: Job, phases: tuple[PreparedPhase, ...], state: State) -
 def _pooled(job: Job, dataset: Dataset) -> Tensor:
     """The body's vectors before centring, (rows, width), float32, on the device."""
     job.control.send(Notice("computing_features", {"num_units": dataset.num_units}))
-    out: Tensor | None = None
-    for chosen, batch in job.batches(dataset.examples, dataset.single_rows):
-        job.control.check()
+    width = job.family.head_module(job.model).in_features
+    out = torch.zeros(len(dataset.examples), width, device=job.device.torch_device)
+    for chosen, batch in job.shared_batches(dataset.examples, dataset.single_rows):
         with job.device.autocast():
             values = job.family.pooled(job.model, batch["input_ids"], batch["attention_mask"])
-        if out is None:
-            out = torch.empty(len(dataset.examples), values.shape[1], device=values.device)
         out[torch.from_numpy(chosen).to(values.device)] = values
-    assert out is not None
+    sum_over_ranks_([out])  # each row from one rank, zeros from the others
     return out
 
 
@@ -230,7 +235,11 @@ def _centre(job: Job, dataset: Dataset, pooled: Tensor | None, state: State) -> 
     job.family.set_centre(job.model, state.tensors["centre"].to(job.device.torch_device))
 
 
-def _checkpoint(job: Job, state: State) -> None:
+def _checkpoint(job: Job, state: State, parameters: Mapping[str, nn.Parameter]) -> None:
+    if not ranks_agree(parameters.values()):
+        raise TrainerFailure("ranks_disagree")
+    if rank_and_world_size()[0] > 0:
+        return
     write_checkpoint(job.folder, job.spec, state)
     job.control.send(Checkpoint(state.step, dict(state.executed)))
     if not job.control.attached:

@@ -22,6 +22,7 @@ class Started:
     total_parameters: int
     max_physical_batch_tokens: int
     threads: int
+    ranks: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,7 @@ FAILURES: dict[str, str] = {
     "resume_mismatch": "The checkpoint was made under another plan or other data.",
     "base_model_invalid": "The base model cannot be loaded.",
     "export_check_failed": "The exported model did not load or did not answer as the trained one.",
+    "ranks_disagree": "The training processes came to different weights.",
     "trainer_error": "The training process failed.",
 }
 

@@ -14,6 +14,7 @@ from worker.trainer.control import Control
 from worker.trainer.data import load_data
 from worker.trainer.device import set_up_device
 from worker.trainer.dp.engine import EngineError, GradientEngine
+from worker.trainer.dp.reduce import RankLost, rank_and_world_size
 from worker.trainer.evaluate import evaluate
 from worker.trainer.export import export
 from worker.trainer.failure import StopRequested, TrainerFailure
@@ -44,6 +45,7 @@ def run(folder: Path, key: bytes, control: Control) -> None:
             total_parameters=sum(parameter.numel() for parameter in job.model.parameters()),
             max_physical_batch_tokens=spec.runtime.max_physical_batch_tokens,
             threads=device.threads,
+            ranks=rank_and_world_size()[1],
         )
     )
     initial = initial_values(phases)
@@ -53,7 +55,8 @@ def run(folder: Path, key: bytes, control: Control) -> None:
     except StopRequested:
         control.send(Stopped(state.step, dict(state.executed)))
         return
-    export(job, phases, initial, metrics)
+    if rank_and_world_size()[0] == 0:
+        export(job, phases, initial, metrics)
     control.send(Finished(dict(state.executed), time.monotonic() - started))
 
 
@@ -75,6 +78,9 @@ def attempt(folder: Path, key: bytes, control: Control) -> bool:
     try:
         run(folder, key, control)
         return True
+    except RankLost:  # as a crash: its code, where it has one, is the other rank's to tell
+        traceback.print_exc(file=sys.stderr)
+        return False
     except Exception as error:  # the one place where a failure becomes a code
         traceback.print_exc(file=sys.stderr)
         control.send(Failed(_code(error)))

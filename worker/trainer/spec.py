@@ -8,6 +8,7 @@ The folder:
     results/model/                 the bundle; results/metrics.json
     control.sock                   the supervisor listens, the trainer connects (messages.py)
     trainer.log                    standard error; never leaves the folder
+    ranks-*                        where several ranks meet
 The job's secret key comes as the first line of standard input, in hexadecimal, never in a file.
 """
 
@@ -68,13 +69,15 @@ class RuntimeOptions:
     """Speed and memory only, frozen on the job at its first attempt; never privacy.
 
     max_physical_batch_tokens: tokens, padding included, that one forward pass takes.
-    threads: 0 leaves torch's own choice.
+    threads: 0 leaves torch's own choice, shared among the ranks.
+    ranks: processes that train together; 0: one for each GPU, one on a CPU.
     """
 
     device: str = "auto"
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     max_physical_batch_tokens: int = 4096
     threads: int = 0
+    ranks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
