@@ -11,6 +11,11 @@ MAX_ROWS = 100_000_000
 MAX_CELL_BYTES = 2**20
 #: Bytes of a row in the file.
 MAX_ROW_BYTES = 2**23
+#: Of an image as uploaded.
+MAX_IMAGE_BYTES = 2**25
+MAX_IMAGE_PIXELS = 40_000_000
+#: Pixels of an image's longer side in the canonical rows: more than any base model here looks at.
+MAX_IMAGE_SIDE = 512
 #: Classes are taken from columns with at most so many distinct values, of at most so many characters.
 MAX_CLASSES = 1000
 MAX_CLASS_LENGTH = 64

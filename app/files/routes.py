@@ -46,7 +46,7 @@ _FORM = {
                         "file": {
                             "type": "string",
                             "format": "binary",
-                            "description": "CSV, TSV, JSONL or Parquet. Last in the form, a refusal comes at once.",
+                            "description": "A dataset, see the README. Last in the form, a refusal comes at once.",
                         },
                         **UploadForm.model_json_schema(by_alias=True)["properties"],
                     },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from app.files.formats import delimited, jsonl, parquet
+from app.files.formats import arrow, delimited, jsonl, parquet
 from app.files.formats.interface import Format
 from app.files.problems import ReadError
 
@@ -13,6 +13,7 @@ FORMATS: dict[str, Format] = {
     "tsv": delimited.TSV,
     "jsonl": jsonl.JSONL,
     "parquet": parquet.PARQUET,
+    "arrow": arrow.ARROW,
 }
 
 #: How much of a file is looked at to tell its format.

@@ -15,8 +15,9 @@ import pyarrow as pa
 from app.files.limits import MAX_COLUMN_NAME, MAX_COLUMNS
 from app.files.problems import ReadError
 
-#: What a column held before it became text.
-ColumnType = Literal["string", "integer", "number", "boolean", "json", "mixed"]
+#: What a column's cells hold. All but images are text in the canonical rows: `json` is lists or objects as JSON, and
+#: `mixed` what has no one type. An `image` is the bytes of a PNG or JPEG (`app.files.formats.images`).
+ColumnType = Literal["string", "integer", "number", "boolean", "json", "mixed", "image"]
 
 _BATCH_ROWS, _BATCH_CHARACTERS = 10_000, 2**22
 
@@ -33,7 +34,8 @@ class Column:
 class Reading:
     """One way to read the rows.
 
-    query: a SELECT of all columns as text under their names, in the file's order of rows; it can run once.
+    query: a SELECT of all columns under their names, images as bytes and all else as text, in the file's order of
+      rows; it can run once.
     problem: asked after the query has run; what ended it, or None.
     """
 
@@ -70,31 +72,42 @@ class Format:
 
 
 def stream(
-    connection: duckdb.DuckDBPyConnection, columns: Sequence[Column], rows: Iterable[Sequence[str | None]]
+    connection: duckdb.DuckDBPyConnection, columns: Sequence[Column], rows: Iterable[Sequence[str | bytes | None]]
 ) -> Reading:
     """A reading of rows that Python yields, batch by batch, never all at once."""
-    schema = pa.schema([(column.name, pa.string()) for column in columns])
-    failures: list[ReadError] = []
+    schema = pa.schema([(column.name, pa.binary() if column.type == "image" else pa.string()) for column in columns])
 
     def batches() -> Iterator[pa.RecordBatch]:
+        for batch in _batched(rows):
+            cells = zip(*batch, strict=True)
+            arrays = [pa.array(column, field.type) for column, field in zip(cells, schema, strict=True)]
+            yield pa.record_batch(arrays, schema)
+
+    return arrow_stream(connection, schema, batches(), [identifier(column.name) for column in columns])
+
+
+def arrow_stream(
+    connection: duckdb.DuckDBPyConnection, schema: pa.Schema, batches: Iterable[pa.RecordBatch], cells: Sequence[str]
+) -> Reading:
+    """A reading of Arrow batches of that schema. cells: for each column, what SELECT makes of it."""
+    failures: list[ReadError] = []
+
+    def kept() -> Iterator[pa.RecordBatch]:
         # An exception would reach DuckDB as a text: it is kept here, and the stream ends.
         try:
-            for batch in _batched(rows):
-                cells = zip(*batch, strict=True)
-                yield pa.record_batch([pa.array(column, pa.string()) for column in cells], schema)
+            yield from batches
         except ReadError as error:
             failures.append(error)
         except MemoryError:
             failures.append(ReadError("limits_exceeded"))
 
     name = f"rows_{id(failures)}"
-    connection.register(name, pa.RecordBatchReader.from_batches(schema, batches()))
-    names = ", ".join(identifier(column.name) for column in columns)
-    return Reading(f"SELECT {names} FROM {name}", lambda: failures[0] if failures else None)
+    connection.register(name, pa.RecordBatchReader.from_batches(schema, kept()))
+    return Reading(f"SELECT {', '.join(cells)} FROM {name}", lambda: failures[0] if failures else None)
 
 
-def _batched(rows: Iterable[Sequence[str | None]]) -> Iterator[list[Sequence[str | None]]]:
-    batch: list[Sequence[str | None]] = []
+def _batched(rows: Iterable[Sequence[str | bytes | None]]) -> Iterator[list[Sequence[str | bytes | None]]]:
+    batch: list[Sequence[str | bytes | None]] = []
     size = 0
     for row in rows:
         batch.append(row)

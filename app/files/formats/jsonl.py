@@ -7,6 +7,7 @@ Read by Python's own parser: it tells line and column of a mistake, which DuckDB
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -55,7 +56,9 @@ def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _object(text: str, line: int) -> dict[str, Any]:
     try:
-        row = json.loads(text, parse_constant=_refuse_constant)
+        row = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+    except OverflowError:
+        raise ReadError("number_not_finite", line=line) from None
     except json.JSONDecodeError as error:
         raise ReadError("invalid_json", line=line, column=error.colno) from None
     except (ValueError, RecursionError):  # NaN and Infinity, numbers of thousands of digits, nesting without end
@@ -78,6 +81,13 @@ def _encodable(row: dict[str, Any]) -> bool:
 
 def _refuse_constant(_name: str) -> NoReturn:
     raise ValueError("not JSON")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise OverflowError
+    return number
 
 
 def _text(value: Any) -> str | None:

@@ -14,36 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from app.files.limits import MAX_CELL_BYTES, MAX_COLUMNS, MAX_ROW_BYTES, ReaderLimits, limits_for
-from app.files.problems import PROBLEMS, Problem, ReadError
-from app.files.reader import read
-
-SECRET = "Ludwig-was-here"
-
-
-def rows_of(tmp_path: Path, data: bytes, filename: str) -> list[tuple[str | None, ...]]:
-    read_profile(tmp_path, data, filename)
-    table = pq.read_table(tmp_path / "rows.parquet")
-    assert all(kind == pa.string() for kind in table.schema.types)
-    return [tuple(row.values()) for row in table.to_pylist()]
-
-
-def read_profile(tmp_path: Path, data: bytes, filename: str, unit_column: str | None = None) -> dict[str, Any]:
-    (tmp_path / "source").write_bytes(data)
-    (tmp_path / "rows.parquet").unlink(missing_ok=True)
-    return read(tmp_path / "source", filename, tmp_path / "rows.parquet", unit_column)
-
-
-def problem_of(tmp_path: Path, data: bytes, filename: str, unit_column: str | None = None) -> Problem:
-    with pytest.raises(ReadError) as caught:
-        read_profile(tmp_path, data, filename, unit_column)
-    assert SECRET not in str(caught.value) + caught.value.problem.message
-    return caught.value.problem
-
-
-def parquet(tmp_path: Path, **columns: pa.Array | list[Any]) -> bytes:
-    pq.write_table(pa.table(columns), tmp_path / "made.parquet")
-    return (tmp_path / "made.parquet").read_bytes()
-
+from app.files.problems import PROBLEMS, Problem
+from tests.app.files.reading import SECRET, parquet, problem_of, read_profile, rows_of
 
 EXPECTED = [("good, really", "pos"), ('said "no"\ntwice', "neg"), ("Größe ✓", None), (None, "pos")]
 
@@ -110,6 +82,8 @@ def test_the_profile_has_classes_and_the_place_of_the_first_missing_cell(tmp_pat
         "type": "string",
         "distinct": 2,
         "classes": ["a", "b"],
+        "elements": None,
+        "range": None,
         "nulls": {"count": 1, "row": 4, "line": 7},
     }
 
@@ -226,10 +200,7 @@ def test_damaged_parquet_is_refused(tmp_path: Path, cut: int) -> None:
     assert problem_of(tmp_path, damaged, "a.parquet").code == "invalid_parquet"
 
 
-def test_binary_columns_and_null_characters_of_parquet_have_no_line(tmp_path: Path) -> None:
-    assert problem_of(tmp_path, parquet(tmp_path, a=["x"], b=[b"\xff"]), "a.parquet") == Problem(
-        "unsupported_column", column=2
-    )
+def test_null_characters_of_parquet_have_no_line(tmp_path: Path) -> None:
     assert problem_of(tmp_path, parquet(tmp_path, a=["x", "y\0"]), "a.parquet") == Problem(
         "null_character", column=1, row=2
     )
