@@ -62,6 +62,11 @@ class Settings(BaseSettings):
     checkpoint_seconds: float = Field(60.0, ge=0, description="How often a running job keeps a checkpoint.")
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto`, `cpu` or `cuda`.")
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32",
+        description="What training steps compute in: `float32`, `bfloat16` or `float16`; "
+        "16 bits are fast on a GPU, and noise covers their rounding.",
+    )
     threads: int = Field(0, ge=0, description="CPU threads of a trainer; 0: torch's choice.")
     ranks: int = Field(
         0, ge=0, le=64, description="Processes that train a job together; 0: one for each GPU, one on a CPU."

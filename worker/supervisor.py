@@ -107,6 +107,7 @@ class Attempt:
         self._started = False
         self._runtime = RuntimeOptions(
             device=self._settings.device,
+            precision=self._settings.precision,
             max_physical_batch_tokens=self._settings.max_physical_batch_tokens,
             threads=self._settings.threads,
             ranks=self._settings.ranks,

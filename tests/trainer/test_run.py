@@ -111,6 +111,22 @@ def test_memory_limits_do_not_change_the_model(tmp_path: Path, base: Path) -> No
         torch.testing.assert_close(value, weights[1][name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_trains_close_to_float32(tmp_path: Path, base: Path, precision: str) -> None:
+    weights = []
+    for name in ("float32", precision):
+        job = make_job(tmp_path / name, base, adaptation="last_layers", steps=2)
+        spec = dataclasses.replace(job.spec, runtime=dataclasses.replace(job.spec.runtime, precision=name))
+        spec.write(job.folder)
+        run(job.folder, KEY, Control(None))
+        weights.append(load_file(job.folder / "results/model/model.safetensors"))
+    moved = 0.0
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=0.1, atol=0.05)
+        moved = max(moved, float((weights[1][name] - value).abs().max()))
+    assert moved > 0
+
+
 def test_the_card_states_the_guarantee_and_no_path(tmp_path: Path, base: Path) -> None:
     job = make_job(tmp_path / "job", base)
     run(job.folder, KEY, Control(None))

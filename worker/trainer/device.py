@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +14,8 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """The device, and the type that matrix products compute in; norms, sums, noise and weights stay float32."""
+    """The device, and what matrix products of a training step compute in: norms, sums, noise and weights stay float32,
+    and so does all that is released but for them (features, evaluation)."""
 
     torch_device: torch.device
     precision: str
@@ -30,12 +30,6 @@ class Device:
     def dtype(self) -> torch.dtype:
         """What matrix products compute in."""
         return _DTYPES.get(self.precision, torch.float32)
-
-    def autocast(self) -> AbstractContextManager[object]:
-        """Around every forward pass."""
-        if not self.half_precision:
-            return nullcontext()
-        return torch.autocast(self.torch_device.type, dtype=self.dtype)
 
 
 def set_up_device(runtime: RuntimeOptions) -> Device:

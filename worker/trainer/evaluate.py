@@ -72,8 +72,8 @@ def confusion_counts(job: Job, dataset: Dataset) -> Tensor:
     counts = torch.zeros(classes * classes, dtype=torch.float64)
     weights = dataset.weight_of_row
     for chosen, batch in job.shared_batches(dataset.examples, dataset.single_rows):
-        with job.device.autocast():
-            predicted = job.task.logits(job.model, batch).argmax(1)
+        # In float32 whatever the training computes in: one unit must not move where another one falls.
+        predicted = job.task.logits(job.model, batch).argmax(1)
         cells = (batch["labels"] * classes + predicted).cpu()
         counts += torch.bincount(cells, weights[torch.from_numpy(chosen)], minlength=classes * classes)
     sum_over_ranks_([counts])

@@ -27,7 +27,7 @@ from worker.trainer.dp.partition import units_of_rank
 from worker.trainer.dp.reduce import from_first_rank, rank_and_world_size, ranks_agree, sum_over_ranks_
 from worker.trainer.dp.release import bounded_rows, gaussian_release
 from worker.trainer.dp.sampler import poisson_batch, rows_of_step
-from worker.trainer.dp.step import TOLERANCE, TOLERANCE_HALF, PrivateStep, noise_std
+from worker.trainer.dp.step import TOLERANCE, PrivateStep, noise_std
 from worker.trainer.failure import StopRequested, TrainerFailure
 from worker.trainer.job import Job, PreparedPhase, all_parameters
 from worker.trainer.messages import Checkpoint, Notice, Progress
@@ -66,7 +66,7 @@ def train(
             plan=job.spec.plan,
             part=part,
             randomness=job.randomness,
-            half_precision=job.device.half_precision,
+            half_precision=_half_precision(job, prepared),
         )
         for index in range(state.executed.get(name, 0), part.num_steps):
             units = poisson_batch(
@@ -96,7 +96,7 @@ def make_engines(job: Job, phases: tuple[PreparedPhase, ...]) -> list[GradientEn
     """
     examples = job.task.synthetic(job.model, rows=4)
     batch = job.task.batch(examples, range(len(examples)), job.device.torch_device)
-    with torch.no_grad(), job.device.autocast():
+    with torch.no_grad():
         pooled = job.family.pooled(job.model, batch["input_ids"], batch["attention_mask"])
         features = {"features": job.family.features(job.model, pooled).float(), "labels": batch["labels"]}
     engines: list[GradientEngine] = []
@@ -110,10 +110,15 @@ def make_engines(job: Job, phases: tuple[PreparedPhase, ...]) -> list[GradientEn
                 clipping=prepared.part.clipping,
                 max_grad_norm=prepared.part.max_grad_norm,
                 example=features if prepared.on_features else batch,
-                autocast_dtype=job.device.dtype if job.device.half_precision else None,
+                autocast_dtype=job.device.dtype if _half_precision(job, prepared) else None,
             )
         )
     return engines
+
+
+def _half_precision(job: Job, prepared: PreparedPhase) -> bool:
+    """Features, and what trains on them, are float32 throughout: a sum over all units would drift too far."""
+    return job.device.half_precision and not prepared.on_features
 
 
 def _loss(job: Job, model: nn.Module, batch: Batch) -> Tensor:
@@ -145,7 +150,7 @@ def _optimizer(job: Job, prepared: PreparedPhase) -> Optimizer:
     groups = [{"params": list(head.values()), "lr": rate}]
     if body:
         groups.insert(0, {"params": body, "lr": phase.learning_rate})
-    std = noise_std(plan, part, half_precision=job.device.half_precision) / plan.expected_batch_size(part)
+    std = noise_std(plan, part, half_precision=_half_precision(job, prepared)) / plan.expected_batch_size(part)
     return make_optimizer(
         phase.optimizer,
         groups,
@@ -200,8 +205,7 @@ def _pooled(job: Job, dataset: Dataset) -> Tensor:
     width = job.family.head_module(job.model).in_features
     out = torch.zeros(len(dataset.examples), width, device=job.device.torch_device)
     for chosen, batch in job.shared_batches(dataset.examples, dataset.single_rows):
-        with job.device.autocast():
-            values = job.family.pooled(job.model, batch["input_ids"], batch["attention_mask"])
+        values = job.family.pooled(job.model, batch["input_ids"], batch["attention_mask"])
         out[torch.from_numpy(chosen).to(values.device)] = values
     sum_over_ranks_([out])  # each row from one rank, zeros from the others
     return out
@@ -227,8 +231,7 @@ def _centre(job: Job, dataset: Dataset, pooled: Tensor | None, state: State) -> 
         total = (bounded * dataset.weight_of_row.to(bounded.device)[:, None]).sum(0)
         if parts[0].noise_multiplier > 0.0:
             # Float32 vectors depend in their last bits on the batch that a unit shares with others, as gradients do.
-            tolerance = TOLERANCE_HALF if job.device.half_precision else TOLERANCE
-            total = gaussian_release(job.randomness, parts[0], total, tolerance=tolerance)
+            total = gaussian_release(job.randomness, parts[0], total, tolerance=TOLERANCE)
         state.tensors["centre"] = (total / job.spec.plan.num_units).to(torch.float32)
         state.executed[CENTRING] = 1
         job.control.progress(progress(job, state))

@@ -23,6 +23,10 @@ from worker.trainer.dp.rewrites import rewritten
 from worker.trainer.dp.tape import Tape, total_squared
 from worker.trainer.dp.taped import taped_parameters
 
+#: Losses are multiplied with it where gradients are float16, which holds nothing below 6e-8: a public constant, where
+#: the usual adaptive one would depend on the records. What overflows is not finite and contributes zero.
+_FLOAT16_LOSS_SCALE = 1024.0
+
 
 class BookKeepingEngine:
     """Exact on models whose trainable parameters are used by the functions of `layers.HANDLERS` only.
@@ -67,7 +71,8 @@ class BookKeepingEngine:
         """One forward and backward; the filled tape and the rows' losses, (rows,)."""
         check_records_independent(self._model)
         units = unit_rows(unit_index)
-        tape = Tape(dict(self._parameters), units)
+        scale = _FLOAT16_LOSS_SCALE if self._autocast_dtype is torch.float16 else 1.0
+        tape = Tape(dict(self._parameters), units, scale)
         device = unit_index.device.type
         with (
             torch.enable_grad(),
@@ -78,7 +83,7 @@ class BookKeepingEngine:
                 losses = check_losses(self._loss_fn(self._model, batch), len(unit_index))
             wide = losses.to(torch.promote_types(losses.dtype, torch.float32))
             if wide.requires_grad:  # else no trainable parameter took part, in any row
-                (wide * units.weight_of_row.to(wide.dtype)).sum().backward()
+                (wide * (scale * units.weight_of_row).to(wide.dtype)).sum().backward()
         self._check_nothing_lost()
         return tape, wide.detach()
 

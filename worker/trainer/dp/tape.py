@@ -38,8 +38,10 @@ class Uses:
 class Tape:
     """Collects uses during one backward pass over a physical batch."""
 
-    def __init__(self, parameters: dict[str, Tensor], units: UnitRows) -> None:
+    def __init__(self, parameters: dict[str, Tensor], units: UnitRows, loss_scale: float = 1.0) -> None:
+        """loss_scale: what the losses were multiplied with; norms and sums are given without it."""
         self.units = units
+        self._loss_scale = loss_scale
         self.rows = len(units.unit_of_row)
         self._uses = {
             name: Uses(value.shape, torch.promote_types(value.dtype, torch.float32))
@@ -79,7 +81,7 @@ class Tape:
 
     def squared_norms(self) -> dict[str, Tensor]:
         """‖unit gradient‖² of each parameter, (units,). Complete only after the backward pass."""
-        return {name: self._squared_norm(uses) for name, uses in self._uses.items()}
+        return {name: self._squared_norm(uses) / self._loss_scale**2 for name, uses in self._uses.items()}
 
     def _squared_norm(self, uses: Uses) -> Tensor:
         if uses.dense is not None and (uses.outers or uses.gathers):
@@ -118,7 +120,7 @@ class Tape:
     def add_clipped_sums(self, factors: dict[str, Tensor], sums: dict[str, Tensor]) -> None:
         """sums[name] += Σ_u factors[name][u] · gradient_u. A unit with factor zero adds exactly nothing."""
         for name, uses in self._uses.items():
-            factor = factors[name].to(uses.dtype)
+            factor = factors[name].to(uses.dtype) / self._loss_scale
             blank = factor == 0
             blanks = bool(blank.any())
             target = sums[name].view(-1)
