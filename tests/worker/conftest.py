@@ -28,7 +28,7 @@ whole = {part["name"]: part.get("num_steps", 1) for part in spec["plan"]["parts"
 total = sum(whole.values())
 def started():
     say(type="started", device="cpu", trainable_parameters=1, total_parameters=2,
-        max_physical_batch_tokens=spec["runtime"]["max_physical_batch_tokens"], threads=1)
+        max_physical_batch_tokens=spec["runtime"]["max_physical_batch_tokens"], threads=1, ranks=2)
 def progress(executed):
     say(type="progress", step=sum(executed.values()), num_steps=total, phase=list(executed)[-1], executed=executed)
 def checkpoint(executed):
