@@ -61,6 +61,12 @@ class Settings(BaseSettings):
     sweep_seconds: float = Field(5.0, gt=0, description="How often expired leases and lost hints are looked for.")
     checkpoint_seconds: float = Field(60.0, ge=0, description="How often a running job keeps a checkpoint.")
 
+    models_dir: Path | None = Field(
+        None,
+        description="A folder of Hugging Face models that jobs may start from, one folder each; the same for API and "
+        "workers. Only safetensors are read.",
+    )
+
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto`, `cpu` or `cuda`.")
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32",

@@ -68,6 +68,9 @@ def build(
     else:
         report["guarantee"] = _guarantee(plan, resolved["certified_datasets"])
         report["budgets"] = [_budget(charge, positions, claimed) for charge in claimed.charges]
+    ancestors = (resolved.get("base") or {}).get("lineage")
+    if ancestors:
+        report["lineage"] = _lineage(ancestors, claimed, positions)
     report |= {
         "parts": _parts(plan, executed),
         "released": form.RELEASED[resolved["evaluation"]],
@@ -153,6 +156,36 @@ def _so_far(charge: Mapping[str, Any], position: LedgerPosition, alone: Figure) 
         "accountant": alone.accountant if by_pld else form.filter_name(position.accounting.order),
         "discretization": alone.discretization if by_pld else None,
     }
+
+
+def _lineage(
+    ancestors: Sequence[Mapping[str, Any]], claimed: Claimed, positions: Sequence[LedgerPosition]
+) -> dict[str, Any]:
+    """The jobs that made the base, and what all of them come to together for who is in the rows of several: for each
+    budget that this job shares with one of them, by the budget's own filter, since the plans were chosen in turn."""
+    composed = []
+    for position in positions:
+        mine = [charge["dp_event"] for charge in claimed.charges if charge["budget_id"] == position.budget_id]
+        earlier = {
+            entry["job"]: [c["dp_event"] for c in entry["charges"] if c["privacy_budget"] == position.budget_id]
+            for entry in ancestors
+        }
+        shared = {job: events for job, events in earlier.items() if events}
+        if shared:
+            events = [*mine, *(event for events in shared.values() for event in events)]
+            rho = sum(position.accounting.rho_of(from_json(event)) for event in events)
+            composed.append(
+                {
+                    "privacy_budget": position.budget_id,
+                    "jobs": [claimed.job_id, *shared],
+                    "rdp_order": position.accounting.order,
+                    "rho": rho,
+                    "delta": position.accounting.delta,
+                    "epsilon": _rounded_up(position.accounting.epsilon_of(rho)),
+                    "accountant": form.filter_name(position.accounting.order),
+                }
+            )
+    return {"meaning": form.LINEAGE, "models": [dict(entry) for entry in ancestors], "composed": composed}
 
 
 def _parts(plan: PrivacyPlan, executed: Mapping[str, int]) -> list[dict[str, Any]]:

@@ -17,11 +17,11 @@ from sqlalchemy.orm import Session
 from app.budgets import service as budgets
 from app.budgets import status
 from app.jobs.lifecycle import Claimed
-from app.models import archives
+from app.models import archives, model_folder
 from app.models import service as models
 from app.signing import ReportKeys
 from app.storage.interface import Storage
-from worker import privacy_report, reporter
+from worker import job_folder, privacy_report, reporter
 from worker.privacy_report import LedgerPosition
 from worker.trainer.messages import Finished
 from worker.trainer.spec import METRICS_FILE, MODEL_FOLDER, TrainerSpec
@@ -114,7 +114,18 @@ def store(storage: Storage, prefix: str, bundle: Bundle) -> dict[str, Any]:
         "archives": archives.describe(described, lambda path: _chunks(bundle.folder / path)),
         "metrics": dict(bundle.metrics),
         "privacy_report": dict(bundle.report),
+        "base_facts": _base_facts(bundle),
     }
+
+
+def _base_facts(bundle: Bundle) -> dict[str, Any] | None:
+    """The model as the base of another job; None where it cannot be one (an adapter alone, for instance)."""
+    try:
+        found = model_folder.inspect(bundle.folder, bundle.folder, "", "fine_tuned")
+        return dataclasses.replace(found.base, digest=found.digest(job_folder.sha256)).to_dict()
+    except (model_folder.Refused, OSError) as reason:
+        log.info("model_is_no_base", reason=str(reason))
+        return None
 
 
 def _described(path: Path, name: str) -> dict[str, Any]:

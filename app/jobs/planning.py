@@ -198,6 +198,7 @@ def _planned(
     validation = request.validation
     reading = request.reading
     resolved = {
+        "base": request.base.to_dict(),
         "task": {
             "type": reading.task.type,
             "columns": dict(reading.columns),

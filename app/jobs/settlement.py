@@ -17,6 +17,7 @@ from app.events import service as events
 from app.files import service as files
 from app.jobs import keys
 from app.jobs.tables import Job
+from app.models import service as models
 from app.privacy.dp_events import event_for, to_json
 from app.privacy.plan import PrivacyPlan
 
@@ -50,6 +51,7 @@ def settle(
     budgets.settle(session, job.id, charged, actor)
     keys.erase(session, job.id)
     files.release(session, job.id)
+    models.release(session, job.id)
     job.status = status
     # What is charged in full was not therefore executed: the job tells what is known.
     job.executed = at_least((job.progress or {}).get("executed", {}), kept) if executed is None else dict(executed)

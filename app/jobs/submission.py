@@ -218,7 +218,7 @@ def _take_waiting(session: Session, job_id: str) -> Job | None:
 
 
 def _read(session: Session, settings: Settings, project_id: str, body: CreateJob) -> _Facts:
-    base = models.find_base(body.model)
+    base = models.find_base_for(session, settings, project_id, body.model)
     if base is None:
         raise NotFound("model", param="model")
     training = _file(session, project_id, body.training_file, "training_file")
@@ -348,6 +348,8 @@ def _store(
         with session.begin_nested():
             for file_id in sorted({body.training_file, body.validation_file} - {None}, key=str):
                 files.hold(session, str(file_id), job.id)
+            if facts.base.source == "fine_tuned":
+                models.hold(session, facts.base.id, job.id)
             session.add(job)
             session.flush()
     except IntegrityError:

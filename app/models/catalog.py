@@ -2,50 +2,99 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from app.catalog.bases import BASES, BaseModel
+from sqlalchemy.orm import Session
 
-WEIGHTS = "model.safetensors"
+from app.catalog.bases import BASES, BaseModel
+from app.errors import InvalidRequest
+from app.models import digests, discovery, repository
+from app.models.lineage import lineage_of
+from app.models.model_folder import WEIGHTS, Refused
+from app.models.tables import Model
+from app.settings import Settings
 
 
 class BaseModelUnavailable(LookupError):
-    """The package that carries the base is not installed, or its weights are not the catalog's."""
+    """The files of the base are not there, or they are not what the catalog, or the job's plan, says."""
 
 
-def bases() -> Sequence[BaseModel]:
-    """All that a job may start from."""
-    return tuple(BASES.values())
+def bases(settings: Settings) -> list[BaseModel]:
+    """All that this server offers to every project: packages, then the operator's folder. The first call after a model
+    was put there hashes its weights."""
+    return [base for base in BASES.values() if _package_folder(base) is not None] + list(_discovered(settings))
 
 
-def find_base(name: str) -> BaseModel | None:
-    """The base of that id."""
-    return BASES.get(name)
+def _discovered(settings: Settings) -> Iterator[BaseModel]:
+    if settings.models_dir is not None:
+        for found in discovery.scan(settings.models_dir).models.values():
+            try:
+                yield discovery.base_of(found, settings.data_dir)
+            except OSError:
+                continue  # it went away under us
+
+
+def refused(settings: Settings) -> dict[str, Refused]:
+    """Folders of models that are not offered, and why."""
+    return {} if settings.models_dir is None else dict(discovery.scan(settings.models_dir).refused)
+
+
+def find_base(settings: Settings, name: str) -> BaseModel | None:
+    """The base of that id, offered to every project. Raises InvalidRequest `base_model_refused`, with the reason."""
+    if name in BASES:
+        return BASES[name]
+    if settings.models_dir is None:
+        return None
+    scanned = discovery.scan(settings.models_dir)
+    if name in scanned.refused:
+        reason = scanned.refused[name]
+        raise InvalidRequest(
+            "base_model_refused", f"This base model cannot be used: {reason}.", param="model", reason=reason.code
+        )
+    found = scanned.models.get(name)
+    return None if found is None else discovery.base_of(found, settings.data_dir)
+
+
+def find_base_for(session: Session, settings: Settings, project_id: str, name: str) -> BaseModel | None:
+    """The base of that id for a job of the project: one of the above, or a model that the project's jobs made.
+
+    Raises InvalidRequest: base_model_refused, model_not_a_base.
+    """
+    if not name.startswith(discovery.FINE_TUNED):
+        return find_base(settings, name)
+    model = repository.find(session, project_id, name)
+    return None if model is None else as_base(model)
+
+
+def as_base(model: Model) -> BaseModel:
+    """A fine-tuned model, to be trained further. Raises InvalidRequest `model_not_a_base` where it cannot be."""
+    if model.base_facts is None:
+        raise InvalidRequest(
+            "model_not_a_base", "This model does not hold whole weights that could be trained further.", param="model"
+        )
+    facts = {**model.base_facts, "id": model.id, "source": "fine_tuned"}
+    return BaseModel.from_dict({**facts, "lineage": lineage_of(model.id, model.privacy_report)})
 
 
 def base_path(base: BaseModel) -> Path:
-    """The folder with config, weights and tokenizer, the weights checked against the catalog's digest.
+    """The folder of a package's base, its weights checked against the catalog's digest.
 
     The package is found, never imported: none of its code runs. Raises BaseModelUnavailable.
     """
+    folder = _package_folder(base)
+    if folder is None:
+        raise BaseModelUnavailable(f"the package {base.package} is not installed")
+    if digests.sha256(folder / WEIGHTS) != base.digest:
+        raise BaseModelUnavailable(f"the weights of {base.id} are not the catalog's")
+    return folder
+
+
+def _package_folder(base: BaseModel) -> Path | None:
     found = importlib.util.find_spec(base.package) if base.package.isidentifier() else None
     for location in (found.submodule_search_locations or ()) if found else ():
         folder = Path(location) / base.path
-        weights = folder / WEIGHTS
-        if weights.is_file():
-            status = weights.stat()
-            if _digest(weights, status.st_size, status.st_mtime_ns) != base.digest:
-                raise BaseModelUnavailable(f"the weights of {base.id} are not the catalog's")
+        if (folder / WEIGHTS).is_file():
             return folder
-    raise BaseModelUnavailable(f"the package {base.package} is not installed")
-
-
-@functools.lru_cache(maxsize=64)
-def _digest(path: Path, _size: int, _modified: int) -> str:
-    """Computed again where the file has changed."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return None

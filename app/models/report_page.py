@@ -51,6 +51,8 @@ def _sections(report: Mapping[str, Any]) -> Iterable[str]:
         yield from _promise(report["guarantee"])
         for budget in report["budgets"]:
             yield from _budget(budget)
+    if "lineage" in report:
+        yield from _lineage(report["lineage"])
     yield "<h2>What touched the rows</h2>"
     yield _table([words for _, words in _PARTS], [[part.get(key, "") for key, _ in _PARTS] for part in report["parts"]])
     yield "<h2>What was released</h2>" + _list(report["released"])
@@ -111,6 +113,22 @@ def _budget(budget: Mapping[str, Any]) -> Iterable[str]:
             ["place in the ledger", f"entry {budget['ledger']['sequence']}, {budget['ledger']['head_hash']}"],
         ],
     )
+
+
+def _lineage(lineage: Mapping[str, Any]) -> Iterable[str]:
+    yield "<h2>Where the base model comes from</h2>" + _paragraph(lineage["meaning"])
+    columns = ("model", "job", "base_model", "mechanism", "privacy_unit", "delta")
+    heads = ["model", "job", "its base", "mechanism", "unit", "δ", "ε"]
+    rows = [
+        [*("" if entry[key] is None else entry[key] for key in columns), _figure(entry["epsilon"] or 0.0)]
+        for entry in lineage["models"]
+    ]
+    yield _table(heads, rows)
+    for stated in lineage["composed"]:
+        yield _paragraph(
+            f"Who is in the rows of {', '.join(stated['jobs'])}: ε = {_figure(stated['epsilon'])}, "
+            f"δ = {stated['delta']:g}, on budget {stated['privacy_budget']} ({stated['accountant']})."
+        )
 
 
 def _figure(epsilon: float) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, exists, select
 from sqlalchemy.orm import Session
 
-from app.models.tables import Model
+from app.models.tables import Model, ModelUse
 
 
 def readable(project_id: str) -> Select[Model]:
@@ -30,3 +30,8 @@ def to_erase(session: Session, limit: int) -> Sequence[str]:
     return session.scalars(
         select(Model.id).where(Model.deleted_at.is_not(None), Model.erased_at.is_(None)).limit(limit)
     ).all()
+
+
+def in_use(session: Session, model_id: str) -> bool:
+    """Whether a job still needs it as its base."""
+    return session.scalars(select(exists().where(ModelUse.model_id == model_id))).one()

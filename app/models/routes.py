@@ -13,11 +13,23 @@ from sqlalchemy.orm import Session
 from app.auth.service import Caller
 from app.catalog.tasks import TASKS
 from app.db.session import after_commit
-from app.http.deps import DatabaseDep, Reader, Reading, ReportKeysDep, StorageDep, Submitter, Writing
+from app.errors import InvalidRequest, NotFound
+from app.http.deps import (
+    DatabaseDep,
+    Reader,
+    Reading,
+    ReportKeysDep,
+    SettingsDep,
+    StorageDep,
+    Submitter,
+    Writing,
+)
 from app.http.downloads import Download, respond
-from app.models import archives, report_page, repository, service
+from app.http.pagination import PageParams
+from app.models import archives, listing, report_page, repository, service
 from app.models.schemas import (
     BaseModelList,
+    BaseModelOut,
     ModelDeleted,
     ModelFile,
     ModelFileList,
@@ -42,9 +54,36 @@ _MEDIA_TYPES = {".json": "application/json", ".md": "text/markdown", ".txt": "te
 
 
 @router.get("/base_models")
-def list_base_models(_caller: Reader) -> BaseModelList:
-    """What jobs can start from."""
-    return BaseModelList(data=[render_base(base) for base in service.bases()])
+def list_base_models(
+    _caller: Reader,
+    settings: SettingsDep,
+    after: Annotated[str | None, Query(max_length=200, description="The last id of the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    task: Annotated[str | None, Query(max_length=64, description="Only bases that can learn it, best first.")] = None,
+    num_units: Annotated[int | None, Query(ge=1, description="People or records to train on; with `task`.")] = None,
+    epsilon: Annotated[
+        float | None, Query(gt=0, allow_inf_nan=False, description="0 < ε of the job; with `task`.")
+    ] = None,
+    device: Annotated[Literal["cpu", "cuda"] | None, Query(description="What it will train on; with `task`.")] = None,
+) -> BaseModelList:
+    """What jobs can start from, in pages: by id, or with `task` in the order of a recommendation, with reasons."""
+    asked = None if task is None else listing.Question(task, num_units, epsilon, device)
+    if asked is None and (num_units, epsilon, device) != (None, None, None):
+        raise InvalidRequest("invalid_request", "A recommendation is for a task: name one.", param="task")
+    entries, has_more = listing.page_of(service.bases(settings), PageParams(after, limit), asked, settings)
+    tokens = settings.max_physical_batch_tokens
+    return BaseModelList(data=[render_base(base, tokens, why) for base, why in entries], has_more=has_more)
+
+
+@router.get("/base_models/{base_model_id:path}")
+def retrieve_base_model(
+    session: Reading, caller: Reader, settings: SettingsDep, base_model_id: ModelId
+) -> BaseModelOut:
+    """One of them; or a model that a job of this project made, as the base of another job."""
+    base = service.find_base_for(session, settings, caller.project_id, base_model_id)
+    if base is None:
+        raise NotFound("model")
+    return render_base(base, settings.max_physical_batch_tokens)
 
 
 @router.get("/tasks")
@@ -54,10 +93,10 @@ def list_tasks(_caller: Reader) -> TaskList:
 
 
 @router.get("/models")
-def list_models(session: Reading, caller: Reader) -> ModelList:
+def list_models(session: Reading, caller: Reader, settings: SettingsDep) -> ModelList:
     """Bases and the project's own models; like the wire's, not in pages."""
     own = session.scalars(repository.readable(caller.project_id).order_by(Model.created_at.desc(), Model.id.desc()))
-    return ModelList(data=[*map(render_as_model, service.bases()), *map(render, own)])
+    return ModelList(data=[*map(render_as_model, service.bases(settings)), *map(render, own)])
 
 
 @router.get("/models/{model_id}/files")
@@ -179,9 +218,9 @@ def retrieve_signing_key(_caller: Reader, keys: ReportKeysDep) -> SigningKey:
 
 
 @router.get("/models/{model_id:path}")
-def retrieve_model(session: Reading, caller: Reader, model_id: ModelId) -> ModelOut:
+def retrieve_model(session: Reading, caller: Reader, settings: SettingsDep, model_id: ModelId) -> ModelOut:
     """A model of the project, with its metrics and its privacy report; or a base."""
-    base = service.find_base(model_id)
+    base = service.find_base(settings, model_id)
     if base is not None:
         return render_as_model(base)
     return render(service.get(session, caller.project_id, model_id), full=True)
@@ -189,10 +228,15 @@ def retrieve_model(session: Reading, caller: Reader, model_id: ModelId) -> Model
 
 @router.delete("/models/{model_id:path}")
 def delete_model(
-    session: Writing, caller: Submitter, database: DatabaseDep, storage: StorageDep, model_id: ModelId
+    session: Writing,
+    caller: Submitter,
+    settings: SettingsDep,
+    database: DatabaseDep,
+    storage: StorageDep,
+    model_id: ModelId,
 ) -> ModelDeleted:
     """Deletes a model and its bytes. What its job spent stays in the budget's ledger."""
-    model: Any = service.delete(session, caller.project_id, model_id)
+    model: Any = service.delete(session, settings, caller.project_id, model_id)
     identifier = model.id
     after_commit(session, lambda: service.erase(database, storage, identifier))
     return ModelDeleted(id=identifier)

@@ -7,6 +7,8 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from app.catalog import bases, tasks
+from app.catalog.memory import training_bytes_by_adaptation
+from app.catalog.recommendation import Recommendation
 from app.models.tables import Model
 
 
@@ -65,8 +67,33 @@ class ModelFileList(BaseModel):
     archives: dict[str, Any]
 
 
+class RecommendationOut(BaseModel):
+    """Why a base stands where it does. rank: from 1. adaptation: what `auto` would pick. seconds: a rough estimate."""
+
+    rank: int
+    reason: str
+    adaptation: str
+    seconds: float
+
+
+class Ancestor(BaseModel):
+    """A job that a fine-tuned base comes from, and what it promised its own rows."""
+
+    model: str
+    job: str | None
+    base_model: str | None
+    mechanism: str | None
+    privacy_unit: Any = None
+    epsilon: float | None
+    delta: float | None
+
+
 class BaseModelOut(BaseModel):
-    """A pretrained model that jobs start from."""
+    """A pretrained model that jobs start from.
+
+    training_memory_bytes: by adaptation, estimated from the numbers of parameters, see docs/recipes.md.
+    source: `package`, `folder`, `hub`, or `fine_tuned`: then `lineage` has the jobs that made it, the last one first.
+    """
 
     id: str
     object: Literal["base_model"] = "base_model"
@@ -74,17 +101,23 @@ class BaseModelOut(BaseModel):
     family: str
     tasks: list[str]
     parameters: int
+    hidden_size: int
+    num_layers: int
     max_length: int
     licence: str
     sha256: str
+    source: str
+    training_memory_bytes: dict[str, int]
+    lineage: list[Ancestor]
+    recommendation: RecommendationOut | None = None
 
 
 class BaseModelList(BaseModel):
-    """The catalog of bases."""
+    """A page of the catalog of bases."""
 
     object: Literal["list"] = "list"
     data: list[BaseModelOut]
-    has_more: Literal[False] = False
+    has_more: bool
 
 
 class TaskColumn(BaseModel):
@@ -131,17 +164,30 @@ def render_as_model(base: bases.BaseModel) -> ModelOut:
     return ModelOut(id=base.id, created=0, owned_by="catalog")
 
 
-def render_base(base: bases.BaseModel) -> BaseModelOut:
-    """A base in the catalog."""
+def render_base(base: bases.BaseModel, batch_tokens: int, recommendation: Recommendation | None = None) -> BaseModelOut:
+    """A base in the catalog. batch_tokens: of this server's physical batches."""
     return BaseModelOut(
         id=base.id,
         title=base.title,
         family=base.family,
         tasks=list(base.tasks),
         parameters=base.parameters,
+        hidden_size=base.hidden_size,
+        num_layers=base.num_layers,
         max_length=base.max_length,
         licence=base.licence,
         sha256=base.digest,
+        source=base.source,
+        training_memory_bytes=training_bytes_by_adaptation(base, batch_tokens),
+        lineage=[Ancestor.model_validate(entry) for entry in base.lineage],
+        recommendation=None
+        if recommendation is None
+        else RecommendationOut(
+            rank=recommendation.rank,
+            reason=recommendation.reason,
+            adaptation=recommendation.adaptation,
+            seconds=float(f"{recommendation.seconds:.2g}"),
+        ),
     )
 
 

@@ -11,25 +11,32 @@ from sqlalchemy.orm import Session
 
 from app.db.base import now
 from app.db.session import Database
-from app.errors import InvalidRequest, NotFound
+from app.errors import Conflict, InvalidRequest, NotFound
 from app.ids import sortable_token
 from app.models import repository
-from app.models.catalog import BaseModelUnavailable, base_path, bases, find_base
-from app.models.tables import Model
+from app.models.catalog import BaseModelUnavailable, as_base, base_path, bases, find_base, find_base_for, refused
+from app.models.discovery import FINE_TUNED
+from app.models.tables import Model, ModelUse
+from app.settings import Settings
 from app.storage import Storage
 
 __all__ = [
     "BUNDLE_FILES",
     "BaseModelUnavailable",
+    "as_base",
     "base_path",
     "bases",
     "delete",
     "erase",
     "find_base",
+    "find_base_for",
     "find_file",
     "get",
+    "hold",
     "model_id",
     "publish",
+    "refused",
+    "release",
     "stored_by",
     "sweep",
 ]
@@ -57,7 +64,11 @@ _AT_ONCE = 100
 
 
 def model_id(base: str, suffix: str | None) -> str:
-    """`ft-<base>-<suffix>-<short id>`: a path segment, a repository name, 96 characters of [A-Za-z0-9._-] at most."""
+    """`ft-<base>-<suffix>-<short id>`: a path segment, a repository name, 96 characters of [A-Za-z0-9._-] at most.
+
+    Of a fine-tuned base its own base's name is kept: ids do not grow from job to job.
+    """
+    base = base.removeprefix(FINE_TUNED)
     short = sortable_token()[-_SHORT_ID:]
     tail = "-".join(part for part in (_segment(suffix or ""), short) if part)
     stem = _segment(base)[: _LONGEST_ID - len("ft-") - 1 - len(tail)].rstrip("-.")
@@ -81,6 +92,7 @@ def publish(
     archives: Mapping[str, Any],
     metrics: Mapping[str, Any],
     privacy_report: Mapping[str, Any],
+    base_facts: Mapping[str, Any] | None = None,
 ) -> Model:
     """The model's row. Its bytes are stored already; from this unit of work's commit on they can be downloaded.
 
@@ -100,6 +112,7 @@ def publish(
         archives=dict(archives),
         metrics=dict(metrics),
         privacy_report=dict(privacy_report),
+        base_facts=None if base_facts is None else dict(base_facts),
         created_at=session.scalars(select(now())).one(),
     )
     session.add(model)
@@ -128,13 +141,34 @@ def find_file(model: Model, path: str) -> Mapping[str, Any]:
     raise NotFound("file")
 
 
-def delete(session: Session, project_id: str, identifier: str) -> Model:
-    """Deletes a model; what its job spent stays spent. Its bytes go after the commit, see `erase`."""
+def hold(session: Session, identifier: str, job_id: str) -> None:
+    """A job starts from this model, and needs it until it is released. NotFound where it was deleted meanwhile."""
+    model = session.get(Model, identifier, with_for_update={"key_share": True}, populate_existing=True)
+    if model is None or model.deleted_at is not None:
+        raise NotFound("model", param="model")
+    session.add(ModelUse(model_id=identifier, job_id=job_id))
+    session.flush()
+
+
+def release(session: Session, job_id: str) -> None:
+    """The job has ended. Releasing twice changes nothing."""
+    for use in session.scalars(select(ModelUse).where(ModelUse.job_id == job_id)):
+        session.delete(use)
+    session.flush()
+
+
+def delete(session: Session, settings: Settings, project_id: str, identifier: str) -> Model:
+    """Deletes a model; what its job spent stays spent. Its bytes go after the commit, see `erase`.
+
+    Conflict (model_in_use) while a job starts from it.
+    """
     model = repository.lock(session, project_id, identifier)
     if model is None:
-        if find_base(identifier) is not None:
+        if find_base(settings, identifier) is not None:
             raise InvalidRequest("base_model", "A base model belongs to the catalog: it cannot be deleted.")
         raise NotFound("model")
+    if repository.in_use(session, model.id):
+        raise Conflict("model_in_use", "A job that has not ended starts from this model; cancel it, or wait.")
     model.deleted_at = session.scalars(select(now())).one()
     session.flush()
     return model

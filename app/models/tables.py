@@ -15,7 +15,8 @@ class Model(Base):
 
     job_id has no foreign key: jobs are a higher slice. base: id of the base model.
     files: [{path, bytes, sha256, crc32}], in the order of the archives. archives: {format: {bytes, sha256}}, of the
-      whole archive. erased_at: when the bytes of a deleted model were gone.
+      whole archive. base_facts: `BaseModel.to_dict` of it as the base of another job; None where it cannot be one.
+    erased_at: when the bytes of a deleted model were gone.
     """
 
     __tablename__ = "models"
@@ -30,6 +31,16 @@ class Model(Base):
     archives: Mapped[dict[str, Any]] = mapped_column(Json)
     metrics: Mapped[dict[str, Any]] = mapped_column(Json)
     privacy_report: Mapped[dict[str, Any]] = mapped_column(Json)
+    base_facts: Mapped[dict[str, Any] | None] = mapped_column(Json)
     created_at: Mapped[float] = mapped_column(Double)
     deleted_at: Mapped[float | None] = mapped_column(Double)
     erased_at: Mapped[float | None] = mapped_column(Double)
+
+
+class ModelUse(Base):
+    """A job that starts from a fine-tuned model, and still needs it. job_id has no foreign key, see `Model`."""
+
+    __tablename__ = "model_uses"
+
+    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"), primary_key=True)
+    job_id: Mapped[str] = mapped_column(String(40), primary_key=True, index=True)

@@ -37,6 +37,12 @@ _BUDGET_KEYS = {
 }  # fmt: skip
 _SO_FAR_KEYS = {"plans", "rdp_order", "rho_of_this_job", "rho", "epsilon", "accountant", "discretization"}
 
+_LINEAGE_KEYS = {"meaning", "models", "composed"}
+_ANCESTOR_KEYS = {
+    "model", "job", "base_model", "mechanism", "privacy_unit", "epsilon", "delta", "accountant", "charges",
+}  # fmt: skip
+_COMPOSED_KEYS = {"privacy_budget", "jobs", "rdp_order", "rho", "delta", "epsilon", "accountant"}
+
 #: What a report may take as public, and where it may have it from.
 _FACTS = {
     form.TRAINING_UNITS: {"the file"},
@@ -78,6 +84,8 @@ def check_report(report: Mapping[str, Any]) -> list[Check]:
         for number in range(len(report["budgets"])):
             for name, check in _BUDGET_CHECKS.items():
                 checks.append(_run(f"budget {number + 1}: {name}", check, report, report["budgets"][number]))
+    if "lineage" in report:
+        checks.append(_run("lineage", _lineage, report))
     return checks
 
 
@@ -95,7 +103,7 @@ def _form(report: Mapping[str, Any]) -> str:
     mechanism = report["mechanism"]
     _require(mechanism in ("dp_sgd", "none"), "an unknown mechanism")
     if mechanism == "dp_sgd":
-        _keys(report, _PRIVATE_KEYS)
+        _keys(report, _PRIVATE_KEYS | (report.keys() & {"lineage"}))
         _keys(report["guarantee"], _GUARANTEE_KEYS)
         for budget in report["budgets"]:
             _keys(budget, _BUDGET_KEYS)
@@ -103,7 +111,7 @@ def _form(report: Mapping[str, Any]) -> str:
             _keys(budget["limit"], {"epsilon", "delta"})
             _keys(budget["ledger"], {"sequence", "head_hash"})
     else:
-        _keys(report, _KEYS | {"statement"})
+        _keys(report, _KEYS | {"statement"} | (report.keys() & {"lineage"}))
         _require(report["statement"] == form.NOT_PRIVATE, "the statement is not the form's")
     _require(type(report["issued_at"]) is int, "no time of issue")
     _require(isinstance(report["job"], str) and isinstance(report["base_model"], str), "no job or base model is named")
@@ -250,6 +258,62 @@ def _ledger(_report: Mapping[str, Any], budget: Mapping[str, Any]) -> str:
     _require(type(ledger["sequence"]) is int and ledger["sequence"] >= 2, "no place in a ledger")
     _require(_is_hash(ledger["head_hash"]), "no hash of a ledger's entry")
     return f"entry {ledger['sequence']}, {ledger['head_hash'][:12]}…"
+
+
+def _lineage(report: Mapping[str, Any]) -> str:
+    """What each earlier job promised, from its events; and for every budget that they share with this one, the sum."""
+    lineage = report["lineage"]
+    _keys(lineage, _LINEAGE_KEYS)
+    _require(lineage["meaning"] == form.LINEAGE, "the lineage is not explained as it has to be")
+    _require(lineage["models"], "a lineage without a model")
+    base, charged = report["base_model"], dict[str, dict[str, list[Term]]]()
+    for entry in lineage["models"]:
+        _keys(entry, _ANCESTOR_KEYS)
+        _require(entry["model"] == base, "a model does not come from the one named after it")
+        base = entry["base_model"]
+        _ancestor(entry)
+        for charge in entry["charges"]:
+            terms = stored_terms(charge["dp_event"])
+            charged.setdefault(charge["privacy_budget"], {}).setdefault(entry["job"], []).extend(terms)
+    shared = [budget for budget in report.get("budgets", ()) if budget["privacy_budget"] in charged]
+    _require(len(lineage["composed"]) == len(shared), "not every budget that is shared is composed")
+    for stated, budget in zip(lineage["composed"], shared, strict=True):
+        _keys(stated, _COMPOSED_KEYS)
+        jobs = charged[budget["privacy_budget"]]
+        _require(stated["privacy_budget"] == budget["privacy_budget"], "another budget than those that are shared")
+        _require(stated["jobs"] == [report["job"], *jobs], "other jobs than those that were charged")
+        _require(stated["delta"] == budget["limit"]["delta"], "another δ than the budget's")
+        order = stated["rdp_order"]
+        _require(order == budget["so_far"]["rdp_order"], "another order than the budget's")
+        _require(stated["accountant"] == form.filter_name(order), "not the accountant that this calls for")
+        all_terms = [*stored_terms(budget["dp_event"]), *(term for inner in jobs.values() for term in inner)]
+        rho = renyi.total_divergence(all_terms, order)
+        _require(math.isclose(stated["rho"], rho, rel_tol=_CLOSED_FORM, abs_tol=1e-11), "not the jobs' divergence")
+        _require(rho <= budget["so_far"]["rho"] * (1 + _CLOSED_FORM) + 1e-11, "more than the budget was charged")
+        found = renyi.epsilon_of_divergence(stated["rho"], order, stated["delta"])
+        _agree(stated["epsilon"], found, "ε of the lineage", _CLOSED_FORM)
+    together = ", ".join(f"ε = {stated['epsilon']:g} on {stated['privacy_budget']}" for stated in lineage["composed"])
+    return f"{len(lineage['models'])} earlier jobs; together {together or 'on no budget of this job'}"
+
+
+def _ancestor(entry: Mapping[str, Any]) -> None:
+    _require(isinstance(entry["model"], str) and isinstance(entry["job"], str), "no model or job is named")
+    if entry["mechanism"] == "none":
+        _require(not entry["charges"] and entry["epsilon"] is None, "charges without a mechanism")
+        return
+    _require(entry["mechanism"] == "dp_sgd" and entry["charges"], "an unknown mechanism, or nothing was charged")
+    _require(entry["privacy_unit"] == "record" or entry["privacy_unit"].keys() == {"column"}, "no privacy unit")
+    named = re.search(r", discretization ([0-9.e-]+), pessimistic$", entry["accountant"])
+    _require(named, "not a known accountant")
+    assert named is not None
+    interval = float(named[1])
+    _names_discretization(entry["accountant"], interval)
+    for charge in entry["charges"]:
+        _keys(charge, {"privacy_budget", "datasets", "dp_event"})
+        _datasets(charge["datasets"])
+    # The first charge is to the training rows' budget: what the job's own ε was certified for.
+    found = composed(stored_terms(entry["charges"][0]["dp_event"]), interval).epsilon(entry["delta"])
+    _agree(entry["epsilon"], found, f"ε of {entry['job']}")
 
 
 _BUDGET_CHECKS: dict[str, Callable[..., str]] = {

@@ -22,6 +22,13 @@ SAMPLING = "Poisson: each unit is in each batch independently, with the part's s
 COMMITMENT = "HMAC-SHA-256 of the rows' SHA-256, under a key of the server: binds them and tells nothing about them"
 SIGNED = "RFC 8785 (JCS) form of this report without signature.value, in UTF-8"
 
+LINEAGE = (
+    "The base model was trained by this server. Training it further is post-processing of it: whoever is in an earlier "
+    "job's rows alone is covered by that job's own ε and δ, and whoever is in the rows of several jobs by their "
+    "composition, which is stated for each budget that they share. Who is in rows under different budgets is covered "
+    "by neither figure alone."
+)
+
 #: What was treated as public, and where a list of classes may come from.
 TRAINING_UNITS = "number of training units"
 VALIDATION_UNITS = "number of validation units"

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from app.budgets import service as budgets
+from app.catalog.bases import BASES
 from app.db.session import Database
 from app.models import archives
 from app.models import service as models
@@ -44,12 +45,14 @@ def objects(client: TestClient, app: FastAPI, database: Database, project_id: st
             archives=archives.describe(files, lambda path: storage.stream(f"probe/{path}")),
             metrics={},
             privacy_report={},
+            base_facts=BASES["all-MiniLM-L6-v2"].to_dict(),
         )
         budget = budgets.default_for(session, project_id)
     return {
         "file_id": file["id"],
         "job_id": job["id"],
         "model_id": model.id,
+        "base_model_id": model.id,
         "budget_id": budget.id,
         "path": "README.md",
     }

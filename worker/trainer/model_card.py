@@ -7,9 +7,8 @@ import math
 from typing import Any
 
 from app.catalog.adaptations import adaptation_to_dict
-from app.catalog.bases import BASES
 from app.privacy.plan import GaussianRelease, PrivacyPlan, SampledGaussian
-from worker.trainer.spec import TrainerSpec
+from worker.trainer.spec import BaseSpec, TrainerSpec
 
 _USE = """```python
 from transformers import pipeline
@@ -21,11 +20,10 @@ classify("…")
 
 def model_card(spec: TrainerSpec, metrics: dict[str, Any]) -> str:
     """The card's text: metadata block, use, privacy statement, metrics that were released."""
-    known = BASES.get(spec.base.id)
     tags = ["text-classification", "privtune", *(["differential-privacy"] if spec.plan.mechanism == "dp_sgd" else [])]
     # JSON is YAML, and quotes every name that would not be plain text in it.
     metadata = {
-        "license": known.licence if known else "other",
+        "license": "other" if spec.base.licence == "unknown" else spec.base.licence,
         "base_model": spec.base.id,
         "library_name": "transformers",
         "pipeline_tag": "text-classification",
@@ -42,6 +40,7 @@ def model_card(spec: TrainerSpec, metrics: dict[str, Any]) -> str:
             _USE + "\n",
             "## Privacy\n",
             *_privacy(spec.plan, metrics["released"]),
+            *_lineage(spec.base),
             "## Training\n",
             *(
                 f"- `{phase.name}`: {json.dumps(adaptation_to_dict(phase.adaptation))}, {phase.num_steps} steps, "
@@ -93,6 +92,21 @@ def _privacy(plan: PrivacyPlan, released: str) -> list[str]:
         "recomputes it offline.\n",
     ]
     return lines
+
+
+def _lineage(base: BaseSpec) -> list[str]:
+    if not base.lineage:
+        return []
+    lines = [
+        "The base was trained by this service, too. People in its rows alone are covered by what its own job promised; "
+        "people in the rows of several jobs by their composition, in `privacy_report.json` under `lineage`:\n"
+    ]
+    for entry in base.lineage:
+        promise = "without privacy, on data declared public"
+        if entry["mechanism"] != "none":
+            promise = f"ε = {math.ceil(entry['epsilon'] * 1e4) / 1e4:g}, δ = {entry['delta']:g}"
+        lines.append(f"- `{entry['model']}` (job `{entry['job']}`, from {entry['base_model']}): {promise}")
+    return [*lines, ""]
 
 
 _MEANS = " Averages are over units: each counts once, by the mean over its records."

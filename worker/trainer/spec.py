@@ -2,6 +2,7 @@
 
 The folder:
     spec.json                      this value (the plan is inside it, verbatim as stored with the job)
+    base/                          the base model, where it does not lie in a package
     data/training.parquet          the rows, in file order; data/validation.parquet where there is a validation file
     resume/                        the last committed checkpoint, where there is one
     checkpoints/<global step>/     what the trainer writes; the supervisor commits or deletes it
@@ -29,7 +30,7 @@ Evaluation = Literal["private", "public", "none"]
 
 SPEC_FILE, SOCKET_FILE, LOG_FILE = "spec.json", "control.sock", "trainer.log"
 TRAINING_FILE, VALIDATION_FILE = "data/training.parquet", "data/validation.parquet"
-RESUME_FOLDER, CHECKPOINTS_FOLDER = "resume", "checkpoints"
+BASE_FOLDER, RESUME_FOLDER, CHECKPOINTS_FOLDER = "base", "resume", "checkpoints"
 MODEL_FOLDER, METRICS_FILE = "results/model", "results/metrics.json"
 
 
@@ -45,11 +46,17 @@ class TaskSpec:
 
 @dataclass(frozen=True, slots=True)
 class BaseSpec:
-    """path: a folder with config.json, model.safetensors and a tokenizer, already checked against its digest."""
+    """path: a folder with config.json, model.safetensors and a tokenizer, already checked against its digest.
+
+    licence: as the catalog has it. lineage: of a base that this server trained, [{model, job, epsilon, delta, …}] of
+    the jobs that made it, the last one first, as `app.models.lineage` has it.
+    """
 
     id: str
     family: str
     path: str
+    licence: str = "other"
+    lineage: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +112,7 @@ class TrainerSpec:
         return {
             **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)},
             "task": {**dataclasses.asdict(self.task), "labels": list(self.task.labels)},
-            "base": dataclasses.asdict(self.base),
+            "base": {**dataclasses.asdict(self.base), "lineage": [dict(entry) for entry in self.base.lineage]},
             "phases": [phase.to_dict() for phase in self.phases],
             "plan": self.plan.to_dict(),
             "data": dataclasses.asdict(self.data),
@@ -119,7 +126,7 @@ class TrainerSpec:
             **{
                 **data,
                 "task": TaskSpec(**{**data["task"], "labels": tuple(data["task"]["labels"])}),
-                "base": BaseSpec(**data["base"]),
+                "base": BaseSpec(**{**data["base"], "lineage": tuple(data["base"].get("lineage", ()))}),
                 "phases": tuple(Phase.from_dict(phase) for phase in data["phases"]),
                 "plan": PrivacyPlan.from_dict(data["plan"]),
                 "data": DataSpec(**data["data"]),

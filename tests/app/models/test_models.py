@@ -177,10 +177,12 @@ def test_publishing_on_both_databases(publish: Callable[..., str], client: TestC
     assert client.get(f"/v1/models/{publish()}").status_code == 200
 
 
-def test_the_base_lies_in_its_package_and_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_base_lies_in_its_package_and_is_checked(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = BASES[BASE]
-    assert service.find_base(BASE) is base
-    assert service.find_base("none") is None
+    assert service.find_base(settings, BASE) is base
+    assert service.find_base(settings, "none") is None
     assert (service.base_path(base) / "config.json").is_file()
 
     package = tmp_path / base.package

@@ -1,0 +1,88 @@
+"""Architectures that a base may have: where its config keeps its sizes, what it can learn, which keys its class reads.
+
+A family here has its file in `worker/trainer/families`, by the same `model_type`; a contract test holds the two
+together, and the keys to transformers' own config classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from app.catalog.tasks import TASKS
+
+Kind = Literal["encoder", "causal", "seq2seq", "image"]
+
+#: What each kind of architecture can learn, most usual first; those that this service trains count.
+TASKS_OF_KIND: dict[Kind, tuple[str, ...]] = {
+    "encoder": ("text_classification", "text_regression", "token_classification", "masked_lm"),
+    "causal": ("chat", "instruction", "language_modeling"),
+    "seq2seq": ("text_to_text", "translation", "summarization"),
+    "image": ("image_classification",),
+}
+
+#: Keys that every config of transformers knows. `id2label` and `label2id` are the job's to set.
+COMMON_KEYS = frozenset(
+    {
+        "architectures", "chunk_size_feed_forward", "dtype", "is_encoder_decoder", "model_type", "problem_type",
+        "torch_dtype", "transformers_version", "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings",
+        "initializer_range", "use_cache", "vocab_size", "decoder_start_token_id", "forced_bos_token_id",
+        "forced_eos_token_id", "tokenizer_class", "privtune",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """hidden_size, num_layers, max_length: names of the config's keys; max_length "" where inputs have no limit.
+
+    position_offset: position embeddings that no token takes. unlimited: the length that is offered then.
+    position_table: positions are learnt, so that there is a weight of them; extra_positions: rows that it has besides.
+    keys: what the family's config class reads besides `COMMON_KEYS`.
+    """
+
+    model_type: str
+    kind: Kind
+    hidden_size: str
+    num_layers: str
+    max_length: str
+    keys: frozenset[str]
+    position_offset: int = 0
+    position_table: bool = True
+    extra_positions: int = 0
+    unlimited: int = 512
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Of the kind's tasks those that this service trains."""
+        return tuple(name for name in TASKS_OF_KIND[self.kind] if name in TASKS)
+
+
+_BERT_KEYS = frozenset(
+    {
+        "add_cross_attention", "attention_probs_dropout_prob", "classifier_dropout", "hidden_act",
+        "hidden_dropout_prob", "hidden_size", "intermediate_size", "is_decoder", "layer_norm_eps",
+        "max_position_embeddings", "num_attention_heads", "num_hidden_layers", "type_vocab_size",
+    }
+)  # fmt: skip
+
+
+def _bert(model_type: str, position_offset: int = 0) -> Family:
+    return Family(
+        model_type,
+        "encoder",
+        "hidden_size",
+        "num_hidden_layers",
+        "max_position_embeddings",
+        _BERT_KEYS,
+        position_offset,
+    )
+
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        _bert("bert"),
+        _bert("roberta", position_offset=2),  # positions start behind the padding index, which is 1
+    )
+}

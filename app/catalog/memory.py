@@ -1,0 +1,53 @@
+"""How much memory training takes, by the number of parameters: an estimate for choosing, not a promise.
+
+The rule, in float32:
+    weights       4 bytes for every parameter
+    optimizer     16 for every parameter that trains: the noised sum, Adam's two moments, the averaged copy
+    activations   one forward pass of the physical batch: for each token and block, about 17 · width numbers that
+                  autograd keeps and 9 · width inputs and output gradients that clipping keeps (4 · width under LoRA
+                  and BitFit, which need no inputs of the frozen matrices); a head on frozen features keeps one block's
+    process       the runtime itself: Python, torch and transformers
+"""
+
+from __future__ import annotations
+
+from app.catalog.adaptations import ADAPTATIONS, Adaptation, BitFit, Full, Head, LastLayers, Lora
+from app.catalog.bases import BaseModel
+
+_WEIGHT, _TRAINED = 4, 16
+_KEPT, _KEPT_FOR_CLIPPING, _KEPT_FOR_SMALL = 17, 9, 4
+_PROCESS = 500 << 20
+
+
+def trained_parameters(base: BaseModel, adaptation: Adaptation) -> int:
+    """How many parameters train besides the head. Of LoRA: its usual two square matrices a block."""
+    match adaptation:
+        case Full():
+            return base.parameters
+        case LastLayers(num_layers):
+            return min(num_layers, base.num_layers) * base.layer_parameters
+        case Lora(rank):
+            return base.num_layers * 2 * rank * 2 * base.hidden_size
+        case BitFit():
+            return base.bias_parameters
+    return 0
+
+
+def training_bytes(base: BaseModel, adaptation: Adaptation, batch_tokens: int) -> int:
+    """batch_tokens: of one physical batch, padding included."""
+    trained = trained_parameters(base, adaptation)
+    blocks, kept = base.num_layers, _KEPT + _KEPT_FOR_CLIPPING
+    match adaptation:
+        case Head():
+            blocks = 1
+        case LastLayers(num_layers):
+            blocks = min(num_layers, base.num_layers)
+        case Lora() | BitFit():
+            kept = _KEPT + _KEPT_FOR_SMALL
+    activations = 4 * batch_tokens * base.hidden_size * blocks * kept
+    return _PROCESS + _WEIGHT * base.parameters + _TRAINED * trained + activations
+
+
+def training_bytes_by_adaptation(base: BaseModel, batch_tokens: int) -> dict[str, int]:
+    """`training_bytes` of every adaptation, each with its defaults."""
+    return {name: training_bytes(base, adaptation(), batch_tokens) for name, adaptation in ADAPTATIONS.items()}

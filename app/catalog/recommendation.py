@@ -1,0 +1,87 @@
+"""Which pretrained model to choose: an order of bases for a task, a number of people, an ε and a device.
+
+The rule, and what it rests on, is docs/recipes.md, "Which base". In short: among the bases that can learn the task and
+finish in an hour, trained for it before larger, larger before smaller; what would take longer comes after, the quickest
+first. It reads only what is public.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from app.catalog.adaptations import Head
+from app.catalog.bases import BaseModel
+from app.catalog.families import FAMILIES
+from app.catalog.memory import trained_parameters
+from app.catalog.recipes import Phase, recipe_for
+
+Device = Literal["cpu", "cuda"]
+
+#: Floating-point operations a second that training reaches: two CPU cores, as measured; one data-centre GPU, assumed
+#: at a tenth of what its float32 tensor cores promise.
+FLOPS: dict[Device, float] = {"cpu": 1e11, "cuda": 4e13}
+
+#: Tokens of a record, where nobody knows better.
+TOKENS = 64
+
+#: What a user waits for.
+SECONDS = 3600.0
+
+#: Codes of reasons, the best first.
+REASONS = ("sentence_encoder", "chat_tuned", "largest_in_time", "smaller", "too_slow")
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """rank: from 1. reason: one of `REASONS`. adaptation: what `auto` would pick. seconds: roughly, on that device."""
+
+    base: BaseModel
+    rank: int
+    reason: str
+    adaptation: str
+    seconds: float
+
+
+def recommend(
+    bases: Iterable[BaseModel], task: str, num_units: int, epsilon: float | None, device: Device
+) -> list[Recommendation]:
+    """The bases that can learn the task, best first. epsilon: None without privacy. Raises KeyError and ValueError as
+    `recipes.recipe_for` does."""
+    recipe, _ = recipe_for(task, None, num_units, epsilon)
+    head_only = all(isinstance(phase.adaptation, Head) for phase in recipe.phases)
+
+    def described(base: BaseModel) -> tuple[tuple[int, int, float, str], BaseModel, float, bool]:
+        seconds = sum(_operations(base, phase, num_units) for phase in recipe.phases) / FLOPS[device]
+        in_time = seconds <= SECONDS
+        special = _made_for(base, task, head_only)
+        size = -float(base.parameters) if in_time else seconds
+        return (0 if in_time else 1, 0 if special and in_time else 1, size, base.id), base, seconds, special
+
+    ordered = sorted((described(base) for base in bases if task in base.tasks), key=lambda each: each[0])
+    found: list[Recommendation] = []
+    for rank, ((slow, _, _, _), base, seconds, special) in enumerate(ordered, start=1):
+        if slow:
+            reason = "too_slow"
+        elif special:
+            reason = "chat_tuned" if FAMILIES[base.family].kind == "causal" else "sentence_encoder"
+        else:
+            reason = "smaller" if any(other.reason == "largest_in_time" for other in found) else "largest_in_time"
+        found.append(Recommendation(base, rank, reason, recipe.phases[-1].adaptation.type, seconds))
+    return found
+
+
+def _made_for(base: BaseModel, task: str, head_only: bool) -> bool:
+    if task in ("chat", "instruction"):
+        return base.chat_template
+    return base.sentence_encoder and head_only
+
+
+def _operations(base: BaseModel, phase: Phase, num_units: int) -> float:
+    """Two operations for each weight and token of a forward pass, as many again for gradients of activations, and for
+    those of what trains; frozen features are computed once."""
+    if isinstance(phase.adaptation, Head):
+        return 2.0 * base.parameters * TOKENS * num_units
+    records = phase.num_steps * phase.sample_rate * num_units
+    return records * TOKENS * (4.0 * base.parameters + 2.0 * trained_parameters(base, phase.adaptation))

@@ -1,0 +1,352 @@
+"""A folder of a Hugging Face model, looked at without torch: what it is, and what of it a trainer may read.
+
+The trainer never reads such a folder itself. It gets a copy of the small files, rewritten from allow lists, and the
+weights, safetensors only: no pickle is opened, no key that names code is passed on, no file outside the folder is
+reached. (A chat template is a program too: transformers renders it in jinja2's ImmutableSandboxedEnvironment.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.catalog.bases import BaseModel, Source
+from app.catalog.families import COMMON_KEYS, FAMILIES, Family
+from app.models.weights import InvalidWeights, TensorInfo, read_header
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+TOKENIZER = "tokenizer.json"
+
+#: What is copied as it is, and how large it may be.
+_PLAIN_FILES = {TOKENIZER: 64 << 20, "vocab.txt": 64 << 20, "vocab.json": 64 << 20, "merges.txt": 64 << 20,
+                "chat_template.jinja": 64 << 10}  # fmt: skip
+
+#: A folder with more entries, or with larger JSON, is no model's.
+MAX_ENTRIES = 4096
+MAX_JSON_BYTES = 4 << 20
+MAX_SHARDS = 1000
+_MAX_SIZES = {"hidden_size": 65_536, "num_layers": 1024, "max_length": 10_000_000}
+_MAX_INTEGER = 1 << 31
+
+#: Keys of any JSON file that make transformers load code, or weights of another kind than plain ones.
+_CODE_KEYS = frozenset(
+    {
+        "auto_map", "trust_remote_code", "custom_pipelines", "custom_generate", "custom_object_save", "code_revision",
+        "kernel_config", "use_kernels", "attn_implementation", "_attn_implementation", "_experts_implementation",
+        "experts_implementation",
+    }
+)  # fmt: skip
+_OTHER_WEIGHTS = frozenset({"quantization_config", "compression_config"})
+
+_TOKENIZER_KEYS = frozenset(
+    {
+        "add_bos_token", "add_eos_token", "add_prefix_space", "added_tokens_decoder", "additional_special_tokens",
+        "backend", "bos_token", "chat_template", "clean_up_tokenization_spaces", "cls_token", "do_basic_tokenize",
+        "do_lower_case", "eos_token", "errors", "extra_ids", "extra_special_tokens", "legacy", "lowercase",
+        "mask_token", "model_input_names", "model_max_length", "never_split", "pad_token", "padding_side", "sep_token",
+        "source_lang", "spaces_between_special_tokens", "split_special_tokens", "strip_accents", "target_lang",
+        "tokenize_chinese_chars", "tokenizer_class", "trim_offsets", "truncation_side", "unk_token",
+        "use_default_system_prompt",
+    }
+)  # fmt: skip
+_SPECIAL_TOKENS = frozenset(
+    {
+        "additional_special_tokens", "bos_token", "cls_token", "eos_token", "extra_special_tokens", "mask_token",
+        "pad_token", "sep_token", "unk_token",
+    }
+)  # fmt: skip
+_GENERATION_KEYS = frozenset(
+    {
+        "bos_token_id", "decoder_start_token_id", "do_sample", "eos_token_id", "forced_bos_token_id",
+        "forced_eos_token_id", "length_penalty", "max_length", "max_new_tokens", "num_beams", "pad_token_id",
+        "repetition_penalty", "temperature", "top_k", "top_p", "transformers_version",
+    }
+)  # fmt: skip
+_PROCESSOR_KEYS = frozenset(
+    {
+        "crop_pct", "crop_size", "data_format", "do_center_crop", "do_convert_rgb", "do_normalize", "do_rescale",
+        "do_resize", "image_mean", "image_processor_type", "image_std", "include_top", "resample", "rescale_factor",
+        "rescale_offset", "size",
+    }
+)  # fmt: skip
+
+_CLASS_NAME = re.compile(r"[A-Za-z][A-Za-z0-9]{0,63}")
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_BLOCK = re.compile(r"^(.*?\.)?(?:layers?|h|blocks?|stages)\.(\d+)\.")
+_LICENCE = re.compile(r"^license:\s*['\"]?([A-Za-z0-9.+-]{1,64})['\"]?\s*$", re.MULTILINE)
+
+
+class Refused(ValueError):
+    """The folder is not offered. code: why, in a fixed word; the text is for the operator."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """base: its facts, but for `digest` while nobody hashed the weights. small: name → content, all that a trainer
+    reads beside the weights. weights: name → the file itself."""
+
+    base: BaseModel
+    small: Mapping[str, bytes]
+    weights: Mapping[str, Path]
+
+    def digest(self, sha256: Callable[[Path], str]) -> str:
+        """Of the weights: the file's own SHA-256, or that of the `sha256sum` listing of several files."""
+        digests = {name: sha256(path) for name, path in self.weights.items()}
+        return digests[WEIGHTS] if WEIGHTS in digests else _listing(digests)
+
+
+def inspect(folder: Path, root: Path, base_id: str, source: Source = "folder") -> ModelFolder:
+    """What `folder` holds. root: nothing outside of it is read, whatever links say. Raises Refused, and OSError."""
+    reader = _Reader(folder, root.resolve())
+    config = reader.json(CONFIG)
+    if config is None:
+        raise Refused("no_config", "there is no config.json")
+    family = FAMILIES.get(str(config.get("model_type")))
+    if family is None:
+        raise Refused("unknown_family", f"model_type is none of {', '.join(FAMILIES)}")
+    sizes = _sizes(config, family)
+    weights = reader.weights()
+    tensors = _tensors(reader, weights)
+    _check_shapes(config, family, sizes, tensors)
+    small = {
+        CONFIG: _dumped(_only(_checked(config), COMMON_KEYS | family.keys)),
+        **reader.rewritten("tokenizer_config.json", _TOKENIZER_KEYS),
+        **reader.rewritten("special_tokens_map.json", _SPECIAL_TOKENS),
+        **reader.rewritten("generation_config.json", _GENERATION_KEYS),
+        **reader.rewritten("preprocessor_config.json", _PROCESSOR_KEYS),
+        **reader.plain(),
+    }
+    if INDEX in weights:
+        small[INDEX] = weights.pop(INDEX).read_bytes()
+    if family.kind != "image" and TOKENIZER not in small:
+        raise Refused("no_tokenizer", "there is no tokenizer.json")
+    template = "chat_template.jinja" in small or b'"chat_template"' in small.get("tokenizer_config.json", b"")
+    base = BaseModel(
+        id=base_id,
+        title=_title(config, family, sizes["num_layers"]),
+        family=family.model_type,
+        tasks=family.tasks,
+        parameters=sum(tensor.size for tensor in tensors.values()),
+        layer_parameters=_layer_parameters(tensors),
+        bias_parameters=sum(tensor.size for name, tensor in tensors.items() if name.endswith(".bias")),
+        hidden_size=sizes["hidden_size"],
+        num_layers=sizes["num_layers"],
+        max_length=sizes["max_length"] - family.position_offset,
+        licence=reader.licence(),
+        digest="",
+        source=source,
+        files_digest=_listing({name: hashlib.sha256(content).hexdigest() for name, content in small.items()}),
+        sentence_encoder=family.kind == "encoder" and reader.find("modules.json") is not None,
+        chat_template=template,
+        labels=_labels(config) if source == "fine_tuned" else (),
+        path=str(folder),
+    )
+    return ModelFolder(base, small, weights)
+
+
+class _Reader:
+    """Files of one folder: by exact names, of bounded size, never from outside `root`."""
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        self._folder, self._root = folder, root
+        if not folder.resolve().is_relative_to(self._root):
+            raise Refused("outside_folder", "a link leads out of the folder of models")
+        for number, _ in enumerate(folder.iterdir()):
+            if number >= MAX_ENTRIES:
+                raise Refused("too_many_files", f"more than {MAX_ENTRIES} entries")
+
+    def find(self, name: str) -> Path | None:
+        path = (self._folder / name).resolve()
+        if not path.is_file():
+            return None
+        if not path.is_relative_to(self._root):
+            raise Refused("outside_folder", f"{name} is a link that leads out of the folder of models")
+        return path
+
+    def content(self, name: str, limit: int) -> bytes | None:
+        path = self.find(name)
+        if path is None:
+            return None
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+        if len(content) > limit:
+            raise Refused("file_too_large", f"{name} has more than {limit} bytes")
+        return content
+
+    def json(self, name: str) -> dict[str, Any] | None:
+        content = self.content(name, MAX_JSON_BYTES)
+        if content is None:
+            return None
+        try:
+            value = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise Refused("invalid_json", f"{name} is not JSON") from error
+        if not isinstance(value, dict):
+            raise Refused("invalid_json", f"{name} is not a JSON object")
+        for key in _CODE_KEYS & value.keys():
+            if value[key] not in (None, False, {}, []):
+                raise Refused("code_in_config", f"{name} has the key {key}: models with code of their own are not run")
+        if _OTHER_WEIGHTS & value.keys():
+            raise Refused("quantized", f"{name}: the weights are quantized, which cannot be fine-tuned here")
+        return value
+
+    def rewritten(self, name: str, keys: frozenset[str]) -> dict[str, bytes]:
+        """The file with only these keys; {} without the file."""
+        value = self.json(name)
+        if value is None:
+            return {}
+        for key in ("tokenizer_class", "image_processor_type"):
+            if value.get(key) is not None and not _CLASS_NAME.fullmatch(str(value[key])):
+                raise Refused("code_in_config", f"{name} names a class that is not transformers' own")
+        return {name: _dumped(_only(value, keys))}
+
+    def plain(self) -> dict[str, bytes]:
+        found = {name: self.content(name, limit) for name, limit in _PLAIN_FILES.items()}
+        return {name: content for name, content in found.items() if content is not None}
+
+    def weights(self) -> dict[str, Path]:
+        """The weights' files by name, the index of several among them."""
+        single = self.find(WEIGHTS)
+        if single is not None:
+            return {WEIGHTS: single}
+        index = self.json(INDEX)
+        if index is None:
+            raise Refused("no_safetensors", "there is no model.safetensors (weights in other formats are not read)")
+        names = index.get("weight_map")
+        if not isinstance(names, dict) or not all(_SHARD.fullmatch(str(name)) for name in names.values()):
+            raise Refused("invalid_weights", f"{INDEX} is not of its form")
+        shards = sorted(set(names.values()))
+        if len(shards) > MAX_SHARDS:
+            raise Refused("invalid_weights", f"more than {MAX_SHARDS} files of weights")
+        found = {name: self.find(name) for name in (INDEX, *shards)}
+        missing = [name for name, path in found.items() if path is None]
+        if missing:
+            raise Refused("invalid_weights", f"{missing[0]} is missing")
+        return {name: path for name, path in found.items() if path is not None}
+
+    def licence(self) -> str:
+        """Of the model card's metadata block, cut to what a block may have."""
+        path = self.find("README.md")
+        if path is None:
+            return "unknown"
+        with path.open("rb") as file:
+            text = file.read(64 << 10).decode("utf-8", errors="replace")
+        block = text.split("\n---", 1)[0] if text.startswith("---") else ""
+        found = _LICENCE.search(block)
+        return found[1].lower() if found else "unknown"
+
+
+def _sizes(config: Mapping[str, Any], family: Family) -> dict[str, int]:
+    keys = {"hidden_size": family.hidden_size, "num_layers": family.num_layers, "max_length": family.max_length}
+    sizes = {}
+    for what, key in keys.items():
+        value = config.get(key) if key else family.unlimited
+        if isinstance(value, list) and value and all(type(each) is int for each in value):
+            value = value[-1] if what == "hidden_size" else sum(value)  # stages of a convolutional network
+        if type(value) is not int or not 1 <= value <= _MAX_SIZES[what]:
+            raise Refused("absurd_config", f"{key} is missing or out of its range")
+        sizes[what] = value
+    return sizes
+
+
+def _tensors(reader: _Reader, weights: Mapping[str, Path]) -> dict[str, TensorInfo]:
+    tensors: dict[str, TensorInfo] = {}
+    index = reader.json(INDEX) if INDEX in weights else None
+    for name, path in weights.items():
+        if name == INDEX:
+            continue
+        try:
+            header = read_header(path)
+        except InvalidWeights as error:
+            raise Refused("invalid_weights", f"{name}: {error}") from error
+        if index is not None and header.keys() != {key for key, file in index["weight_map"].items() if file == name}:
+            raise Refused("invalid_weights", f"{name} holds other tensors than {INDEX} says")
+        tensors |= header
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("position_ids")}
+    if not all(tensor.dtype in ("F64", "F32", "F16", "BF16") for tensor in tensors.values() if tensor.size > 1):
+        raise Refused("quantized", "the weights are not floating-point numbers")
+    return tensors
+
+
+def _check_shapes(
+    config: Mapping[str, Any], family: Family, sizes: Mapping[str, int], tensors: Mapping[str, TensorInfo]
+) -> None:
+    """What the config says is what the weights are: a trainer allocates by the config."""
+    shapes = {tensor.shape for tensor in tensors.values()}
+    if family.kind != "image" and (config.get("vocab_size"), sizes["hidden_size"]) not in shapes:
+        raise Refused("config_mismatch", "no weight has the vocabulary's size by the hidden size")
+    if family.position_table and (sizes["max_length"] + family.extra_positions, sizes["hidden_size"]) not in shapes:
+        raise Refused("config_mismatch", "no weight has the number of positions by the hidden size")
+    if len(_blocks(tensors)) < sizes["num_layers"]:
+        raise Refused("config_mismatch", "the weights have fewer layers than the config says")
+
+
+def _blocks(tensors: Mapping[str, TensorInfo]) -> dict[tuple[str, str], int]:
+    """(prefix, index) of every block → numbers in it."""
+    blocks: dict[tuple[str, str], int] = {}
+    for name, tensor in tensors.items():
+        if found := _BLOCK.match(name):
+            place = (found[1] or "", found[2])
+            blocks[place] = blocks.get(place, 0) + tensor.size
+    return blocks
+
+
+def _layer_parameters(tensors: Mapping[str, TensorInfo]) -> int:
+    blocks = _blocks(tensors)
+    return round(sum(blocks.values()) / len(blocks)) if blocks else 0
+
+
+def _checked(value: Any, depth: int = 0) -> Any:
+    """The same JSON value. Raises Refused where numbers, nesting or lengths are absurd."""
+    match value:
+        case None | bool() | float():
+            pass
+        case int() if abs(value) <= _MAX_INTEGER:
+            pass
+        case str() if len(value) <= 4096:
+            pass
+        case list() if len(value) <= 10_000 and depth < 6:
+            for each in value:
+                _checked(each, depth + 1)
+        case dict() if len(value) <= 10_000 and depth < 6:
+            for each in value.values():
+                _checked(each, depth + 1)
+        case _:
+            raise Refused("absurd_config", "config.json has a number, a text or a list that no model has")
+    return value
+
+
+def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The classes of the head, in the order of its outputs."""
+    names = config.get("id2label")
+    if not isinstance(names, dict):
+        return ()
+    return tuple(str(names.get(str(index), "")) for index in range(len(names)))
+
+
+def _title(config: Mapping[str, Any], family: Family, layers: int) -> str:
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and names else family.model_type
+    return f"{name if _CLASS_NAME.fullmatch(str(name)) else family.model_type}, {layers} layers"
+
+
+def _only(value: Mapping[str, Any], keys: frozenset[str]) -> dict[str, Any]:
+    return {key: inner for key, inner in value.items() if key in keys}
+
+
+def _dumped(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True).encode()
+
+
+def _listing(digests: Mapping[str, str]) -> str:
+    """SHA-256 of what `sha256sum` prints, by name."""
+    return hashlib.sha256("".join(f"{digests[name]}  {name}\n" for name in sorted(digests)).encode()).hexdigest()
