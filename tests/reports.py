@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,8 +69,13 @@ def claim(plan: PrivacyPlan, charges: list[dict[str, Any]], evaluation: str = "p
     )
 
 
-def private_report(*, own_validation: bool = False, earlier_rho: float = 0.0, limit: float = 8.0) -> dict[str, Any]:
-    """own_validation: the evaluation is charged to a second budget. earlier_rho: spent by another plan before."""
+def private_report(
+    *, own_validation: bool = False, earlier_rho: float = 0.0, limit: float = 8.0, lineage: bool = False
+) -> dict[str, Any]:
+    """own_validation: the evaluation is charged to a second budget. earlier_rho: spent by another plan before.
+
+    lineage: that plan made the base; and one before it, on other people's rows.
+    """
     found = calibrate(lambda sigma: parts(sigma, "validation" if own_validation else "training"), 2.0, DELTA)
     plan = PrivacyPlan(
         mechanism="dp_sgd",
@@ -87,10 +93,30 @@ def private_report(*, own_validation: bool = False, earlier_rho: float = 0.0, li
         event = event_for(plan, [dataset])
         rho = accounting.rho_of(event)
         charges.append({"budget_id": name, "dp_event": to_json(event), "rho": rho, "datasets": [dataset]})
-        plans = 2 if earlier_rho else 1
+        plans = 2 if earlier_rho or lineage else 1
+        earlier_rho = rho if lineage else earlier_rho
         positions.append(LedgerPosition(name, 1 + plans, "b" * 64, accounting, plans, rho + earlier_rho))
     executed = {part.name: part.num_steps for part in plan.parts}
-    return build(claim(plan, charges), executed, positions, {"device": "cpu", "threads": 1}, keys())
+    claimed = claim(plan, charges)
+    if lineage:
+        promised = {
+            "mechanism": "dp_sgd",
+            "privacy_unit": "record",
+            "epsilon": found.epsilon,
+            "delta": DELTA,
+            "accountant": found.accountant,
+        }
+        event = {"datasets": ["training"], "dp_event": charges[0]["dp_event"]}
+        first, second = ("ft-1", "ftjob-01"), ("ft-2", "ftjob-02")
+        ancestors = [
+            {**promised, "model": second[0], "job": second[1], "base_model": first[0]}
+            | {"charges": [{"privacy_budget": "pb-1", **event}]},
+            {**promised, "model": first[0], "job": first[1], "base_model": "all-MiniLM-L6-v2"}
+            | {"charges": [{"privacy_budget": "pb-0", **event}]},
+        ]
+        resolved = {**claimed.resolved, "base": {"lineage": ancestors}}
+        claimed = dataclasses.replace(claimed, model=second[0], resolved=resolved)
+    return build(claimed, executed, positions, {"device": "cpu", "threads": 1}, keys())
 
 
 def public_report() -> dict[str, Any]:

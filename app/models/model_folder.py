@@ -26,6 +26,14 @@ TOKENIZER = "tokenizer.json"
 _PLAIN_FILES = {TOKENIZER: 64 << 20, "vocab.txt": 64 << 20, "vocab.json": 64 << 20, "merges.txt": 64 << 20,
                 "chat_template.jinja": 64 << 10}  # fmt: skip
 
+#: All that a trainer may read of a bundle of ours.
+READABLE = frozenset(
+    {
+        CONFIG, WEIGHTS, *_PLAIN_FILES, "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
+        "preprocessor_config.json",
+    }
+)  # fmt: skip
+
 #: A folder with more entries, or with larger JSON, is no model's.
 MAX_ENTRIES = 4096
 MAX_JSON_BYTES = 4 << 20
