@@ -48,6 +48,11 @@ def limits_for(size: int) -> ReaderLimits:
     )
 
 
+def max_unpacked_bytes(size: int) -> int:
+    """What a compressed file of `size` bytes may unpack to, on the disk: what the reader may write."""
+    return limits_for(size).written_bytes
+
+
 def max_column_bytes(size: int) -> int:
     """Text that one column of a file of `size` bytes may unpack to: compression of honest text stays far below."""
     return 2**29 + 20 * size

@@ -7,7 +7,7 @@ from typing import Any
 
 PROBLEMS: dict[str, str] = {
     "empty_file": "The file is empty.",
-    "format_unknown": "The file is none of CSV, TSV, JSONL, Parquet and Arrow.",
+    "format_unknown": "The file is none of those that this server reads.",
     "no_header": "The first line is not a header: it must name every column once, in at most 64 characters each, "
     "and a name may not occur as a value of its own column.",
     "duplicate_column": "Two columns have the same name.",
@@ -25,9 +25,11 @@ PROBLEMS: dict[str, str] = {
     "unpacks_too_large": "The file unpacks to more text than this server takes.",
     "undecodable_bytes": "The file is not UTF-8 text.",
     "null_character": "A cell holds the character U+0000.",
-    "invalid_json": "A line is not valid JSON.",
-    "not_an_object": "A line is valid JSON, but not an object.",
+    "invalid_json": "This is not valid JSON.",
+    "not_an_object": "A row is valid JSON, but not an object.",
     "number_not_finite": "A number is infinite or too large, or a list holds NaN.",
+    "invalid_compression": "The compressed file is damaged, cut off, or followed by something else.",
+    "nested_archive": "The compressed file holds another archive.",
     "invalid_parquet": "The Parquet file is damaged.",
     "invalid_arrow": "The Arrow file is damaged.",
     "not_an_image": "An image is none of PNG, JPEG, WebP and BMP.",
@@ -47,8 +49,8 @@ PROBLEMS: dict[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """line: in the file, from 1, as an editor counts; column: the cell of the row (CSV, TSV, Parquet) or the
-    character of the line (JSONL), from 1; row: of the data, from 1, where lines have no meaning (Parquet)."""
+    """line: in the file (unpacked), from 1, as an editor counts; column: the cell of the row, or the character of the
+    line (JSON, JSONL), from 1; row: of the data, from 1, where lines say little (Parquet, Arrow, JSON)."""
 
     code: str
     line: int | None = None

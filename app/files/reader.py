@@ -39,7 +39,7 @@ from typing import Any
 import duckdb
 
 from app import tether
-from app.files.formats import choose
+from app.files.formats import choose, unpacked
 from app.files.formats.interface import Table, literal
 from app.files.limits import ReaderLimits, max_column_bytes
 from app.files.problems import ReadError
@@ -67,6 +67,7 @@ def main(job: Mapping[str, Any]) -> None:
 
 def read(source: Path, filename: str, rows: Path, unit_column: str | None = None) -> dict[str, Any]:
     """Writes the canonical rows and gives the profile. ReadError for what is wrong with the file."""
+    source, filename = unpacked(source, filename, rows.parent)
     format_ = choose(filename, source)
     with _connect(source, rows.parent) as connection:
         table = format_.open(connection, source)

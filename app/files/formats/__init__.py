@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from app.files.formats import arrow, delimited, jsonl, parquet
+from app.files.formats import arrow, conll, delimited, json_array, jsonl, parquet
 from app.files.formats.interface import Format
+from app.files.formats.packed import unpacked
 from app.files.problems import ReadError
+
+__all__ = ["FORMATS", "choose", "unpacked"]
 
 FORMATS: dict[str, Format] = {
     "csv": delimited.CSV,
     "tsv": delimited.TSV,
     "jsonl": jsonl.JSONL,
+    "json": json_array.JSON,
+    "conll": conll.CONLL,
     "parquet": parquet.PARQUET,
     "arrow": arrow.ARROW,
 }

@@ -14,11 +14,11 @@ import csv
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TextIO
 
 import duckdb
 
 from app.files.formats.interface import Column, Format, Table, check_names, lines_of, stream
+from app.files.formats.text import lines_within_limits, open_text, undecodable
 from app.files.limits import MAX_CELL_BYTES, MAX_ROW_BYTES
 from app.files.problems import ReadError
 
@@ -28,11 +28,11 @@ Row = tuple[int, list[str]]
 
 
 def _open(delimiters: str, quotings: tuple[bool, ...], connection: duckdb.DuckDBPyConnection, path: Path) -> Table:
-    with _text(path) as file:
+    with open_text(path) as file:
         try:
             first = file.readline(MAX_ROW_BYTES)
         except UnicodeDecodeError:
-            raise _undecodable(path) from None
+            raise undecodable(path) from None
     delimiter = next((each for each in delimiters if each in first), delimiters[0])
     header = [name.strip() for name in _header(path, delimiter)]
     check_names(header, line=1, code="no_header")
@@ -49,20 +49,20 @@ def _open(delimiters: str, quotings: tuple[bool, ...], connection: duckdb.DuckDB
 
 def _header(path: Path, delimiter: str) -> list[str]:
     """The first line's cells; ReadError where it is blank, or its quotes do not end on it or a few lines on."""
-    with _text(path) as file:
+    with open_text(path) as file:
         try:
             return next(csv.reader(file, delimiter=delimiter, strict=True)) or [""]
         except (csv.Error, StopIteration):
             raise ReadError("no_header", line=1) from None
         except UnicodeDecodeError:
-            raise _undecodable(path) from None
+            raise undecodable(path) from None
 
 
 def _rows(path: Path, delimiter: str, width: int, quoted: bool) -> Iterator[Row]:
     """Every row with the line that it begins on. ReadError on the first one that is broken."""
     csv.field_size_limit(MAX_CELL_BYTES)
-    with _text(path) as file:
-        lines = _lines_within_limits(file)
+    with open_text(path) as file:
+        lines = lines_within_limits(file)
         if quoted:
             reader = csv.reader(lines, delimiter=delimiter, strict=True)
         else:
@@ -82,39 +82,12 @@ def _rows(path: Path, delimiter: str, width: int, quoted: bool) -> Iterator[Row]
             code = "cell_too_long" if "field limit" in str(error) else "broken_quotes"
             raise ReadError(code, line=line + 1) from None
         except UnicodeDecodeError:
-            raise _undecodable(path) from None
+            raise undecodable(path) from None
 
 
 def _cells(rows: Iterator[Row]) -> Iterator[list[str | None]]:
     for _, cells in rows:
         yield [cell or None for cell in cells]
-
-
-def _lines_within_limits(file: TextIO) -> Iterator[str]:
-    """The file's lines; ReadError instead of one that would fill the memory."""
-    number = 0
-    while text := file.readline(MAX_ROW_BYTES + 1):
-        number += 1
-        if len(text) > MAX_ROW_BYTES:
-            raise ReadError("row_too_long", line=number)
-        yield text
-
-
-def _text(path: Path) -> TextIO:
-    return path.open(encoding="utf-8-sig", newline="")
-
-
-def _undecodable(path: Path) -> ReadError:
-    """The decoder reads ahead of the rows: which line it met is looked up."""
-    with path.open("rb") as file:
-        number = 0
-        while data := file.readline(MAX_ROW_BYTES):
-            number += data.endswith(b"\n")
-            try:
-                data.decode()
-            except UnicodeDecodeError:
-                return ReadError("undecodable_bytes", line=number + (not data.endswith(b"\n")))
-    return ReadError("undecodable_bytes")
 
 
 def _lines(
