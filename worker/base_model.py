@@ -80,9 +80,10 @@ def _fetch(workplace: Workplace, claimed: Claimed, base: BaseModel, into: Path) 
             model = models.get(session, claimed.project_id, base.id)
         except ApiError as gone:
             raise models.BaseModelUnavailable(f"{base.id} was deleted") from gone
-        prefix, digests_of = model.storage_prefix, {
-            file["path"]: file["sha256"] for file in model.files if file["path"] in model_folder.READABLE
-        }
+        prefix, digests_of = (
+            model.storage_prefix,
+            {file["path"]: file["sha256"] for file in model.files if file["path"] in model_folder.READABLE},
+        )
     try:
         job_folder.get_folder(workplace.storage, prefix, digests_of, into)
     except job_folder.DamagedCheckpoint as error:

@@ -83,7 +83,7 @@ def test_a_folder_is_rewritten_and_its_weights_are_linked(
 
 
 @pytest.mark.parametrize(
-    "name,content",
+    ("name", "content"),
     [
         ("model.safetensors", safetensors(SHAPES, "F64", 8)),
         ("config.json", json.dumps({**CONFIG, "num_attention_heads": 4}).encode()),

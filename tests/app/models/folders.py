@@ -44,7 +44,7 @@ def framed(header: bytes, data: bytes) -> bytes:
 
 
 def make_folder(folder: Path, **files: Any) -> Path:
-    """A small encoder. files: name (`__` stands for a dot) → bytes, text or JSON in place of its own; None: left out."""
+    """A small encoder. files: name (`__` stands for a dot) → its content (bytes, text, JSON); None: left out."""
     contents: dict[str, Any] = {
         "config.json": CONFIG,
         "model.safetensors": safetensors(SHAPES),
@@ -56,6 +56,8 @@ def make_folder(folder: Path, **files: Any) -> Path:
     folder.mkdir(parents=True)
     for name, content in contents.items():
         if content is not None:
-            raw = content if isinstance(content, bytes) else content if isinstance(content, str) else json.dumps(content)
+            raw = (
+                content if isinstance(content, bytes) else content if isinstance(content, str) else json.dumps(content)
+            )
             (folder / name).write_bytes(raw if isinstance(raw, bytes) else raw.encode())
     return folder

@@ -13,7 +13,7 @@ from sqlalchemy import select
 
 from app.catalog.adaptations import ADAPTATIONS
 from app.catalog.bases import BASES
-from app.catalog.memory import training_bytes, trained_parameters
+from app.catalog.memory import trained_parameters, training_bytes
 from app.catalog.recommendation import REASONS, recommend
 from app.db.session import Database
 from app.jobs.tables import Job

@@ -57,9 +57,7 @@ def test_weights_may_lie_in_several_files(tmp_path: Path) -> None:
     names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     index = {"weight_map": {key: name for name, part in zip(names, parts, strict=True) for key in part}}
     files: dict[str, Any] = {name: safetensors(part) for name, part in zip(names, parts, strict=True)}
-    folder = make_folder(
-        tmp_path / "mine", model__safetensors=None, **files, **{"model.safetensors.index.json": index}
-    )
+    folder = make_folder(tmp_path / "mine", model__safetensors=None, **files, **{"model.safetensors.index.json": index})
     whole = inspect(make_folder(tmp_path / "whole"), tmp_path, "whole")
     found = inspect(folder, tmp_path, "mine")
     assert found.base.parameters == whole.base.parameters
