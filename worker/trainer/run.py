@@ -14,6 +14,7 @@ from worker.trainer.control import Control
 from worker.trainer.data import load_data
 from worker.trainer.device import set_up_device
 from worker.trainer.dp.engine import EngineError, GradientEngine
+from worker.trainer.dp.products import FastLinear
 from worker.trainer.dp.reduce import RankLost, rank_and_world_size
 from worker.trainer.evaluate import evaluate
 from worker.trainer.export import export
@@ -50,8 +51,9 @@ def run(folder: Path, key: bytes, control: Control) -> None:
     )
     initial = initial_values(phases)
     try:
-        train(job, phases, engines, data.training, state)
-        metrics = evaluate(job, data.evaluation, state)
+        with FastLinear():
+            train(job, phases, engines, data.training, state)
+            metrics = evaluate(job, data.evaluation, state)
     except StopRequested:
         control.send(Stopped(state.step, dict(state.executed)))
         return

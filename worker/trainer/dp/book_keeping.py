@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from worker.trainer.dp import products
 from worker.trainer.dp.clipping import clip_factors_by_parameter
 from worker.trainer.dp.engine import (
     Batch,
@@ -63,7 +64,6 @@ class BookKeepingEngine:
         )
         squared = {name: value.masked_fill(tainted > 0, torch.inf) for name, value in squared.items()}
         factors = clip_factors_by_parameter(self._clipping, squared, self._max_grad_norm)
-        self._sums = self._sums or zero_sums(self._parameters)
         tape.add_clipped_sums(factors, self._sums)
         return total_squared(squared.values())
 
@@ -78,6 +78,7 @@ class BookKeepingEngine:
             torch.enable_grad(),
             taped_parameters(self._model, self._parameters, tape, HANDLERS),
             rewritten(self._model),
+            products.FastLinear(),
         ):
             with torch.autocast(device, self._autocast_dtype, enabled=self._autocast_dtype is not None):
                 losses = check_losses(self._loss_fn(self._model, batch), len(unit_index))
@@ -99,4 +100,4 @@ class BookKeepingEngine:
 
     def take(self) -> dict[str, Tensor]:
         sums, self._sums = self._sums or zero_sums(self._parameters), {}
-        return sums
+        return {name: sums[name] for name in self._parameters}  # every rank in the same order

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from worker.trainer.dp import products
 from worker.trainer.dp.engine import UnitRows
 
 _CACHED = 1 << 18  # elements of one operand
@@ -31,10 +32,13 @@ class GramCache:
             ):
                 self._kept.insert(0, self._kept.pop(index))
                 return gram
-        wide = operand.to(dtype)
-        result = torch.bmm(wide, wide.transpose(1, 2))
+        result = products.gram(operand.to(dtype))
         self._kept = [(operand, result), *self._kept[:1]]
         return result
+
+    def clear(self) -> None:
+        """Lets go of operands and matrices."""
+        self._kept = []
 
 
 def cached_pieces(rows: int, width: int, device: torch.device) -> list[slice]:
@@ -51,7 +55,7 @@ def instantiates(left: Tensor, right: Tensor) -> bool:
 
 def instantiate(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     """(rows, l, r) in `dtype`."""
-    return torch.bmm(left.to(dtype).transpose(1, 2), right.to(dtype))
+    return products.outer(left.to(dtype), right.to(dtype))
 
 
 def joined(uses: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -131,4 +135,4 @@ def add_weighted_sum(left: Tensor, right: Tensor, row_factor: Tensor, row_blank:
             b = b.masked_fill(row_blank[piece, None, None], 0.0)
         factor = row_factor[piece, None, None]
         a, b = (a * factor, b) if narrow_left else (a, b * factor)
-        matrix.addmm_(a.reshape(-1, a.shape[2]).t(), b.reshape(-1, b.shape[2]))
+        products.add_product_(matrix, a.reshape(-1, a.shape[2]), b.reshape(-1, b.shape[2]))

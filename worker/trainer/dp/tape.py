@@ -118,8 +118,16 @@ class Tape:
         uses.dense, uses.outers, uses.gathers = dense, [], []
 
     def add_clipped_sums(self, factors: dict[str, Tensor], sums: dict[str, Tensor]) -> None:
-        """sums[name] += Σ_u factors[name][u] · gradient_u. A unit with factor zero adds exactly nothing."""
-        for name, uses in self._uses.items():
+        """sums[name] += Σ_u factors[name][u] · gradient_u. A unit with factor zero adds exactly nothing.
+
+        A name without a sum gets one. Consumes the tape: what was added is let go of at once, so that the sums of a
+        first batch take the place of what they were made of; the largest parameters come last.
+        """
+        self._grams.clear()
+        for name in sorted(self._uses, key=lambda name: self._uses[name].shape.numel()):
+            uses = self._uses.pop(name)
+            if name not in sums:
+                sums[name] = torch.zeros(uses.shape, dtype=uses.dtype, device=factors[name].device)
             factor = factors[name].to(uses.dtype) / self._loss_scale
             blank = factor == 0
             blanks = bool(blank.any())

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
+from worker.trainer.dp import products
 from worker.trainer.dp.engine import EngineError
 from worker.trainer.dp.taped import Taped, plain
 
@@ -55,7 +55,7 @@ class _Linear(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x if names[0] is not None else None, weight)
         ctx.tape, ctx.names, ctx.transposed = tape, names, transposed
-        return F.linear(x, weight.t() if transposed else weight, bias)
+        return products.linear(x, weight.t() if transposed else weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -75,5 +75,5 @@ class _Linear(torch.autograd.Function):
         to_input = None
         if ctx.needs_input_grad[1]:
             weight = weight.to(gradient.dtype)
-            to_input = gradient.matmul(weight.t() if ctx.transposed else weight)
+            to_input = products.linear(gradient, weight if ctx.transposed else weight.t())
         return None, to_input, None, None, None, None, None

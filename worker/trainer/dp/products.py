@@ -1,0 +1,117 @@
+"""Float32 matrix products on CPUs whose AVX-512 units torch's default library leaves idle.
+
+torch's x86 builds multiply float32 matrices with Intel's MKL, which takes its AVX2 kernels on processors of another
+maker: on a Zen 5 half the speed of oneDNN, which is in torch as well. Both are float32 throughout, and deterministic.
+Which of the two a product takes is a function of the processor and of the shapes alone, never of a timing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+#: Multiply-adds below which the call itself costs more than oneDNN saves.
+_MIN_WORK = 1 << 21
+
+
+def _mkl_is_slow() -> bool:
+    try:
+        vendor = "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return vendor and torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+#: Whether products of float32 matrices on this CPU go to oneDNN.
+ONEDNN = _mkl_is_slow()
+
+
+def _by_onednn(left: Tensor, right: Tensor, work: int) -> bool:
+    return (
+        ONEDNN
+        and work >= _MIN_WORK
+        and left.dtype == right.dtype == torch.float32
+        and left.device.type == right.device.type == "cpu"
+    )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x: (…, d), weight: (p, d) with any strides, bias: (p,). x weightᵀ + bias, (…, p); not differentiable."""
+    if _by_onednn(x, weight, x.numel() * weight.shape[0]) and (bias is None or bias.dtype == torch.float32):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return F.linear(x, weight, bias)
+
+
+def add_product_(target: Tensor, left: Tensor, right: Tensor) -> None:
+    """target: (p, d) += leftᵀ right, for left (n, p) and right (n, d)."""
+    if _by_onednn(left, right, left.numel() * right.shape[1]):
+        target.add_(linear(left.t().contiguous(), right.t()))
+    else:
+        target.addmm_(left.t(), right)
+
+
+def gram(x: Tensor) -> Tensor:
+    """x xᵀ for each row: (rows, T, d) to (rows, T, T)."""
+    rows, time, width = x.shape
+    if not _by_onednn(x, x, time * time * width):
+        return torch.bmm(x, x.transpose(1, 2))
+    result = torch.empty(rows, time, time)
+    for row, out in zip(x.unbind(), result.unbind(), strict=True):
+        out.copy_(linear(row, row))
+    return result
+
+
+def outer(left: Tensor, right: Tensor) -> Tensor:
+    """leftᵀ right for each row: (rows, T, l) and (rows, T, r) to (rows, l, r)."""
+    rows, time, width = left.shape
+    if not _by_onednn(left, right, time * width * right.shape[2]):
+        return torch.bmm(left.transpose(1, 2), right)
+    result = torch.empty(rows, width, right.shape[2])
+    for a, b, out in zip(left.unbind(), right.unbind(), result.unbind(), strict=True):
+        out.copy_(linear(a.t().contiguous(), b.t()))
+    return result
+
+
+class FastLinear(TorchFunctionMode):
+    """Within it, F.linear of plain tensors takes `linear` above, differentiably: for layers that do not train."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.linear and not types and _on_cpu(args[0]):
+            return _FastLinear.apply(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _on_cpu(x: Tensor) -> bool:
+    return ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+
+
+class _FastLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        ctx.save_for_backward(x if weight.requires_grad else None, weight)
+        return linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        x, weight = ctx.saved_tensors
+        to_x = to_weight = to_bias = None
+        flat = gradient.reshape(-1, gradient.shape[-1])
+        if ctx.needs_input_grad[0]:
+            to_x = linear(gradient, weight.t())
+        if ctx.needs_input_grad[1]:
+            to_weight = torch.zeros_like(weight)
+            for piece, rows in zip(flat.split(2048), x.reshape(-1, x.shape[-1]).split(2048), strict=True):
+                add_product_(to_weight, piece, rows)
+        if ctx.needs_input_grad[2]:
+            to_bias = flat.sum(0)
+        return to_x, to_weight, to_bias
