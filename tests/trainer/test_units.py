@@ -352,14 +352,14 @@ def test_a_large_unit_needs_no_more_memory_where_units_need_not_stay_together(
 ) -> None:
     made = made_job(tmp_path / "job", base, tokens=40)
     sizes: list[int] = []
-    batches = Job.batches
+    batches = Job.shared_batches
 
     def watched(*arguments: Any) -> Iterator[Any]:
         for chosen, batch in batches(*arguments):
             sizes.append(batch["input_ids"].numel())
             yield chosen, batch
 
-    monkeypatch.setattr(Job, "batches", watched)
+    monkeypatch.setattr(Job, "shared_batches", watched)
     run(made.folder, KEY, Control(None))
     assert sizes
     assert max(sizes) <= 40
