@@ -11,6 +11,8 @@ MAX_ROWS = 100_000_000
 MAX_CELL_BYTES = 2**20
 #: Bytes of a row in the file.
 MAX_ROW_BYTES = 2**23
+#: Entries of a zip archive.
+MAX_ARCHIVE_ENTRIES = 200_000
 #: Of an image as uploaded.
 MAX_IMAGE_BYTES = 2**25
 MAX_IMAGE_PIXELS = 40_000_000

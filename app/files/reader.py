@@ -40,14 +40,12 @@ import duckdb
 
 from app import tether
 from app.files.formats import choose, unpacked
-from app.files.formats.interface import Table, literal
+from app.files.formats.interface import literal, write_rows
 from app.files.limits import ReaderLimits, max_column_bytes
 from app.files.problems import ReadError
 from app.files.profile import profile, units
 
 _PR_SET_PDEATHSIG = 1
-#: Rows of images are large: of fewer of them the database keeps a row group in memory.
-_IMAGE_ROW_GROUP = 2048
 
 
 def main(job: Mapping[str, Any]) -> None:
@@ -70,12 +68,12 @@ def read(source: Path, filename: str, rows: Path, unit_column: str | None = None
     source, filename = unpacked(source, filename, rows.parent)
     format_ = choose(filename, source)
     with _connect(source, rows.parent) as connection:
-        table = format_.open(connection, source)
+        table = format_.open(connection, source, rows.parent)
         if unit_column is not None and unit_column not in [column.name for column in table.columns]:
             raise ReadError("unit_column_not_found")
         if unit_column in [column.name for column in table.columns if column.type == "image"]:
             raise ReadError("unit_is_image")
-        _write(connection, table, rows)
+        write_rows(connection, table, rows)
         found = profile(connection, table, rows, max_column_bytes(source.stat().st_size))
         return {"format": format_.name, **found, **units(connection, table, rows, unit_column, found["num_rows"])}
 
@@ -109,26 +107,6 @@ def _connect(source: Path, folder: Path) -> duckdb.DuckDBPyConnection:
     ):
         connection.execute(f"SET {setting}")
     return connection
-
-
-def _write(connection: duckdb.DuckDBPyConnection, table: Table, rows: Path) -> None:
-    options = "FORMAT parquet, COMPRESSION zstd, USE_TMP_FILE false"
-    if any(column.type == "image" for column in table.columns):
-        options += f", ROW_GROUP_SIZE {_IMAGE_ROW_GROUP}"
-    problems: list[ReadError] = []
-    for reading in table.readings:
-        try:
-            connection.execute(f"COPY ({reading.query}) TO {literal(rows)} ({options})")
-        except (duckdb.OutOfMemoryException, MemoryError):
-            raise
-        except duckdb.Error:
-            # What can be wrong with the file, the formats find themselves.
-            raise ReadError("processing_failed") from None
-        problem = reading.problem()
-        if problem is None:
-            return
-        problems.append(problem)
-    raise problems[0]
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from app.files.formats import arrow, conll, delimited, json_array, jsonl, parquet
+from app.files.formats import arrow, conll, delimited, image_zip, json_array, jsonl, parquet
 from app.files.formats.interface import Format
 from app.files.formats.packed import unpacked
 from app.files.problems import ReadError
@@ -19,6 +19,7 @@ FORMATS: dict[str, Format] = {
     "conll": conll.CONLL,
     "parquet": parquet.PARQUET,
     "arrow": arrow.ARROW,
+    "image_zip": image_zip.IMAGE_ZIP,
 }
 
 #: How much of a file is looked at to tell its format.

@@ -19,7 +19,7 @@ _CONTINUATION = b"\xff\xff\xff\xff"
 _OPTIONS = pa.ipc.IpcReadOptions(use_threads=False)
 
 
-def _open(connection: duckdb.DuckDBPyConnection, path: Path) -> Table:
+def _open(connection: duckdb.DuckDBPyConnection, path: Path, scratch: Path) -> Table:
     source = pa.OSFile(str(path), "rb")
     try:
         if source.read(len(_FILE_MAGIC)) == _FILE_MAGIC:

@@ -28,7 +28,7 @@ _BLANK = " \t\r\n"
 _TAG = re.compile(rb"O|[BIESLUM]-\S+")
 
 
-def _open(connection: duckdb.DuckDBPyConnection, path: Path) -> Table:
+def _open(connection: duckdb.DuckDBPyConnection, path: Path, scratch: Path) -> Table:
     rows = ([to_json(tokens), to_json(tags)] for _, (tokens, tags) in _sentences(path))
     return Table(_COLUMNS, (stream(connection, _COLUMNS, rows),), lambda wanted: lines_of(_sentences(path), wanted))
 

@@ -27,7 +27,9 @@ _BOM = b"\xef\xbb\xbf"
 Row = tuple[int, list[str]]
 
 
-def _open(delimiters: str, quotings: tuple[bool, ...], connection: duckdb.DuckDBPyConnection, path: Path) -> Table:
+def _open(
+    delimiters: str, quotings: tuple[bool, ...], connection: duckdb.DuckDBPyConnection, path: Path, scratch: Path
+) -> Table:
     with open_text(path) as file:
         try:
             first = file.readline(MAX_ROW_BYTES)

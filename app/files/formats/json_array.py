@@ -27,14 +27,14 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 _NEAR = 16
 
 
-def _open(connection: duckdb.DuckDBPyConnection, path: Path) -> Table:
+def _open(connection: duckdb.DuckDBPyConnection, path: Path, scratch: Path) -> Table:
     with open_text(path) as file:
         try:
             begins_with_object = _Text(file).peek() == "{"
         except UnicodeDecodeError:
             raise undecodable(path) from None
     if begins_with_object:
-        return open_lines(connection, path)
+        return open_lines(connection, path, scratch)
     return open_objects(connection, partial(_objects, path), _no_lines)
 
 

@@ -14,7 +14,7 @@ from app.files.limits import MAX_ROW_BYTES
 from app.files.problems import ReadError
 
 
-def open_lines(connection: duckdb.DuckDBPyConnection, path: Path) -> Table:
+def open_lines(connection: duckdb.DuckDBPyConnection, path: Path, scratch: Path) -> Table:
     """The table of a file that has an object on each line."""
     return open_objects(connection, partial(_objects, path), lambda rows: lines_of(_objects(path), rows))
 

@@ -35,6 +35,11 @@ _CODECS = (
 )
 
 
+def is_packed(beginning: bytes) -> bool:
+    """Whether a file that begins so is compressed."""
+    return any(beginning.startswith(codec.magic) for codec in _CODECS)
+
+
 def unpacked(source: Path, filename: str, folder: Path) -> tuple[Path, str]:
     """The file as it is, or unpacked in the folder, with its name then.
 
@@ -52,7 +57,7 @@ def unpacked(source: Path, filename: str, folder: Path) -> tuple[Path, str]:
     _unpack(codec, source, target)
     with target.open("rb") as file:
         beginning = file.read(4)
-    if beginning.startswith((_ZIP, *(each.magic for each in _CODECS))):
+    if beginning.startswith(_ZIP) or is_packed(beginning):
         raise ReadError("nested_archive")
     return target, Path(filename).stem if suffix in codec.suffixes else filename
 

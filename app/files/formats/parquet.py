@@ -15,7 +15,7 @@ from app.files.limits import MAX_ROWS, max_column_bytes
 from app.files.problems import ReadError
 
 
-def _open(connection: duckdb.DuckDBPyConnection, path: Path) -> Table:
+def _open(connection: duckdb.DuckDBPyConnection, path: Path, scratch: Path) -> Table:
     try:
         file = pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True)
         schema, num_rows = file.schema_arrow, file.metadata.num_rows
