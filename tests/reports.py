@@ -70,11 +70,17 @@ def claim(plan: PrivacyPlan, charges: list[dict[str, Any]], evaluation: str = "p
 
 
 def private_report(
-    *, own_validation: bool = False, earlier_rho: float = 0.0, limit: float = 8.0, lineage: bool = False
+    *,
+    own_validation: bool = False,
+    earlier_rho: float = 0.0,
+    limit: float = 8.0,
+    lineage: bool = False,
+    taken_at: int | None = None,
 ) -> dict[str, Any]:
     """own_validation: the evaluation is charged to a second budget. earlier_rho: spent by another plan before.
 
     lineage: that plan made the base; and one before it, on other people's rows.
+    taken_at: the report is of the checkpoint behind that step.
     """
     found = calibrate(lambda sigma: parts(sigma, "validation" if own_validation else "training"), 2.0, DELTA)
     plan = PrivacyPlan(
@@ -97,6 +103,8 @@ def private_report(
         earlier_rho = rho if lineage else earlier_rho
         positions.append(LedgerPosition(name, 1 + plans, "b" * 64, accounting, plans, rho + earlier_rho))
     executed = {part.name: part.num_steps for part in plan.parts}
+    if taken_at is not None:
+        executed = {"centring": 1, "main": taken_at - 1}
     claimed = claim(plan, charges)
     if lineage:
         promised = {
@@ -116,7 +124,8 @@ def private_report(
         ]
         resolved = {**claimed.resolved, "base": {"lineage": ancestors}}
         claimed = dataclasses.replace(claimed, model=second[0], resolved=resolved)
-    return build(claimed, executed, positions, {"device": "cpu", "threads": 1}, keys())
+    runtime = {"device": "cpu", "threads": 1}
+    return build(claimed, executed, positions, runtime, keys(), checkpoint=taken_at is not None)
 
 
 def public_report() -> dict[str, Any]:

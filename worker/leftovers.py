@@ -30,20 +30,21 @@ def checkpoint_key(claimed: Claimed, step: int) -> str:
 
 
 def bundles_prefix(project_id: str, job_id: str) -> str:
-    """Above the bundles of all attempts at a job, of which one at most is published."""
+    """Above the bundles of all attempts at a job: of its model and of its checkpoints, published or not."""
     return f"projects/{project_id}/models/{job_id}"
 
 
-def bundle_prefix(claimed: Claimed) -> str:
-    """Of this attempt's bundle."""
-    return f"{bundles_prefix(claimed.project_id, claimed.job_id)}/{claimed.fence}"
+def bundle_prefix(claimed: Claimed, step: int | None = None) -> str:
+    """Of this attempt's bundle, or of its checkpoint's at a step: beside each other, so that each is deleted alone."""
+    name = str(claimed.fence) if step is None else f"{claimed.fence}-step-{step}"
+    return f"{bundles_prefix(claimed.project_id, claimed.job_id)}/{name}"
 
 
 def clear(storage: Storage, claimed: Claimed) -> None:
-    """At a claim: removes what earlier attempts left, but for the checkpoint that was committed."""
-    kept = claimed.checkpoint["key"] if claimed.checkpoint is not None else None
+    """At a claim: removes what earlier attempts left, but for the checkpoint to resume from and what was published."""
+    kept = [claimed.checkpoint["key"]] if claimed.checkpoint is not None else []
     storage.delete_prefix(attempts_prefix(claimed.project_id, claimed.job_id), keep=kept)
-    storage.delete_prefix(bundles_prefix(claimed.project_id, claimed.job_id))
+    storage.delete_prefix(bundles_prefix(claimed.project_id, claimed.job_id), keep=claimed.published)
 
 
 def erase(workplace: Workplace) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -18,9 +18,9 @@ from typing import Any
 from app.jobs.lifecycle import Claimed
 from app.privacy import report_format as form
 from app.privacy.accountants import Figure, attack_power, pld_epsilon, pld_epsilons, stated_discretization
-from app.privacy.dp_events import from_json
+from app.privacy.dp_events import event_for, from_json, to_json
 from app.privacy.filter import RenyiBudget
-from app.privacy.plan import PrivacyPlan, SampledGaussian
+from app.privacy.plan import Dataset, PrivacyPlan, SampledGaussian
 from app.signing import ReportKeys
 
 #: Packages that decide what a figure or a weight comes out as.
@@ -48,14 +48,18 @@ def build(
     positions: Sequence[LedgerPosition],
     runtime: Mapping[str, Any],
     keys: ReportKeys,
+    *,
+    checkpoint: bool = False,
 ) -> dict[str, Any]:
     """The signed report of a finished job. Takes a second of CPU (PLDs are composed): never inside a transaction.
 
-    Raises ValueError where the executed steps are not the plan's: there is no report of half a job.
+    checkpoint: of the steps until a checkpoint instead. Raises ValueError where the executed steps are not the plan's,
+    from its start: there is no report of half a job otherwise.
     """
     plan, resolved = claimed.plan, claimed.resolved
-    if plan.executed(executed).parts != plan.parts:
-        raise ValueError("the report of a finished job is of its whole plan")
+    done = {part.name: executed.get(part.name, 0) for part in plan.parts}
+    if not (form.in_order(plan.to_dict()["parts"], done) if checkpoint else plan.executed(done).parts == plan.parts):
+        raise ValueError("the report of a finished job is of its whole plan, of a checkpoint of what comes first in it")
     report: dict[str, Any] = {
         "format": form.FORMAT,
         "issued_at": int(time.time()),
@@ -66,14 +70,20 @@ def build(
     if plan.mechanism == "none":
         report["statement"] = form.NOT_PRIVATE
     else:
-        report["guarantee"] = _guarantee(plan, resolved["certified_datasets"])
-        report["budgets"] = [_budget(charge, positions, claimed) for charge in claimed.charges]
+        certified = resolved["certified_datasets"]
+        figure = _certificate(plan, done, certified) if checkpoint else None
+        report["guarantee"] = _guarantee(plan, certified, figure)
+        touched = [charge for charge in claimed.charges if any(_counts(plan, done, charge["datasets"]))]
+        report["budgets"] = [_budget(charge, positions, claimed, done, report["guarantee"]) for charge in touched]
+    if checkpoint:
+        total = sum(part.num_steps for part in plan.parts)
+        report["checkpoint"] = {"step_number": sum(done.values()), "num_steps": total}
     ancestors = (resolved.get("base") or {}).get("lineage")
     if ancestors:
-        report["lineage"] = _lineage(ancestors, claimed, positions)
+        report["lineage"] = _lineage(ancestors, claimed.job_id, report.get("budgets", ()), positions)
     report |= {
-        "parts": _parts(plan, executed),
-        "released": form.RELEASED[resolved["evaluation"]],
+        "parts": _parts(plan, done),
+        "released": form.RELEASED["none" if checkpoint else resolved["evaluation"]],
         "treated_as_public": _treated_as_public(plan, resolved),
         "not_covered": form.not_covered(plan.mechanism, plan.privacy_unit.column),
         "digests": {
@@ -89,26 +99,47 @@ def build(
     return keys.sign(report)
 
 
-def _guarantee(plan: PrivacyPlan, datasets: Sequence[str]) -> dict[str, Any]:
+def _counts(plan: PrivacyPlan, executed: Mapping[str, int], datasets: Collection[str]) -> list[int]:
+    """Executed steps of each part on these datasets."""
+    return [executed[part.name] for part in plan.parts if part.dataset in datasets]
+
+
+def _certificate(plan: PrivacyPlan, executed: Mapping[str, int], datasets: Collection[Dataset]) -> Figure:
+    """ε of the steps until a checkpoint, by the accountant, and on the grid, that certified the plan."""
+    assert plan.target_delta is not None
+    assert plan.accountant is not None
+    event = event_for(plan.executed(executed), datasets)
+    return pld_epsilon(event, plan.target_delta, discretization=stated_discretization(plan.accountant))
+
+
+def _guarantee(plan: PrivacyPlan, datasets: Sequence[str], figure: Figure | None) -> dict[str, Any]:
+    """figure: of a checkpoint's steps; None: the plan's own certificate holds."""
     column = plan.privacy_unit.column
     assert plan.accountant is not None
     return {
         "privacy_unit": "record" if column is None else {"column": column},
         "neighboring_relation": plan.neighboring_relation,
         "meaning": form.MEANING,
-        "epsilon": plan.epsilon,
+        "epsilon": plan.epsilon if figure is None else _rounded_up(figure.epsilon),
         "delta": plan.target_delta,
         "target_epsilon": plan.target_epsilon,
         "datasets": list(datasets),
-        "accountant": plan.accountant,
+        "accountant": plan.accountant if figure is None else figure.accountant,
         "discretization": stated_discretization(plan.accountant),
         "sampling": form.SAMPLING,
     }
 
 
-def _budget(charge: Mapping[str, Any], positions: Sequence[LedgerPosition], claimed: Claimed) -> dict[str, Any]:
-    """What one budget was charged for the job, in every figure, and where that budget stands."""
-    event, plan = from_json(charge["dp_event"]), claimed.plan
+def _budget(
+    charge: Mapping[str, Any],
+    positions: Sequence[LedgerPosition],
+    claimed: Claimed,
+    executed: Mapping[str, int],
+    guarantee: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What one budget was charged for the executed steps, in every figure, and where that budget stands."""
+    whole, plan = from_json(charge["dp_event"]), claimed.plan
+    event = event_for(plan.executed(executed), charge["datasets"])
     assert plan.target_delta is not None
     assert plan.accountant is not None
     position = next(position for position in positions if position.budget_id == charge["budget_id"])
@@ -121,9 +152,9 @@ def _budget(charge: Mapping[str, Any], positions: Sequence[LedgerPosition], clai
     return {
         "privacy_budget": position.budget_id,
         "datasets": list(charge["datasets"]),
-        "dp_event": charge["dp_event"],
+        "dp_event": to_json(event),
         "delta": plan.target_delta,
-        "epsilon": plan.epsilon if certified else _rounded_up(figure.epsilon),
+        "epsilon": guarantee["epsilon"] if certified else _rounded_up(figure.epsilon),
         "accountant": figure.accountant,
         "discretization": figure.discretization,
         "epsilon_replace_one": _rounded_up(replace_one.epsilon),
@@ -134,7 +165,7 @@ def _budget(charge: Mapping[str, Any], positions: Sequence[LedgerPosition], clai
             for rate, power in zip(form.FALSE_POSITIVE_RATES, powers, strict=True)
         ],
         "limit": {"epsilon": position.accounting.epsilon_limit, "delta": position.accounting.delta},
-        "so_far": _so_far(charge, position, pld_epsilon(event, position.accounting.delta)),
+        "so_far": _so_far(charge, position, pld_epsilon(whole, position.accounting.delta)),
         "ledger": {"sequence": position.sequence, "head_hash": position.head_hash},
     }
 
@@ -159,25 +190,28 @@ def _so_far(charge: Mapping[str, Any], position: LedgerPosition, alone: Figure) 
 
 
 def _lineage(
-    ancestors: Sequence[Mapping[str, Any]], claimed: Claimed, positions: Sequence[LedgerPosition]
+    ancestors: Sequence[Mapping[str, Any]],
+    job_id: str,
+    budgets: Sequence[Mapping[str, Any]],
+    positions: Sequence[LedgerPosition],
 ) -> dict[str, Any]:
     """The jobs that made the base, and what all of them come to together for who is in the rows of several: for each
     budget that this job shares with one of them, by the budget's own filter, since the plans were chosen in turn."""
     composed = []
     for position in positions:
-        mine = [charge["dp_event"] for charge in claimed.charges if charge["budget_id"] == position.budget_id]
+        mine = [budget["dp_event"] for budget in budgets if budget["privacy_budget"] == position.budget_id]
         earlier = {
             entry["job"]: [c["dp_event"] for c in entry["charges"] if c["privacy_budget"] == position.budget_id]
             for entry in ancestors
         }
         shared = {job: events for job, events in earlier.items() if events}
-        if shared:
+        if mine and shared:
             events = [*mine, *(event for events in shared.values() for event in events)]
             rho = sum(position.accounting.rho_of(from_json(event)) for event in events)
             composed.append(
                 {
                     "privacy_budget": position.budget_id,
-                    "jobs": [claimed.job_id, *shared],
+                    "jobs": [job_id, *shared],
                     "rdp_order": position.accounting.order,
                     "rho": rho,
                     "delta": position.accounting.delta,

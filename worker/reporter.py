@@ -201,6 +201,10 @@ class NotReleased(ValueError):
     """The trainer offers metrics of a kind that the job's plan does not cover."""
 
 
+#: Of a checkpoint.
+NO_METRICS_YET = {"released": "none", "reason": "Metrics are released once, with the finished model."}
+
+
 def cleared_metrics(metrics: Mapping[str, Any], evaluation: str, labels: tuple[str, ...]) -> dict[str, Any]:
     """What of metrics.json may leave, given how the plan covers it. Raises NotReleased where the two disagree."""
     if metrics.get("released") != evaluation:

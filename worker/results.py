@@ -23,7 +23,6 @@ from app.signing import ReportKeys
 from app.storage.interface import Storage
 from worker import job_folder, privacy_report, reporter
 from worker.privacy_report import LedgerPosition
-from worker.trainer.messages import Finished
 from worker.trainer.spec import METRICS_FILE, MODEL_FOLDER, TrainerSpec
 
 log = structlog.get_logger(__name__)
@@ -72,20 +71,27 @@ def ledger_positions(session: Session, claimed: Claimed) -> list[LedgerPosition]
 def build(
     claimed: Claimed,
     spec: TrainerSpec,
-    finished: Finished,
+    executed: Mapping[str, int],
     positions: list[LedgerPosition],
     folder: Path,
     keys: ReportKeys,
+    *,
+    checkpoint: bool = False,
 ) -> Bundle:
-    """Completes the bundle in the job folder: cleared metrics, the signed report, nothing that is not on the list.
+    """Completes the bundle below `folder`: cleared metrics, the signed report, nothing that is not on the list.
 
+    checkpoint: whether it is of a checkpoint, which brings no metrics and a report of the steps until there.
     Raises IncompleteResults where something is missing or does not fit the plan.
     """
     model = folder / MODEL_FOLDER
     try:
         raw = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
-        metrics = reporter.cleared_metrics(raw, spec.evaluation, spec.task.labels)
-        report = privacy_report.build(claimed, finished.executed, positions, dataclasses.asdict(spec.runtime), keys)
+        if checkpoint:
+            metrics = reporter.NO_METRICS_YET
+        else:
+            metrics = reporter.cleared_metrics(raw, spec.evaluation, spec.task.labels)
+        runtime = dataclasses.asdict(spec.runtime)
+        report = privacy_report.build(claimed, executed, positions, runtime, keys, checkpoint=checkpoint)
     except (OSError, ValueError, KeyError) as error:
         log.exception("results_refused")
         raise IncompleteResults from error

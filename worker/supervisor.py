@@ -10,6 +10,7 @@ import dataclasses
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 import structlog
@@ -42,6 +43,7 @@ from worker.trainer.messages import (
 from worker.trainer.spec import (
     CHECKPOINTS_FOLDER,
     RESUME_FOLDER,
+    TAKEN_FOLDER,
     TRAINING_FILE,
     VALIDATION_FILE,
     BaseSpec,
@@ -133,12 +135,12 @@ class Attempt:
             self._trainer.close()
 
     def _work(self) -> None:
-        spec = self._lay_out()
+        self._spec = self._lay_out()
         key = self._key()
         log.info("trainer_begins", attempt=self._claimed.attempt, pid=self._trainer.process.pid)
         self._trainer.begin(key)
         finished = self._follow()
-        self._publish(dataclasses.replace(spec, runtime=self._runtime), finished)
+        self._publish(finished)
 
     # Before the trainer starts
 
@@ -168,6 +170,7 @@ class Attempt:
             seed=claimed.seed,
             runtime=self._freeze(),
             checkpoint_seconds=self._settings.checkpoint_seconds,
+            published_steps=tuple(resolved.get("checkpoint_steps", ())),
         )
         spec.write(self._folder)
         return spec
@@ -292,20 +295,29 @@ class Attempt:
         return False
 
     def _commit_checkpoint(self, step: int, executed: Mapping[str, int]) -> None:
-        """Stores a checkpoint, moves the job's pointer to it under the fence, deletes the one before."""
+        """Stores a checkpoint, moves the job's pointer to it under the fence, deletes the one before.
+
+        One that the job was to publish appears as a model in the same transaction: it is the resume point from then on.
+        """
         claimed, storage = self._claimed, self._workplace.storage
         local = self._folder / CHECKPOINTS_FOLDER / str(step)
         key = leftovers.checkpoint_key(claimed, step)
         digests = job_folder.put_folder(storage, key, local)
         checkpoint = {"key": key, "step": step, "executed": dict(executed), "files": digests}
+        published = self._spec.published_steps
+        taken = self._folder / TAKEN_FOLDER / str(step)
+        prefix = leftovers.bundle_prefix(claimed, step)
+        fields = self._store_bundle(prefix, taken, executed, checkpoint=True) if step in published else None
         try:
             with self._workplace.database.writing() as session:
-                previous = lifecycle.commit_checkpoint(session, claimed.job_id, claimed.fence, checkpoint)
+                previous = lifecycle.commit_checkpoint(session, claimed.job_id, claimed.fence, checkpoint, fields)
                 reporter.record(session, claimed, "checkpoint_committed", {"step": step})
         except LeaseLost:
             storage.delete_prefix(key)
+            storage.delete_prefix(prefix)
             raise
         shutil.rmtree(local)
+        shutil.rmtree(taken, ignore_errors=True)
         if previous is not None:
             storage.delete_prefix(previous["key"])
 
@@ -316,17 +328,26 @@ class Attempt:
 
     # How it ends
 
-    def _publish(self, spec: TrainerSpec, finished: Finished) -> None:
+    def _store_bundle(
+        self, prefix: str, folder: Path, executed: Mapping[str, int], *, checkpoint: bool = False
+    ) -> dict[str, Any]:
+        """Completes what the trainer laid out below `folder` and stores it; the fields of `models.service.publish`."""
+        claimed, workplace = self._claimed, self._workplace
+        with workplace.database.reading() as session:
+            positions = results.ledger_positions(session, claimed)
+        spec = dataclasses.replace(self._spec, runtime=self._runtime)
+        keys = workplace.report_keys
+        try:
+            bundle = results.build(claimed, spec, executed, positions, folder, keys, checkpoint=checkpoint)
+        except results.IncompleteResults:
+            raise Unworkable("trainer_error") from None
+        return results.store(workplace.storage, prefix, bundle)
+
+    def _publish(self, finished: Finished) -> None:
         """Stores the bundle under the fence's own prefix, then publishes and settles in one transaction."""
         claimed, workplace = self._claimed, self._workplace
         prefix = leftovers.bundle_prefix(claimed)
-        with workplace.database.reading() as session:
-            positions = results.ledger_positions(session, claimed)
-        try:
-            bundle = results.build(claimed, spec, finished, positions, self._folder, workplace.report_keys)
-        except results.IncompleteResults:
-            raise Unworkable("trainer_error") from None
-        fields = results.store(workplace.storage, prefix, bundle)
+        fields = self._store_bundle(prefix, self._folder, finished.executed)
         self._lease.end()
         try:
             with workplace.database.writing() as session:

@@ -25,6 +25,7 @@ Kind = Literal[
     "reserved",
     "charged",
     "released",
+    "checkpoint_published",
     "closed",
     "renamed",
     "limit_raised",

@@ -262,6 +262,25 @@ def settle_one(
         )
 
 
+def note_checkpoint(
+    session: Session,
+    job_id: str,
+    released: Mapping[str, Mapping[str, Any]],
+    actor: str,
+    details: Mapping[str, Any],
+) -> None:
+    """Part of what a job holds was published before its end: it is reserved, so nothing is charged yet.
+
+    released: budget id → event of what was executed. The entries move the ledgers' heads.
+    """
+    for budget_id in sorted(released):
+        budget = lock(session, budget_id)
+        event = released[budget_id]
+        ledger.append(
+            session, budget, "checkpoint_published", actor=actor, job_id=job_id, dp_event=event, details=details
+        )
+
+
 def standing(session: Session, job_id: str) -> Literal["held", "locked", "charged"]:
     """Whether a queued job may run: all that it needs is held for it, or its data is public.
 

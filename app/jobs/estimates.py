@@ -28,6 +28,7 @@ def render(session: Session, project_id: str, planned: Planned) -> dict[str, Any
         "adaptation": planned.resolved["adaptation"],
         "auto": planned.resolved["auto"],
         "evaluation": planned.resolved["evaluation"],
+        "checkpoint_steps": planned.resolved["checkpoint_steps"],
         "budgets": [_after(session, project_id, charge) for charge in charges],
         "queue_position": repository.queue_length(session) + 1,
         "memory_bytes": None,

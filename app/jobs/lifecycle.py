@@ -41,7 +41,10 @@ class LeaseLost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """What an attempt needs to know. charges, resolved, checkpoint, runtime: as in `tables.Job`."""
+    """What an attempt needs to know. charges, resolved, checkpoint, runtime: as in `tables.Job`.
+
+    published: where the store has what the job published so far.
+    """
 
     job_id: str
     project_id: str
@@ -59,6 +62,7 @@ class Claimed:
     runtime: Mapping[str, Any] | None
     started_at: float
     cancel_requested: bool
+    published: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +128,7 @@ def claim(session: Session, job_id: str, worker: str, lease_seconds: float) -> C
         runtime=job.runtime,
         started_at=job.started_at,
         cancel_requested=job.cancel_requested,
+        published=models.stored_by(session, job.id),
     )
 
 
@@ -153,11 +158,16 @@ def freeze_runtime(
 
 
 def commit_checkpoint(
-    session: Session, job_id: str, fence: int, checkpoint: Mapping[str, Any]
+    session: Session,
+    job_id: str,
+    fence: int,
+    checkpoint: Mapping[str, Any],
+    model_fields: Mapping[str, Any] | None = None,
 ) -> Mapping[str, Any] | None:
     """Moves the pointer to a checkpoint {key, step, executed, fence} that is stored completely; returns the one before.
 
     Only from here on may what its steps gave leave the service: none of them will ever be executed again.
+    model_fields: as in `succeed`, where the checkpoint is one that can be taken: it is published with the pointer.
     Raises ValueError where it does not lie ahead of the one before.
     """
     job = _guarded(session, job_id, fence)
@@ -169,7 +179,39 @@ def commit_checkpoint(
     if checkpoint["step"] >= (job.progress or {}).get("crashed_at", 0):
         job.interrupted = False  # from here on, what the lost attempt is known to have executed is charged anyway
     session.flush()
+    if model_fields is not None:
+        _publish_checkpoint(session, job, checkpoint, model_fields)
     return previous
+
+
+def _publish_checkpoint(
+    session: Session, job: Job, checkpoint: Mapping[str, Any], model_fields: Mapping[str, Any]
+) -> None:
+    """The ledgers take note, so that a database restored from before it is found out and runs no step again."""
+    step, report = checkpoint["step"], model_fields["privacy_report"]
+    model = models.publish(
+        session,
+        project_id=job.project_id,
+        job_id=job.id,
+        base=job.model,
+        suffix=job.suffix,
+        step_number=step,
+        **model_fields,
+    )
+    released = {budget["privacy_budget"]: budget["dp_event"] for budget in report.get("budgets", ())}
+    budgets.note_checkpoint(session, job.id, released, WORKER, details={"step_number": step, "model": model.id})
+    events.record(
+        session,
+        project_id=job.project_id,
+        job_id=job.id,
+        code="checkpoint_published",
+        message=f"The checkpoint of step {step} can be taken.",
+        data={
+            "step": step,
+            "fine_tuned_model_checkpoint": model.id,
+            "epsilon_spent": report["guarantee"]["epsilon"] if "guarantee" in report else None,
+        },
+    )
 
 
 def succeed(

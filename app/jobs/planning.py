@@ -17,7 +17,7 @@ from app.catalog.adaptations import adaptation_to_dict
 from app.catalog.bases import BaseModel
 from app.catalog.recipes import EVALUATION, Recipe, recipe_for
 from app.errors import BudgetExceeded, InvalidRequest
-from app.jobs import columns, targets
+from app.jobs import checkpoints, columns, targets
 from app.jobs.facts import BudgetFacts, Defaults, FileFacts
 from app.jobs.schemas import CreateJob, EvaluationBlock, TaskBlock, adaptation_of, hyperparameters_of
 from app.jobs.targets import Target
@@ -215,6 +215,7 @@ def _planned(
         "training_digest": request.training.rows_digest,
         "validation_digest": validation.rows_digest if validation else None,
         "certified_datasets": list(request.certified),
+        "checkpoint_steps": checkpoints.steps(privacy_plan, request.body.checkpoints.count),
         "auto": reasons,
     }
     hyperparameters = {

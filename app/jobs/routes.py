@@ -15,9 +15,10 @@ from app.events.stream import stream
 from app.events.tables import JobEvent
 from app.http.deps import DatabaseDep, QueueDep, Reader, Reading, SecretKeyDep, SettingsDep, Submitter, Writing
 from app.http.pagination import Page, list_response, paginate
-from app.jobs import estimates, repository, service, submission, views
+from app.jobs import checkpoints, estimates, repository, service, submission
 from app.jobs.schemas import CreateJob
 from app.jobs.tables import Job
+from app.models import service as models
 
 router = APIRouter(prefix="/fine_tuning/jobs", tags=["fine-tuning"])
 
@@ -117,13 +118,18 @@ def list_events(
 
 @router.get("/{job_id}/checkpoints")
 def list_checkpoints(job_id: str, caller: Reader, session: Reading, page: Page) -> dict[str, Any]:
-    """Published checkpoints: the last one of a job that succeeded. Those of a running job only serve to resume."""
-    published = views.checkpoints(service.get(session, caller.project_id, job_id))
+    """What was published on the way, each a model that can be taken, and the finished model; the latest first."""
+    job = service.get(session, caller.project_id, job_id)
+    published = [checkpoints.render(job, model) for model in models.released_by(session, caller.project_id, job.id)]
+    if page.order == "asc":
+        published.reverse()
+    start = 0
     if page.after is not None:
-        if page.after not in [checkpoint["id"] for checkpoint in published]:
+        ids = [checkpoint["id"] for checkpoint in published]
+        if page.after not in ids:
             raise InvalidRequest("invalid_after", "`after` is not the id of an object in this list.", param="after")
-        published = []
-    return list_response(published, has_more=False)
+        start = ids.index(page.after) + 1
+    return list_response(published[start : start + page.limit], has_more=start + page.limit < len(published))
 
 
 def _metadata_filter(request: Request) -> dict[str, str]:

@@ -89,6 +89,12 @@ class EvaluationBlock(_Strict):
     epsilon: Annotated[Finite, Field(gt=0)] | None = None
 
 
+class CheckpointsBlock(_Strict):
+    """count: how many checkpoints on the way are published, evenly spread over the training steps."""
+
+    count: int = Field(0, ge=0, le=20)
+
+
 class CreateJob(BaseModel):
     """POST /fine_tuning/jobs. With nothing but model and training_file it is a private job under the defaults."""
 
@@ -109,6 +115,7 @@ class CreateJob(BaseModel):
     adaptation: dict[str, Any] | None = None
     privacy: PrivacyBlock = Field(default_factory=PrivacyBlock)
     evaluation: Literal["none"] | EvaluationBlock | None = None
+    checkpoints: CheckpointsBlock = Field(default_factory=CheckpointsBlock)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, without what was not said."""

@@ -18,8 +18,8 @@ class Job(Base):
 
     request: the body as the user sent it; request_digest: of its canonical JSON, for `Idempotency-Key`.
     resolved: what the request came to: {task: {type, columns, labels, labels_source, max_length}, phases, evaluation,
-      num_rows, num_validation_rows, num_held_out, training_digest, validation_digest, adaptation, auto, base}, the last
-      as `BaseModel.to_dict` has it: its digests pin the files.
+      num_rows, num_validation_rows, num_held_out, training_digest, validation_digest, adaptation, auto,
+      checkpoint_steps, base}, the last as `BaseModel.to_dict` has it: its digests pin the files.
     plan: the frozen `PrivacyPlan`; plan_digest: of it. charges: [{budget_id, dp_event, rho, datasets}].
     hyperparameters: the wire's three numbers as resolved (as requested until then).
     fence: rises with each claim; every write of a worker names the one it was given. attempts: claims so far.

@@ -47,6 +47,7 @@ def render(job: Job, *, now: float, queue_position: int | None) -> dict[str, Any
         "adaptation": resolved.get("adaptation"),
         "auto": resolved.get("auto"),
         "evaluation": _evaluation(job),
+        "checkpoint_steps": resolved.get("checkpoint_steps"),
         "privacy": privacy(job),
     }
 
@@ -76,25 +77,6 @@ def privacy(job: Job) -> dict[str, Any]:
         "epsilon_spent_accountant": accountant,
         "charged_in_full": in_full,
     }
-
-
-def checkpoints(job: Job) -> list[dict[str, Any]]:
-    """`fine_tuning.job.checkpoint`: the weights that the job ended with, which are its model; none before."""
-    if job.fine_tuned_model is None or job.executed is None:
-        return []
-    step = sum(job.executed.values())
-    return [
-        {
-            "id": f"ftckpt-{job.id.partition('-')[2]}",
-            "object": "fine_tuning.job.checkpoint",
-            "created_at": _seconds(job.finished_at),
-            "fine_tuned_model_checkpoint": job.fine_tuned_model,
-            "fine_tuning_job_id": job.id,
-            "step_number": step,
-            "metrics": {"step": step},
-            "epsilon_spent": privacy(job).get("epsilon_spent"),
-        }
-    ]
 
 
 def describe(plan: PrivacyPlan, charges: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -45,6 +45,9 @@ def render(title: str, report: Mapping[str, Any]) -> str:
 
 
 def _sections(report: Mapping[str, Any]) -> Iterable[str]:
+    if "checkpoint" in report:
+        stated = report["checkpoint"]
+        yield _paragraph(f"Of a checkpoint, taken at step {stated['step_number']} of {stated['num_steps']}.")
     if report["mechanism"] == "none":
         yield _paragraph(report["statement"])
     else:

@@ -25,6 +25,15 @@ def lock(session: Session, project_id: str, model_id: str) -> Model | None:
     return session.scalars(readable(project_id).where(Model.id == model_id).with_for_update()).one_or_none()
 
 
+def of_job(project_id: str, job_id: str) -> Select[Model]:
+    """What the job released and is still there: the finished model first, then checkpoints, the latest first."""
+    return (
+        readable(project_id)
+        .where(Model.job_id == job_id)
+        .order_by(Model.step_number.is_not(None), Model.step_number.desc())
+    )
+
+
 def to_erase(session: Session, limit: int) -> Sequence[str]:
     """Ids of deleted models whose bytes may still be there."""
     return session.scalars(

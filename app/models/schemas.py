@@ -13,7 +13,10 @@ from app.models.tables import Model
 
 
 class ModelOut(BaseModel):
-    """The wire's `model`; ours after `owned_by`. A base has none of the last four."""
+    """The wire's `model`; ours after `owned_by`, of which a base has none.
+
+    step_number: of a checkpoint; null of a finished model.
+    """
 
     id: str
     object: Literal["model"] = "model"
@@ -21,6 +24,7 @@ class ModelOut(BaseModel):
     owned_by: str
     base_model: str | None = None
     job: str | None = None
+    step_number: int | None = None
     metrics: dict[str, Any] | None = None
     privacy_report: dict[str, Any] | None = None
 
@@ -154,6 +158,7 @@ def render(model: Model, *, full: bool = False) -> ModelOut:
         owned_by=model.project_id,
         base_model=model.base,
         job=model.job_id,
+        step_number=model.step_number,
         metrics=model.metrics if full else None,
         privacy_report=model.privacy_report if full else None,
     )

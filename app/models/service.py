@@ -37,6 +37,7 @@ __all__ = [
     "publish",
     "refused",
     "release",
+    "released_by",
     "stored_by",
     "sweep",
 ]
@@ -63,14 +64,16 @@ _SHORT_ID = 8
 _AT_ONCE = 100
 
 
-def model_id(base: str, suffix: str | None) -> str:
+def model_id(base: str, suffix: str | None, step_number: int | None = None) -> str:
     """`ft-<base>-<suffix>-<short id>`: a path segment, a repository name, 96 characters of [A-Za-z0-9._-] at most.
 
-    Of a fine-tuned base its own base's name is kept: ids do not grow from job to job.
+    Of a fine-tuned base its own base's name is kept: ids do not grow from job to job. A checkpoint's has
+    `step-<number>` before the short id.
     """
     base = base.removeprefix(FINE_TUNED)
     short = sortable_token()[-_SHORT_ID:]
-    tail = "-".join(part for part in (_segment(suffix or ""), short) if part)
+    step = "" if step_number is None else f"step-{step_number}"
+    tail = "-".join(part for part in (_segment(suffix or ""), step, short) if part)
     stem = _segment(base)[: _LONGEST_ID - len("ft-") - 1 - len(tail)].rstrip("-.")
     return "-".join(part for part in ("ft", stem, tail) if part)
 
@@ -93,19 +96,21 @@ def publish(
     metrics: Mapping[str, Any],
     privacy_report: Mapping[str, Any],
     base_facts: Mapping[str, Any] | None = None,
+    step_number: int | None = None,
 ) -> Model:
     """The model's row. Its bytes are stored already; from this unit of work's commit on they can be downloaded.
 
-    files: [{path, bytes, sha256, crc32}], in the order of the archives. Raises ValueError for a file that no bundle
-    may hold: that is a bug, and nothing is published.
+    files: [{path, bytes, sha256, crc32}], in the order of the archives. step_number: of a checkpoint. Raises ValueError
+    for a file that no bundle may hold: that is a bug, and nothing is published.
     """
     paths = [file["path"] for file in files]
     if len(set(paths)) != len(paths) or not set(paths) <= BUNDLE_FILES:
         raise ValueError("a bundle holds a file that is not on its list")
     model = Model(
-        id=model_id(base, suffix),
+        id=model_id(base, suffix, step_number),
         project_id=project_id,
         job_id=job_id,
+        step_number=step_number,
         base=base,
         storage_prefix=storage_prefix,
         files=[dict(file) for file in files],
@@ -128,9 +133,14 @@ def get(session: Session, project_id: str, identifier: str) -> Model:
     return model
 
 
-def stored_by(session: Session, job_id: str) -> str | None:
-    """The storage prefix of the model that a job published, deleted or not; None where it published none."""
-    return session.scalars(select(Model.storage_prefix).where(Model.job_id == job_id)).one_or_none()
+def released_by(session: Session, project_id: str, job_id: str) -> Sequence[Model]:
+    """What the job released and is still there: the finished model first, then checkpoints, the latest first."""
+    return session.scalars(repository.of_job(project_id, job_id)).all()
+
+
+def stored_by(session: Session, job_id: str) -> Sequence[str]:
+    """The storage prefixes of what a job published, its checkpoints and its model, deleted or not."""
+    return session.scalars(select(Model.storage_prefix).where(Model.job_id == job_id)).all()
 
 
 def find_file(model: Model, path: str) -> Mapping[str, Any]:

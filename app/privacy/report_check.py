@@ -102,6 +102,9 @@ def _form(report: Mapping[str, Any]) -> str:
     _require(report.get("format") == form.FORMAT, f"not a report of the form {form.FORMAT}")
     mechanism = report["mechanism"]
     _require(mechanism in ("dp_sgd", "none"), "an unknown mechanism")
+    if "checkpoint" in report:
+        _keys(report["checkpoint"], {"step_number", "num_steps"})
+        report = {key: value for key, value in report.items() if key != "checkpoint"}
     if mechanism == "dp_sgd":
         _keys(report, _PRIVATE_KEYS | (report.keys() & {"lineage"}))
         _keys(report["guarantee"], _GUARANTEE_KEYS)
@@ -133,13 +136,28 @@ def _plan(report: Mapping[str, Any]) -> str:
     _require(digests["rows_method"] == form.COMMITMENT, "an unknown kind of commitment")
     _require(plan["mechanism"] == report["mechanism"], "the plan is of another mechanism")
     _require(len(report["parts"]) == len(plan["parts"]) > 0, "not the plan's parts")
+    done = _executed(report)
     for stated, planned in zip(report["parts"], plan["parts"], strict=True):
-        steps = planned.get("num_steps", 1)
-        expected = {**planned, "num_steps": steps, "executed_steps": steps}
+        expected = {**planned, "num_steps": planned.get("num_steps", 1), "executed_steps": done[planned["name"]]}
         if planned["kind"] == "sampled_gaussian":
             expected["expected_batch_size"] = planned["sample_rate"] * plan["num_units"]
         _require(dict(stated) == expected, f"part {planned['name']} is not as planned, or not executed in full")
-    return f"{len(plan['parts'])} parts, executed as planned"
+    until = f", until step {report['checkpoint']['step_number']}" if "checkpoint" in report else ""
+    return f"{len(plan['parts'])} parts, executed as planned{until}"
+
+
+def _executed(report: Mapping[str, Any]) -> dict[str, int]:
+    """Steps of each part that the report speaks about: all of them, or, of a checkpoint, what comes first."""
+    planned = {part["name"]: part.get("num_steps", 1) for part in report["plan"]["parts"]}
+    if "checkpoint" not in report:
+        return planned
+    stated, whole = report["checkpoint"], sum(planned.values())
+    done = {part["name"]: part["executed_steps"] for part in report["parts"]}
+    _require(all(type(count) is int for count in done.values()), "a part's steps are no number")
+    _require(done.keys() == planned.keys() and form.in_order(report["plan"]["parts"], done), "not a plan's first steps")
+    _require(stated == {"step_number": sum(done.values()), "num_steps": whole}, "the checkpoint is of other steps")
+    _require(type(stated["step_number"]) is int and stated["step_number"] < whole, "a checkpoint is before the end")
+    return done
 
 
 def _public(report: Mapping[str, Any]) -> str:
@@ -155,7 +173,8 @@ def _public(report: Mapping[str, Any]) -> str:
     _require(facts[form.TRAINING_UNITS] == plan["num_units"], "another number of units than the plan's")
     _require(facts.get(form.VALIDATION_UNITS, 0) == plan["num_validation_units"], "another number of validation units")
     evaluation = facts[form.OPTIONS]["evaluation"]
-    _require(report["released"] == form.RELEASED[evaluation], "what was released is not what was asked for")
+    released = form.RELEASED["none" if "checkpoint" in report else evaluation]
+    _require(report["released"] == released, "what was released is not what was asked for")
     return f"{len(facts)} facts"
 
 
@@ -167,18 +186,19 @@ def _guarantee(report: Mapping[str, Any]) -> str:
         "neighboring_relation": plan["neighboring_relation"],
         "meaning": form.MEANING,
         "sampling": form.SAMPLING,
-        "epsilon": plan["epsilon"],
         "delta": plan["target_delta"],
         "target_epsilon": plan["target_epsilon"],
-        "accountant": plan["accountant"],
     }
+    if "checkpoint" not in report:
+        expected |= {"epsilon": plan["epsilon"], "accountant": plan["accountant"]}
     for key, value in expected.items():
         _require(stated[key] == value, f"{key} is not the plan's")
     _require(plan["neighboring_relation"] == "zero_out", "an unknown neighbouring relation")
     _require(stated["epsilon"] <= stated["target_epsilon"], "more than the target was spent")
     _names_discretization(stated["accountant"], stated["discretization"])
     _datasets(stated["datasets"])
-    found = composed(_planned_terms(plan, stated["datasets"]), stated["discretization"]).epsilon(stated["delta"])
+    terms = _planned_terms(plan, stated["datasets"], _executed(report))
+    found = composed(terms, stated["discretization"]).epsilon(stated["delta"])
     _agree(stated["epsilon"], found, "ε")
     return f"ε = {stated['epsilon']:g} at δ = {stated['delta']:g}; recomputed {found:.6g}"
 
@@ -186,7 +206,8 @@ def _guarantee(report: Mapping[str, Any]) -> str:
 def _event(report: Mapping[str, Any], budget: Mapping[str, Any]) -> str:
     _datasets(budget["datasets"])
     terms = stored_terms(budget["dp_event"])
-    _require(terms == _planned_terms(report["plan"], budget["datasets"]) != (), "the event is not the plan's")
+    planned = _planned_terms(report["plan"], budget["datasets"], _executed(report))
+    _require(terms == planned != (), "the event is not the plan's")
     _require(budget["delta"] == report["plan"]["target_delta"], "another δ than the job's")
     _require(isinstance(budget["privacy_budget"], str), "no budget is named")
     return f"{sum(term.count for term in terms)} noised sums, as planned"
@@ -227,10 +248,13 @@ def _attack_power(_report: Mapping[str, Any], budget: Mapping[str, Any]) -> str:
     return ", ".join(f"{p['true_positive_rate']:.3g} at {p['false_positive_rate']:g}" for p in budget["attack_power"])
 
 
-def _so_far(_report: Mapping[str, Any], budget: Mapping[str, Any]) -> str:
-    """The filter's sum, converted; of a single plan, whose choice saw nothing, the lesser of that and its PLD."""
+def _so_far(report: Mapping[str, Any], budget: Mapping[str, Any]) -> str:
+    """The filter's sum, converted; of a single plan, whose choice saw nothing, the lesser of that and its PLD.
+
+    The job counts in full, at a checkpoint too.
+    """
     stated, limit = budget["so_far"], budget["limit"]
-    terms, order = stored_terms(budget["dp_event"]), stated["rdp_order"]
+    terms, order = _planned_terms(report["plan"], budget["datasets"]), stated["rdp_order"]
     _require(type(order) is int and 2 <= order <= 10_000, "an order that no filter has")
     mine = renyi.total_divergence(terms, order)
     _require(
@@ -326,14 +350,17 @@ _BUDGET_CHECKS: dict[str, Callable[..., str]] = {
 }
 
 
-def _planned_terms(plan: Mapping[str, Any], datasets: Sequence[str]) -> tuple[Term, ...]:
-    """What the plan's parts on these datasets come to, as `stored_terms` has it."""
+def _planned_terms(
+    plan: Mapping[str, Any], datasets: Sequence[str], executed: Mapping[str, int] | None = None
+) -> tuple[Term, ...]:
+    """What the plan's parts on these datasets come to, as `stored_terms` has it. executed: not all, but these steps."""
     counts: Counter[tuple[float, float]] = Counter()
     for part in plan["parts"]:
         if part["dataset"] in datasets:
             sigma, rate, steps = part["noise_multiplier"], part.get("sample_rate", 1.0), part.get("num_steps", 1)
             _require(type(steps) is int and steps >= 1 and 0 < rate <= 1 and 0 < sigma < math.inf, "a part is not sane")
-            counts[(float(rate), float(sigma))] += steps
+            if done := steps if executed is None else executed[part["name"]]:
+                counts[(float(rate), float(sigma))] += done
     return tuple(Term(rate, sigma, count) for (rate, sigma), count in sorted(counts.items()))
 
 

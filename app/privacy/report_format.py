@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -70,6 +70,20 @@ def not_covered(mechanism: str, unit_column: str | None) -> list[str]:
     if mechanism == "none":
         return []
     return [*_NOT_COVERED, *([_SEVERAL_RECORDS] if unit_column is None else [])]
+
+
+def in_order(parts: Sequence[Mapping[str, Any]], executed: Mapping[str, int]) -> bool:
+    """Whether these steps are what comes first in a plan: parts in full, one at most in part, then none.
+
+    parts: as `PrivacyPlan.to_dict` has them. executed: steps of each of them.
+    """
+    going_on = True
+    for part in parts:
+        planned, done = part.get("num_steps", 1), executed[part["name"]]
+        if not 0 <= done <= planned or (done and not going_on):
+            return False
+        going_on = going_on and done == planned
+    return any(executed.values())
 
 
 def filter_name(order: int) -> str:

@@ -6,7 +6,7 @@ atomic: a reader sees the whole object, the one before it, or none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,8 +77,8 @@ class Storage(Protocol):
         """Removes an object; removing one that is gone is no error."""
         ...
 
-    def delete_prefix(self, prefix: str, keep: str | None = None) -> None:
-        """Removes every object below `prefix/`, but for those below `keep/`."""
+    def delete_prefix(self, prefix: str, keep: Collection[str] = ()) -> None:
+        """Removes every object below `prefix/`, but for those below one of `keep/`."""
         ...
 
     def local_path(self, key: str) -> Path | None:

@@ -10,7 +10,7 @@ import asyncio
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -87,12 +87,12 @@ class LocalStorage:
     def delete(self, key: str) -> None:
         self._path(key).unlink(missing_ok=True)
 
-    def delete_prefix(self, prefix: str, keep: str | None = None) -> None:
-        root, kept = self._path(prefix), None if keep is None else self._path(keep)
+    def delete_prefix(self, prefix: str, keep: Collection[str] = ()) -> None:
+        root, kept = self._path(prefix), [self._path(one) for one in keep]
         with suppress(FileNotFoundError):
-            if kept is None or not kept.is_relative_to(root):
+            if not any(one.is_relative_to(root) for one in kept):
                 shutil.rmtree(root)
-            elif kept != root:
+            elif root not in kept:
                 for path in list(root.iterdir()):
                     if path.is_file():
                         path.unlink()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -102,12 +102,12 @@ class ObjectStorage:
         except FileNotFoundError:
             return  # some stores answer 404, others 204
 
-    def delete_prefix(self, prefix: str, keep: str | None = None) -> None:
-        kept = None if keep is None else f"{check_key(keep)}/"
+    def delete_prefix(self, prefix: str, keep: Collection[str] = ()) -> None:
+        kept = tuple(f"{check_key(one)}/" for one in keep)
         with _store_errors():
             for page in obstore.list(self._store, check_key(prefix)):
                 found = [one["path"] for one in page]
-                if gone := [path for path in found if kept is None or not path.startswith(kept)]:
+                if gone := [path for path in found if not path.startswith(kept)]:
                     obstore.delete(self._store, gone)
 
     def local_path(self, key: str) -> Path | None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,14 @@ JOB: dict[str, Any] = {
     "privacy": {"target_epsilon": 5.0, "target_delta": 1e-5},
     "evaluation": {"split": 0.2},
 }
+
+#: Probabilities of a bundle's classes, by plain transformers.
+ANSWER = """
+import json, sys
+from transformers import pipeline
+answer = pipeline("text-classification", model=sys.argv[1], top_k=None)(["a fine film"])[0]
+print(json.dumps({one["label"]: one["score"] for one in answer}))
+"""
 
 Start = Callable[..., Running]
 
@@ -235,6 +246,72 @@ def test_hints_that_were_lost_before_any_worker_ran(start: Start, tmp_path: Path
         finally:
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) == 0
+
+
+def test_a_checkpoint_that_was_taken_survives_kills_and_a_cancel(start: Start, tmp_path: Path) -> None:
+    service = start()
+    with (
+        service.client() as client,
+        httpx.Client(
+            base_url=f"{service.url}/v1", headers={"authorization": f"Bearer {client.api_key}"}, timeout=60
+        ) as http,
+    ):
+        file, longer = upload(client, tmp_path), {"n_epochs": 10, "batch_size": 20}
+        job = submit(client, file.id, hyperparameters=longer, checkpoints={"count": 8})
+
+        def taken(count: int) -> list[Any]:
+            found = client.fine_tuning.jobs.checkpoints.list(job.id).data
+            assert client.fine_tuning.jobs.retrieve(job.id).status in ("queued", "running")
+            return found if len(found) >= count else []
+
+        until(lambda: taken(1))
+        os.kill(service.training(), signal.SIGKILL)
+        service.training(attempt=2)  # the job goes on from the last of them, and never before it
+        early = client.fine_tuning.jobs.checkpoints.list(job.id).data
+        first = early[-1]
+        name = first.fine_tuned_model_checkpoint
+        bundle = http.get(f"/models/{name}/download").raise_for_status()
+        later = until(lambda: taken(len(early) + 1))
+        os.kill(service.find("worker.main training"), signal.SIGKILL)
+        client.fine_tuning.jobs.cancel(job.id)
+        ended = wait_for_job(client, job.id)
+        assert (ended.status, ended.fine_tuned_model) == ("cancelled", None)
+
+        published = client.fine_tuning.jobs.checkpoints.list(job.id, limit=10).data
+        assert published[-len(later) :] == later
+        assert published[-len(early) :] == early
+        steps = ended.model_extra["checkpoint_steps"]
+        assert [checkpoint.step_number for checkpoint in reversed(published)] == steps[: len(published)]
+        for checkpoint in published:
+            assert checkpoint.id.startswith("ftckpt-")
+            assert 0.0 < checkpoint.model_extra["epsilon_spent"] < 5.0
+            assert client.models.retrieve(checkpoint.fine_tuned_model_checkpoint).model_extra["job"] == job.id
+        again = http.get(f"/models/{name}/download", headers={"if-none-match": bundle.headers["etag"]})
+        assert again.status_code == 304
+
+        # What can be taken was charged: the ledger's figure is at least that of the last one.
+        spent = ended.model_extra["privacy"]["epsilon_spent"]
+        assert spent >= published[0].model_extra["epsilon_spent"]
+        with tarfile.open(fileobj=io.BytesIO(bundle.content)) as archive:
+            archive.extractall(tmp_path, filter="data")
+        key = http.get("/privacy/signing_key").json()["public_key"]
+        report = tmp_path / "model" / "privacy_report.json"
+        done = subprocess.run(
+            [sys.executable, "-m", "app.cli", "verify", str(report), "--public-key", key],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert json.loads(report.read_text())["checkpoint"]["step_number"] == first.step_number
+        answers = subprocess.run(
+            [sys.executable, "-c", ANSWER, str(tmp_path / "model")], capture_output=True, text=True, check=True
+        )
+        assert json.loads(answers.stdout).keys() == {"negative", "positive"}
+        client.models.delete(name)
+        assert first.id not in [left.id for left in client.fine_tuning.jobs.checkpoints.list(job.id).data]
+        weights = [path for path in (service.data_dir / "storage").rglob("model.safetensors")]
+        assert len(weights) == len(published) - 1
 
 
 def worker(service: Running, *arguments: str) -> subprocess.Popen[bytes]:

@@ -23,6 +23,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "over the filter's capacity": {"limit": 2.4},
     "second, with a validation file of its own": {"own_validation": True, "earlier_rho": 0.03125},
     "of a base that was trained here": {"lineage": True, "limit": 20.0},
+    "of a checkpoint": {"taken_at": 5},
+    "of a checkpoint, over the filter's capacity": {"taken_at": 5, "limit": 2.4, "own_validation": True},
+    "of a checkpoint, of a base that was trained here": {"taken_at": 5, "lineage": True, "limit": 20.0},
 }
 
 #: What no arithmetic can tell: only the server's signature vouches for it.
@@ -161,7 +164,7 @@ def test_an_event_of_another_plan_is_found_though_its_figures_are_right() -> Non
     report = report_of("second, with a validation file of its own")
     other = {**report["budgets"][0], "datasets": ["validation"]}
     failing = {check.name for check in check_report(replaced(report, ("budgets", 1), other)) if not check.holds}
-    assert failing == {"budget 2: event"}
+    assert failing == {"budget 2: event", "budget 2: so far"}
 
 
 def test_what_a_rewriting_tool_did_is_forgiven() -> None:
@@ -173,13 +176,43 @@ def test_what_a_rewriting_tool_did_is_forgiven() -> None:
 
 
 def test_the_kinds_are_what_they_say() -> None:
-    first, over, second = (report_of(kind) for kind in KINDS)
+    first, over, second, _, taken, taken_over, _ = (report_of(kind) for kind in KINDS)
     assert first["budgets"][0]["so_far"]["accountant"].startswith("PLD")
     assert over["budgets"][0]["so_far"]["accountant"].startswith("PLD")
     assert over["budgets"][0]["so_far"]["epsilon"] <= 2.4
     assert [budget["so_far"]["accountant"][:5] for budget in second["budgets"]] == ["Rényi", "Rényi"]
     assert [budget["datasets"] for budget in second["budgets"]] == [["training"], ["validation"]]
     assert first["guarantee"]["epsilon"] == first["budgets"][0]["epsilon"]
+    assert taken["plan"] == first["plan"]
+    assert taken["guarantee"]["epsilon"] == taken["budgets"][0]["epsilon"] < first["guarantee"]["epsilon"]
+    assert taken["budgets"][0]["so_far"] == first["budgets"][0]["so_far"]  # what is reserved counts in full
+    assert [budget["datasets"] for budget in taken_over["budgets"]] == [["training"]]  # nothing was evaluated yet
+
+
+@pytest.mark.parametrize("steps", [3, 5, 12], ids=["fewer", "more", "all"])
+def test_a_checkpoint_of_other_steps_than_it_says_is_found(steps: int) -> None:
+    """Parts, event and step are changed together, and the figures left as they are."""
+    report = report_of("of a checkpoint")
+    assert report["parts"][1]["executed_steps"] == 4
+    forged = replaced(report, ("parts", 1, "executed_steps"), steps)
+    assert {check.name for check in check_report(forged) if not check.holds} >= {"plan", "budget 1: event"}
+    forged["checkpoint"]["step_number"] = steps + 1
+    forged["budgets"][0]["dp_event"]["events"][1]["count"] = steps
+    failing = {check.name for check in check_report(forged) if not check.holds}
+    assert failing >= {"guarantee", "budget 1: epsilon", "budget 1: replace-one"}
+    assert failing.isdisjoint({"plan", "budget 1: event"})
+
+
+def test_a_checkpoint_is_of_what_comes_first_in_the_plan() -> None:
+    report = report_of("of a checkpoint")
+    for lie in ({"step_number": 4}, {"step_number": 6}, {"num_steps": 13}, {"step_number": "5"}):
+        assert not holds({**report, "checkpoint": {**report["checkpoint"], **lie}})
+    assert not holds({key: value for key, value in report.items() if key != "checkpoint"})
+    assert not holds({**report_of("first on its budget"), "checkpoint": {"step_number": 14, "num_steps": 14}})
+    plan = reports.PrivacyPlan.from_dict(report["plan"])
+    for executed in ({}, {"main": 3}, {"centring": 1, "evaluation": 1}, {"centring": 1, "main": 3, "evaluation": 1}):
+        with pytest.raises(ValueError, match="what comes first"):
+            build(reports.claim(plan, []), executed, [], {}, reports.keys(), checkpoint=True)
 
 
 def test_a_limit_that_was_passed_is_found() -> None:

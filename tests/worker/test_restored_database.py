@@ -27,10 +27,10 @@ def test_a_job_that_ran_to_its_end_before_the_restore_never_runs_again(
     tmp_path: Path,
 ) -> None:
     live, copy = settings.database.removeprefix("sqlite:///"), str(tmp_path / "backup.db")
-    _transfer(live, copy)
+    transfer(live, copy)
     work(SUCCESS)
     assert job().status == "succeeded"
-    _transfer(copy, live)
+    transfer(copy, live)
     assert job().status == "queued"
 
     def budget() -> dict[str, Any]:
@@ -69,6 +69,6 @@ def test_no_trainer_starts_before_the_store_counts_its_reservation(
     assert job().status == "succeeded"
 
 
-def _transfer(source: str, target: str) -> None:
+def transfer(source: str, target: str) -> None:
     with contextlib.closing(sqlite3.connect(source)) as one, contextlib.closing(sqlite3.connect(target)) as two:
         one.backup(two)

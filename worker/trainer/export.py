@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -13,10 +14,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
+from worker.trainer.checkpoint import State
+from worker.trainer.dp.optimizers import WeightAverage
 from worker.trainer.failure import TrainerFailure
-from worker.trainer.job import Job, PreparedPhase, all_parameters, merge_adaptations
+from worker.trainer.job import Job, PreparedPhase, adapt, all_parameters, load_model, merge_adaptations
 from worker.trainer.model_card import model_card
-from worker.trainer.spec import METRICS_FILE, MODEL_FOLDER
+from worker.trainer.spec import METRICS_FILE, MODEL_FOLDER, TAKEN_FOLDER
 
 #: All that a bundle may hold; what else a library writes is left out. (The supervisor adds privacy_report.json.)
 TOKENIZER_FILES = (
@@ -37,10 +40,37 @@ def export(job: Job, phases: tuple[PreparedPhase, ...], initial: dict[str, Tenso
     one has not moved, or the reloaded bundle answers otherwise than the trained model.
     """
     _check_moved(job, phases, initial)
+    _check_finite(phases)
     nn.Module.to(job.model, "cpu")
+    _write(job, job.folder, metrics, None)
+
+
+def export_checkpoint(job: Job, phase: PreparedPhase, state: State, average: WeightAverage | None) -> None:
+    """Writes `taken/<step>/results/`: the bundle of the weights of now, on the CPU, of a model of its own.
+
+    phase: the one at work. What is averaged is exported as its average, as it will be at the phase's end. The model
+    that trains is only read. Raises TrainerFailure `export_check_failed` as `export` does.
+    """
+    with torch.random.fork_rng(devices=[]):
+        fresh = dataclasses.replace(
+            job,
+            model=load_model(job.family, job.spec),
+            device=dataclasses.replace(job.device, torch_device=torch.device("cpu")),
+        )
+        phases = adapt(fresh)
+    fresh.model.load_state_dict(job.model.state_dict())
+    if average is not None:
+        average.copy_to({name: all_parameters(phases)[name] for name in phase.parameters})
+    _check_finite(phases)
+    metrics = {"released": "none", "reason": "metrics are released once, with the finished model"}
+    _write(fresh, job.folder / TAKEN_FOLDER / str(state.step), metrics, state.step)
+
+
+def _write(job: Job, root: Path, metrics: dict[str, Any], step: int | None) -> None:
+    """The bundle of `job.model`, which lies on the CPU and is changed by it, below `root`. step: of a checkpoint."""
     merge_adaptations(job)
     answers = _synthetic_answers(job, job.model)
-    final = job.folder / MODEL_FOLDER
+    final = root / MODEL_FOLDER
     temporary = final.with_name(f".{final.name}.tmp")
     for leftover in (temporary, final):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -52,15 +82,15 @@ def export(job: Job, phases: tuple[PreparedPhase, ...], initial: dict[str, Tenso
     for option in ("is_local", "local_files_only"):
         job.tokenizer.init_kwargs.pop(option, None)  # how it was loaded here
     job.tokenizer.save_pretrained(temporary)
-    (temporary / "README.md").write_text(model_card(job.spec, metrics), encoding="utf-8")
+    (temporary / "README.md").write_text(model_card(job.spec, metrics, step), encoding="utf-8")
     content = json.dumps(metrics, ensure_ascii=False, indent=2)
-    for path in (temporary / "metrics.json", job.folder / METRICS_FILE):
+    for path in (temporary / "metrics.json", root / METRICS_FILE):
         path.write_text(content, encoding="utf-8")
     for path in temporary.iterdir():
         if path.name not in BUNDLE_FILES:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     _check_reloaded(job, temporary, answers)
-    for path in (*temporary.iterdir(), job.folder / METRICS_FILE):
+    for path in (*temporary.iterdir(), root / METRICS_FILE):
         with path.open("rb") as file:
             os.fsync(file.fileno())
     temporary.rename(final)
@@ -72,6 +102,10 @@ def _check_moved(job: Job, phases: tuple[PreparedPhase, ...], initial: dict[str,
         may_rest = not private and name.endswith(job.family.unmovable)
         if not may_rest and torch.equal(parameter.detach(), initial[name]):
             raise TrainerFailure("export_check_failed", f"{name} was trained and did not change")
+
+
+def _check_finite(phases: tuple[PreparedPhase, ...]) -> None:
+    for name, parameter in all_parameters(phases).items():
         if not bool(torch.isfinite(parameter).all()):
             raise TrainerFailure("export_check_failed", f"{name} is not finite")
 

@@ -85,14 +85,19 @@ def load_job(folder: Path, key: bytes, control: Control, spec: TrainerSpec, devi
     family = FAMILIES.get(spec.base.family)
     if family is None:
         raise TrainerFailure("base_model_invalid", f"unknown family {spec.base.family}")
-    torch.manual_seed(spec.seed)
-    model = family.load(path, spec.task.labels)
+    model = load_model(family, spec)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise TrainerFailure("base_model_invalid", str(error)) from error
     task = TRAINER_TASKS[spec.task.type](spec.task, tokenizer, family.max_length(model))
     return Job(folder, spec, control, device, JobRandomness(key), family, model, tokenizer, task)
+
+
+def load_model(family: EncoderFamily, spec: TrainerSpec) -> PreTrainedModel:
+    """The base as every attempt starts from it; what is new in it follows from the wire's seed."""
+    torch.manual_seed(spec.seed)
+    return family.load(Path(spec.base.path), spec.task.labels)
 
 
 def adapt(job: Job) -> tuple[PreparedPhase, ...]:

@@ -28,6 +28,7 @@ from worker.trainer.dp.reduce import from_first_rank, rank_and_world_size, ranks
 from worker.trainer.dp.release import bounded_rows, gaussian_release
 from worker.trainer.dp.sampler import poisson_batch, rows_of_step
 from worker.trainer.dp.step import TOLERANCE, PrivateStep, noise_std
+from worker.trainer.export import export_checkpoint
 from worker.trainer.failure import StopRequested, TrainerFailure
 from worker.trainer.job import Job, PreparedPhase, all_parameters
 from worker.trainer.messages import Checkpoint, Notice, Progress
@@ -80,7 +81,10 @@ def train(
             job.control.progress(progress(job, state), last=last)
             due = time.monotonic() - last_checkpoint >= job.spec.checkpoint_seconds
             stop, due = from_first_rank(job.control.stop_requested, due)
-            if last or stop or due:
+            publish = state.step in job.spec.published_steps
+            if publish and rank_and_world_size()[0] == 0:
+                export_checkpoint(job, prepared, state, average)
+            if last or stop or publish or due:
                 _checkpoint(job, capture(state, parameters, optimizer, average), prepared.parameters)
                 last_checkpoint = time.monotonic()
             if stop:

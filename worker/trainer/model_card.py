@@ -18,8 +18,8 @@ classify("…")
 ```"""
 
 
-def model_card(spec: TrainerSpec, metrics: dict[str, Any]) -> str:
-    """The card's text: metadata block, use, privacy statement, metrics that were released."""
+def model_card(spec: TrainerSpec, metrics: dict[str, Any], step: int | None = None) -> str:
+    """The card's text: metadata block, use, privacy statement, metrics that were released. step: of a checkpoint."""
     tags = ["text-classification", "privtune", *(["differential-privacy"] if spec.plan.mechanism == "dp_sgd" else [])]
     # JSON is YAML, and quotes every name that would not be plain text in it.
     metadata = {
@@ -38,6 +38,7 @@ def model_card(spec: TrainerSpec, metrics: dict[str, Any]) -> str:
             f"# {spec.base.id}, fine-tuned for text classification\n",
             f"Classes: {labels}. Inputs are cut to {spec.task.max_length} tokens.\n",
             _USE + "\n",
+            *([] if step is None else [_checkpoint(spec.plan, step)]),
             "## Privacy\n",
             *_privacy(spec.plan, metrics["released"]),
             *_lineage(spec.base),
@@ -53,6 +54,19 @@ def model_card(spec: TrainerSpec, metrics: dict[str, Any]) -> str:
             *_evaluation(metrics),
         ]
     )
+
+
+def _checkpoint(plan: PrivacyPlan, step: int) -> str:
+    whole = sum(part.num_steps for part in plan.parts)
+    costs = (
+        "; what follows is of the whole plan"
+        if plan.mechanism == "none"
+        else (
+            ". What follows is of the whole plan: what the steps until here cost is less, and stands in "
+            "`privacy_report.json`"
+        )
+    )
+    return f"A **checkpoint**, taken at step {step} of {whole}{costs}.\n"
 
 
 def _privacy(plan: PrivacyPlan, released: str) -> list[str]:

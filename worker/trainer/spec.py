@@ -6,6 +6,7 @@ The folder:
     data/training.parquet          the rows, in file order; data/validation.parquet where there is a validation file
     resume/                        the last committed checkpoint, where there is one
     checkpoints/<global step>/     what the trainer writes; the supervisor commits or deletes it
+    taken/<global step>/results/   the bundle of a checkpoint that is to be published, laid out as the final one
     results/model/                 the bundle; results/metrics.json
     control.sock                   the supervisor listens, the trainer connects (messages.py)
     trainer.log                    standard error; never leaves the folder
@@ -32,6 +33,7 @@ SPEC_FILE, SOCKET_FILE, LOG_FILE = "spec.json", "control.sock", "trainer.log"
 TRAINING_FILE, VALIDATION_FILE = "data/training.parquet", "data/validation.parquet"
 BASE_FOLDER, RESUME_FOLDER, CHECKPOINTS_FOLDER = "base", "resume", "checkpoints"
 MODEL_FOLDER, METRICS_FILE = "results/model", "results/metrics.json"
+TAKEN_FOLDER = "taken"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,7 @@ class TrainerSpec:
     """One attempt at one job.
 
     dataset_digest: SHA-256 of the training rows; with the plan's digest it binds checkpoints to what they were made of.
+    published_steps: after these steps (counted over all parts) the checkpoint becomes a bundle as well.
     seed: the wire's seed; it drives only public initialisation (a new head), never sampling or noise.
     """
 
@@ -106,6 +109,7 @@ class TrainerSpec:
     seed: int = 0
     runtime: RuntimeOptions = dataclasses.field(default_factory=RuntimeOptions)
     checkpoint_seconds: float = 60.0
+    published_steps: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `from_dict` gives the same value back."""
@@ -117,6 +121,7 @@ class TrainerSpec:
             "plan": self.plan.to_dict(),
             "data": dataclasses.asdict(self.data),
             "runtime": dataclasses.asdict(self.runtime),
+            "published_steps": list(self.published_steps),
         }
 
     @classmethod
@@ -131,6 +136,7 @@ class TrainerSpec:
                 "plan": PrivacyPlan.from_dict(data["plan"]),
                 "data": DataSpec(**data["data"]),
                 "runtime": RuntimeOptions(**data["runtime"]),
+                "published_steps": tuple(data["published_steps"]),
             }
         )
 

@@ -74,12 +74,12 @@ def test_deleting_a_prefix_leaves_its_neighbours(storage: Storage) -> None:
 def test_a_prefix_is_deleted_but_for_what_is_kept(storage: Storage) -> None:
     for key in ("q/job/1/a", "q/job/2/checkpoints/3/a", "q/job/2/checkpoints/3/deep/b", "q/job/2/checkpoints/30/a"):
         storage.put_bytes(key, b"x")
-    storage.delete_prefix("q/job", keep="q/job/2/checkpoints/3")
+    storage.delete_prefix("q/job", keep=["q/job/2/checkpoints/3"])
     assert not storage.exists("q/job/1/a")
     assert not storage.exists("q/job/2/checkpoints/30/a")
     assert storage.exists("q/job/2/checkpoints/3/a")
     assert storage.exists("q/job/2/checkpoints/3/deep/b")
-    storage.delete_prefix("q/job", keep="q/other")
+    storage.delete_prefix("q/job", keep=["q/other"])
     assert not storage.exists("q/job/2/checkpoints/3/a")
 
 
