@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from app import serve, verify
+from app import base_folder, serve, verify
 from app.auth import service as auth
 from app.auth import tokens
 from app.bootstrap import PROJECT, bootstrap
@@ -124,7 +124,13 @@ def _database(settings: Settings) -> Iterator[Database]:
 
 
 #: Every command, in the order of `privtune --help`.
-COMMANDS: tuple[Callable[[Any], None], ...] = (serve.add_commands, _add_keys, _add_migrate, verify.add_command)
+COMMANDS: tuple[Callable[[Any], None], ...] = (
+    serve.add_commands,
+    _add_keys,
+    base_folder.add_commands,
+    _add_migrate,
+    verify.add_command,
+)
 
 
 if __name__ == "__main__":

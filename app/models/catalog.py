@@ -45,6 +45,13 @@ def find_base(settings: Settings, name: str) -> BaseModel | None:
     """The base of that id, offered to every project. Raises InvalidRequest `base_model_refused`, with the reason."""
     if name in BASES:
         return BASES[name]
+    if "@" in name:
+        raise InvalidRequest(
+            "hub_not_available",
+            "This service fetches no models itself: an operator does, by `privtune models fetch`, and the id has then "
+            "no revision.",
+            param="model",
+        )
     if settings.models_dir is None:
         return None
     scanned = discovery.scan(settings.models_dir)

@@ -135,7 +135,9 @@ def test_a_job_takes_a_base_of_the_folder(client: TestClient, file_id: str, data
     assert job["model"] == "org/small", job
     with database.reading() as session:
         assert session.get_one(Job, job["id"]).model == "org/small"
-    for model, code in (("broken", "base_model_refused"), ("none", "model_not_found")):
+    pinned = "org/small@" + "0" * 40
+    refusals = {"broken": "base_model_refused", "none": "model_not_found", pinned: "hub_not_available"}
+    for model, code in refusals.items():
         answer = client.post("/v1/fine_tuning/jobs", json={"model": model, "training_file": file_id})
         assert answer.json()["error"]["code"] == code
 
