@@ -237,8 +237,12 @@ def _treated_as_public(plan: PrivacyPlan, resolved: Mapping[str, Any]) -> list[d
     """What the guarantee does not protect because it was taken as known."""
     task, unit_column = resolved["task"], plan.privacy_unit.column
     columns = {**task["columns"], **({} if unit_column is None else {"privacy_unit": unit_column})}
-    source = form.DECLARED if task["labels_source"] == "declared" else form.FROM_FILE
-    options = {"phases": list(resolved["phases"]), "evaluation": resolved["evaluation"]}
+    source = {"declared": form.DECLARED, "file": form.FROM_FILE, "none": form.NO_CLASSES}[task["labels_source"]]
+    options = {
+        "task": {"type": task["type"], **task.get("options", {})},
+        "phases": list(resolved["phases"]),
+        "evaluation": resolved["evaluation"],
+    }
     facts: list[dict[str, Any]] = [
         {"what": form.TRAINING_UNITS, "value": plan.num_units, "source": "the file"},
         {"what": form.COLUMN_NAMES, "value": columns, "source": "the request or the file"},

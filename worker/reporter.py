@@ -182,17 +182,44 @@ class ProgressEvents:
         return True
 
 
-#: All that metrics.json may hold beside the class names, which are the job's own.
-_RATIOS = (
-    "accuracy",
-    "precision_macro",
-    "recall_macro",
-    "f1_macro",
-    "f1_micro",
-)
-_VECTORS = ("accuracy_interval_95", "precision_per_class", "recall_per_class", "f1_per_class")
+def _vector(value: Any) -> bool:
+    return isinstance(value, list) and all(number(entry) for entry in value)
+
+
+def _matrix(value: Any) -> bool:
+    return isinstance(value, list) and all(_vector(row) for row in value)
+
+
+_CONFUSION: Mapping[str, Check] = {
+    "accuracy": number,
+    "accuracy_interval_95": _vector,
+    "precision_macro": number,
+    "recall_macro": number,
+    "f1_macro": number,
+    "f1_micro": number,
+    "precision_per_class": _vector,
+    "recall_per_class": _vector,
+    "f1_per_class": _vector,
+    "confusion_matrix": _matrix,
+}
+_LOSS: Mapping[str, Check] = {
+    "loss": number,
+    "loss_interval_95": _vector,
+    "loss_cut_off_at": number,
+    "perplexity": number,
+    "perplexity_interval_95": _vector,
+    "token_accuracy": number,
+    "token_accuracy_interval_95": _vector,
+}
+
+#: All that metrics.json may hold of a task's own, beside the class names, which are the job's.
+METRICS: dict[str, Mapping[str, Check]] = {
+    "text_classification": _CONFUSION,
+    "language_modeling": _LOSS,
+}
+
 _METHODS = {
-    "private": "Gaussian noise on the confusion counts, charged to the plan; the rest follows from the noised counts",
+    "private": "Gaussian noise on sums over units, charged to the plan; the rest follows from the noised sums",
     "public": "exact, on data declared public",
 }
 
@@ -205,7 +232,9 @@ class NotReleased(ValueError):
 NO_METRICS_YET = {"released": "none", "reason": "Metrics are released once, with the finished model."}
 
 
-def cleared_metrics(metrics: Mapping[str, Any], evaluation: str, labels: tuple[str, ...]) -> dict[str, Any]:
+def cleared_metrics(
+    metrics: Mapping[str, Any], evaluation: str, task_type: str, labels: tuple[str, ...]
+) -> dict[str, Any]:
     """What of metrics.json may leave, given how the plan covers it. Raises NotReleased where the two disagree."""
     if metrics.get("released") != evaluation:
         raise NotReleased("metrics of another kind than planned")
@@ -216,10 +245,9 @@ def cleared_metrics(metrics: Mapping[str, Any], evaluation: str, labels: tuple[s
         "method": _METHODS[evaluation],
         "dataset": "validation_file" if metrics.get("dataset") == "validation_file" else "held_out_split",
         "averaged_over": "units" if metrics.get("averaged_over") == "units" else "records",
-        "labels": list(labels),
+        **({"labels": list(labels)} if labels else {}),
     }
-    kinds: dict[str, Check] = {name: number for name in (*_RATIOS, "num_units", "noise_std")}
-    kinds |= {name: _vector for name in _VECTORS} | {"confusion_matrix": _matrix}
+    kinds: dict[str, Check] = {"num_units": number, "noise_std": number, **METRICS[task_type]}
     for name, kind in kinds.items():
         if name in metrics and kind(metrics[name]):
             released[name] = metrics[name]
@@ -237,11 +265,3 @@ def progress(message: Progress) -> dict[str, Any]:
         "phase": message.phase,
         "executed": dict(message.executed),
     }
-
-
-def _vector(value: Any) -> bool:
-    return isinstance(value, list) and all(number(entry) for entry in value)
-
-
-def _matrix(value: Any) -> bool:
-    return isinstance(value, list) and all(_vector(row) for row in value)

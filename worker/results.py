@@ -30,7 +30,9 @@ log = structlog.get_logger(__name__)
 #: Made here.
 REPORT, METRICS = "privacy_report.json", "metrics.json"
 #: Without these there is no model.
-_REQUIRED = ("README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+_REQUIRED = ("README.md", "config.json", "model.safetensors")
+#: What reads the inputs: of text, or of images.
+_PROCESSORS = ({"tokenizer.json", "tokenizer_config.json"}, {"preprocessor_config.json"})
 
 _CHUNK = 1 << 20
 
@@ -89,7 +91,7 @@ def build(
         if checkpoint:
             metrics = reporter.NO_METRICS_YET
         else:
-            metrics = reporter.cleared_metrics(raw, spec.evaluation, spec.task.labels)
+            metrics = reporter.cleared_metrics(raw, spec.evaluation, spec.task.type, spec.task.labels)
         runtime = dataclasses.asdict(spec.runtime)
         report = privacy_report.build(claimed, executed, positions, runtime, keys, checkpoint=checkpoint)
     except (OSError, ValueError, KeyError) as error:
@@ -103,7 +105,7 @@ def build(
     left_behind = sum(1 for _ in model.iterdir()) - len(names)
     if left_behind:
         log.warning("bundle_files_left_behind", count=left_behind)
-    if not set(_REQUIRED) <= set(names):
+    if not set(_REQUIRED) <= set(names) or not any(processor <= set(names) for processor in _PROCESSORS):
         raise IncompleteResults
     return Bundle(model, names, metrics, report)
 

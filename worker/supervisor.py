@@ -458,5 +458,9 @@ class Attempt:
 
 def _task(task: Mapping[str, Any]) -> TaskSpec:
     return TaskSpec(
-        type=task["type"], columns=task["columns"], labels=tuple(task["labels"]), max_length=task["max_length"]
+        type=task["type"],
+        columns=task["columns"],
+        labels=tuple(task["labels"]),
+        max_length=task["max_length"],
+        options=task.get("options") or {},
     )

@@ -39,6 +39,7 @@ class Family:
     position_offset: position embeddings that no token takes. unlimited: the length that is offered then.
     position_table: positions are learnt, so that there is a weight of them; extra_positions: rows that it has besides.
     keys: what the family's config class reads besides `COMMON_KEYS`.
+    centred: whether its pooled vectors are centred by a privately released mean (see the trainer's encoders).
     """
 
     model_type: str
@@ -51,6 +52,7 @@ class Family:
     position_table: bool = True
     extra_positions: int = 0
     unlimited: int = 512
+    centred: bool = False
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -76,7 +78,26 @@ def _bert(model_type: str, position_offset: int = 0) -> Family:
         "max_position_embeddings",
         _BERT_KEYS,
         position_offset,
+        centred=True,
     )
+
+
+_GPT2_KEYS = frozenset(
+    {
+        "activation_function", "add_cross_attention", "attn_pdrop", "embd_pdrop", "layer_norm_epsilon", "n_ctx",
+        "n_embd", "n_head", "n_inner", "n_layer", "n_positions", "reorder_and_upcast_attn", "resid_pdrop",
+        "scale_attn_by_inverse_layer_idx", "scale_attn_weights", "summary_activation", "summary_first_dropout",
+        "summary_proj_to_labels", "summary_type", "summary_use_proj", "task_specific_params",
+    }
+)  # fmt: skip
+
+_LLAMA_KEYS = frozenset(
+    {
+        "attention_bias", "attention_dropout", "head_dim", "hidden_act", "hidden_size", "intermediate_size",
+        "max_position_embeddings", "mlp_bias", "num_attention_heads", "num_hidden_layers", "num_key_value_heads",
+        "pretraining_tp", "rms_norm_eps", "rope_parameters", "rope_scaling", "rope_theta",
+    }
+)  # fmt: skip
 
 
 FAMILIES: dict[str, Family] = {
@@ -84,5 +105,15 @@ FAMILIES: dict[str, Family] = {
     for family in (
         _bert("bert"),
         _bert("roberta", position_offset=2),  # positions start behind the padding index, which is 1
+        Family("gpt2", "causal", "n_embd", "n_layer", "n_positions", _GPT2_KEYS),
+        Family(
+            "llama",
+            "causal",
+            "hidden_size",
+            "num_hidden_layers",
+            "max_position_embeddings",
+            _LLAMA_KEYS,
+            position_table=False,
+        ),
     )
 }

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.catalog.adaptations import Adaptation, Head, Lora, adaptation_from_dict, adaptation_to_dict
-from app.catalog.tasks import TASKS
+from app.catalog.tasks import TASKS, HeadKind
 from app.privacy.plan import Clipping, GaussianRelease, Part, SampledGaussian
 
 #: Names of the plan's parts.
@@ -121,20 +121,25 @@ def recipe_for(
     n_epochs: int | None = None,
     batch_size: int | None = None,
     learning_rate_multiplier: float | None = None,
+    centred: bool = True,
 ) -> tuple[Recipe, str]:
-    """The measured recipe, and why this adaptation: `requested`, `few_units`, `small_epsilon` or `many_units`.
+    """The measured recipe, and why this adaptation: `requested`, `few_units`, `small_epsilon`, `many_units` or
+    `pretrained_head`.
 
     adaptation, n_epochs, batch_size, learning_rate_multiplier: None is the wire's `auto`. batch_size is the expected
     one, q · N; epochs become ⌈epochs / q⌉ steps; both are the last phase's. target_epsilon: None without privacy.
+    centred: whether the base's pooled vectors are centred (`app.catalog.families`).
     The evaluation's release is the caller's to add. Raises KeyError on an unknown task, ValueError on a number that is
-    not positive.
+    not positive, or on a new head where the task has none.
     """
-    TASKS[task_type]
+    head = TASKS[task_type].head
     if num_units < 1 or any(
         value is not None and value <= 0 for value in (n_epochs, batch_size, learning_rate_multiplier)
     ):
         raise ValueError("units, epochs, batch size and learning rate multiplier must be positive")
-    chosen, reason = (adaptation, "requested") if adaptation is not None else _auto(num_units, target_epsilon)
+    chosen, reason = (adaptation, "requested") if adaptation is not None else _auto(head, num_units, target_epsilon)
+    if head == "pretrained" and isinstance(chosen, Head):
+        raise ValueError("the task trains the base's own head: there is no new one")
     scale = 1.0 if learning_rate_multiplier is None else float(learning_rate_multiplier)
 
     def sized(rate: float, epochs: int) -> tuple[float, int]:
@@ -158,12 +163,17 @@ def recipe_for(
             head_learning_rate=(_MAIN_HEAD_LEARNING_RATE if private else _PUBLIC_HEAD_LEARNING_RATE) * scale,
         )
         warm = _head_phase(_HEAD_SAMPLE_RATE, _WARM_STEPS, _HEAD_LEARNING_RATE)
-        phases = (dataclasses.replace(warm, noise_ratio=_WARM_NOISE_RATIO), main)
+        # A pretrained head is warm already.
+        phases = (main,) if head == "pretrained" else (dataclasses.replace(warm, noise_ratio=_WARM_NOISE_RATIO), main)
+    if head != "pooled" or not centred:
+        return Recipe(phases, "automatic", 1.0), reason
     centring = _CENTRING_NOISE_MULTIPLIER / min(1.0, target_epsilon or 1.0)
     return Recipe(phases, "automatic", 1.0, centring), reason
 
 
-def _auto(num_units: int, target_epsilon: float | None) -> tuple[Adaptation, str]:
+def _auto(head: HeadKind, num_units: int, target_epsilon: float | None) -> tuple[Adaptation, str]:
+    if head == "pretrained":
+        return Lora(), "pretrained_head"
     if num_units <= HEAD_UNITS:
         return Head(), "few_units"
     if target_epsilon is not None and target_epsilon < HEAD_EPSILON:

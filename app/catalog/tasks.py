@@ -1,11 +1,40 @@
 """The tasks that this service can train, and the columns each one reads.
 
-A new task is an entry here and one file in `worker/trainer/tasks`; a contract test resolves every entry.
+A new task is an entry here and one file in `worker/trainer/tasks`; contract tests resolve every entry.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
+
+#: Which of transformers' model classes a task trains: AutoModelFor…
+ModelClass = Literal[
+    "sequence_classification",
+    "token_classification",
+    "causal_lm",
+    "seq2seq_lm",
+    "masked_lm",
+    "image_classification",
+]
+
+#: Where a task's outputs come from. pooled: a new head on one vector a record, which frozen bodies compute once;
+#: tokens: a new head on every token; pretrained: the base's own head, so that nothing starts from zero.
+HeadKind = Literal["pooled", "tokens", "pretrained"]
+
+_HEADS: dict[ModelClass, HeadKind] = {
+    "sequence_classification": "pooled",
+    "image_classification": "pooled",
+    "token_classification": "tokens",
+    "causal_lm": "pretrained",
+    "seq2seq_lm": "pretrained",
+    "masked_lm": "pretrained",
+}
+
+#: Number of classes and the task's options → L2 norm of what one unit adds to the released statistics.
+Sensitivity = Callable[[int, Mapping[str, Any]], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,24 +49,69 @@ class Column:
     required: bool = True
 
 
+def _one_cell(num_labels: int, options: Mapping[str, Any]) -> float:
+    return 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """An ML task.
 
-    labelled: its classes are declared in the request, or taken from the file (then stated as public in the report).
+    class_role: the column whose values are the classes, declared in the request or taken from the file (then stated as
+    public in the report); None: the task has no classes. class_elements: the cells are lists, and classes their
+    elements.
+    metrics: what an evaluation releases. sensitivity: of the statistics that they follow from.
+    options: fields of the request's `task` block that this task takes, beside columns, labels and max_length.
     """
 
     type: str
     title: str
+    model: ModelClass
     columns: tuple[Column, ...]
-    labelled: bool
+    metrics: tuple[str, ...]
+    class_role: str | None = None
+    class_elements: bool = False
+    sensitivity: Sensitivity = _one_cell
+    options: tuple[str, ...] = ()
+
+    @property
+    def labelled(self) -> bool:
+        """Whether it has a list of classes."""
+        return self.class_role is not None
+
+    @property
+    def head(self) -> HeadKind:
+        """Where its outputs come from."""
+        return _HEADS[self.model]
 
 
 _TEXT = Column("text", ("text", "sentence", "content", "message", "review", "comment", "body", "document"))
 _LABEL = Column("label", ("label", "labels", "class", "category", "target", "sentiment", "intent", "topic"))
 
+
+def _loss_and_accuracy(num_labels: int, options: Mapping[str, Any]) -> float:
+    """A loss and a share of right tokens, each scaled to [0, 1]."""
+    return math.sqrt(2.0)
+
+
 TASKS: dict[str, Task] = {
-    "text_classification": Task(
-        type="text_classification", title="Text classification", columns=(_TEXT, _LABEL), labelled=True
-    ),
+    task.type: task
+    for task in (
+        Task(
+            type="text_classification",
+            title="Text classification",
+            model="sequence_classification",
+            columns=(_TEXT, _LABEL),
+            metrics=("accuracy", "precision", "recall", "f1", "confusion_matrix"),
+            class_role="label",
+        ),
+        Task(
+            type="language_modeling",
+            title="Language modeling (causal, plain text)",
+            model="causal_lm",
+            columns=(_TEXT,),
+            metrics=("loss", "perplexity", "token_accuracy"),
+            sensitivity=_loss_and_accuracy,
+        ),
+    )
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from app.catalog.bases import BaseModel
 from app.catalog.tasks import TASKS, Column, Task
@@ -20,13 +21,18 @@ MAX_CLASSES_FROM_FILE = 200
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How the rows are read. labels_source: `declared`, or `file`: then the class list is stated as public."""
+    """How the rows are read.
+
+    labels_source: `declared`, `file`: then the class list is stated as public, or `none`: the task has no classes.
+    options: what the task takes besides, JSON-ready.
+    """
 
     task: Task
     columns: Mapping[str, str]
     labels: tuple[str, ...]
     labels_source: str
     max_length: int
+    options: Mapping[str, Any]
 
 
 def resolve(
@@ -54,17 +60,23 @@ def resolve(
     files = [training] if validation is None else [training, validation]
     for file in files:
         _require_values(file, columns)
-    if task.labelled and block.labels is None and not by_admin:
-        _require_class_column(task, columns["label"], training)
-    labels, source = _labels(block, columns["label"], training) if task.labelled else ((), "none")
-    if task.labelled and validation is not None:
-        _require_declared(validation, columns["label"], labels)
+    labels, source = _class_list(task, block, columns, training, validation, by_admin)
     longest = block.max_length or min(DEFAULT_MAX_LENGTH, base.max_length)
     if longest > base.max_length:
         raise InvalidRequest(
             "invalid_max_length", f"This base model reads at most {base.max_length} tokens.", param="task.max_length"
         )
-    return Reading(task, columns, labels, source, longest)
+    return Reading(task, columns, labels, source, longest, _options(task, block))
+
+
+def _options(task: Task, block: TaskBlock) -> dict[str, Any]:
+    """What the request says of the task beyond what all tasks have. Raises InvalidRequest unknown_parameter."""
+    for name in block.options():
+        if name not in task.options:
+            raise InvalidRequest(
+                "unknown_parameter", f"The task `{task.type}` takes no `{name}`.", param=f"task.{name}"
+            )
+    return block.options()
 
 
 def _task(block: TaskBlock, base: BaseModel, training: FileFacts) -> Task:
@@ -125,12 +137,40 @@ def _require_values(file: FileFacts, columns: Mapping[str, str]) -> None:
             )
 
 
+def _class_list(
+    task: Task,
+    block: TaskBlock,
+    columns: Mapping[str, str],
+    training: FileFacts,
+    validation: FileFacts | None,
+    by_admin: bool,
+) -> tuple[tuple[str, ...], str]:
+    """The job's classes, and where they come from."""
+    if task.class_role is None:
+        if block.labels is not None:
+            raise InvalidRequest("unknown_parameter", f"The task `{task.type}` has no classes.", param="task.labels")
+        return (), "none"
+    name = columns[task.class_role]
+    if block.labels is None and not by_admin:
+        _require_class_column(task, name, training)
+    labels, source = _labels(task, block, name, training)
+    if validation is not None:
+        _require_declared(task, validation, name, labels)
+    return labels, source
+
+
+def _classes(task: Task, file: FileFacts, name: str) -> Sequence[str] | None:
+    """The distinct classes of a column, as far as the reader kept them."""
+    classes: Sequence[str] | None = (file.column(name) or {}).get("elements" if task.class_elements else "classes")
+    return classes
+
+
 def _require_class_column(task: Task, name: str, training: FileFacts) -> None:
     """Any column may be named as the label; its values become public only where the owner named it for classes.
 
     Otherwise a job on a column of addresses would list them. Raises labels_required before a value is looked at.
     """
-    (role,) = (column for column in task.columns if column.role == "label")
+    (role,) = (column for column in task.columns if column.role == task.class_role)
     if not training.public and name.lower() not in role.names:
         raise InvalidRequest(
             "labels_required",
@@ -140,19 +180,19 @@ def _require_class_column(task: Task, name: str, training: FileFacts) -> None:
         )
 
 
-def _labels(block: TaskBlock, name: str, training: FileFacts) -> tuple[tuple[str, ...], str]:
-    classes = (training.column(name) or {}).get("classes")
+def _labels(task: Task, block: TaskBlock, name: str, training: FileFacts) -> tuple[tuple[str, ...], str]:
+    classes = _classes(task, training, name)
     if block.labels is not None:
         labels = tuple(block.labels)
         if len(labels) < 2 or len(set(labels)) != len(labels):
             raise InvalidRequest("invalid_labels", "Labels are at least two, each once.", param="task.labels")
-        _require_declared(training, name, labels)
+        _require_declared(task, training, name, labels)
     elif classes is None or (len(classes) > MAX_CLASSES_FROM_FILE and not training.public):
         raise InvalidRequest(
             "too_many_classes",
-            "The column for `label` has too many or too long values to be classes; is it the right one? "
+            f"The column for `{task.class_role}` has too many or too long values to be classes; is it the right one? "
             "If so, declare task.labels.",
-            param="task.columns.label",
+            param=f"task.columns.{task.class_role}",
         )
     else:
         labels = tuple(classes)
@@ -163,8 +203,8 @@ def _labels(block: TaskBlock, name: str, training: FileFacts) -> tuple[tuple[str
     return labels, "file" if block.labels is None else "declared"
 
 
-def _require_declared(file: FileFacts, name: str, labels: Sequence[str]) -> None:
-    classes = (file.column(name) or {}).get("classes")
+def _require_declared(task: Task, file: FileFacts, name: str, labels: Sequence[str]) -> None:
+    classes = _classes(task, file, name)
     if classes is None or not set(classes) <= set(labels):
         where = "`task.labels`" if file.param == "training_file" else "the job's labels"
         raise InvalidRequest("label_not_declared", f"A row's class is not one of {where}.", param=file.param)

@@ -13,8 +13,9 @@ from typing import Any
 from app.budgets import service as budgets
 from app.budgets.service import Charge
 from app.budgets.status import remaining_epsilon
-from app.catalog.adaptations import adaptation_to_dict
+from app.catalog.adaptations import Head, adaptation_to_dict
 from app.catalog.bases import BaseModel
+from app.catalog.families import FAMILIES
 from app.catalog.recipes import EVALUATION, Recipe, recipe_for
 from app.errors import BudgetExceeded, InvalidRequest
 from app.jobs import checkpoints, columns, targets
@@ -149,7 +150,7 @@ def _private(request: _Request, target: Target) -> Planned:
     recipe = _with_overrides(request.body, recipe)
     kind = "none" if request.evaluation is None else "public" if request.evaluated.public else "private"
     if kind == "private":
-        recipe = dataclasses.replace(recipe, evaluation=_noised_counts(request, target))
+        recipe = dataclasses.replace(recipe, evaluation=_noised_statistics(request, target))
     try:
         calibrated = calibrate(recipe.parts, target.epsilon, target.delta, request.certified)
     except CannotCalibrate as error:
@@ -205,6 +206,7 @@ def _planned(
             "labels": list(reading.labels),
             "labels_source": reading.labels_source,
             "max_length": reading.max_length,
+            "options": dict(reading.options),
         },
         "adaptation": adaptation_to_dict(main.adaptation),
         "phases": [phase.to_dict() for phase in recipe.phases],
@@ -235,14 +237,22 @@ def _recipe(request: _Request, target_epsilon: float | None) -> tuple[Recipe, di
             f"batch_size is larger than the number of {_plural(request.unit)} to train on.",
             param="batch_size",
         )
+    task, adaptation = request.reading.task, adaptation_of(request.body)
+    if task.head == "pretrained" and isinstance(adaptation, Head):
+        raise InvalidRequest(
+            "adaptation_not_supported",
+            f"The task `{task.type}` trains the base's own head: there is no new one to train alone.",
+            param="adaptation.type",
+        )
     recipe, reason = recipe_for(
-        request.reading.task.type,
-        adaptation_of(request.body),
+        task.type,
+        adaptation,
         request.num_units,
         target_epsilon,
         n_epochs=None if asked.n_epochs == "auto" else asked.n_epochs,
         batch_size=batch_size,
         learning_rate_multiplier=None if asked.learning_rate_multiplier == "auto" else asked.learning_rate_multiplier,
+        centred=FAMILIES[request.base.family].centred,
     )
     if sum(phase.num_steps for phase in recipe.phases) > MAX_STEPS:
         raise InvalidRequest(
@@ -267,8 +277,8 @@ def _with_overrides(body: CreateJob, recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, clipping=clipping, max_grad_norm=norm or recipe.max_grad_norm)
 
 
-def _noised_counts(request: _Request, target: Target) -> GaussianRelease:
-    """The confusion matrix's noise, at the evaluation's share of ε; a unit's cells add up to 1."""
+def _noised_statistics(request: _Request, target: Target) -> GaussianRelease:
+    """The noise on the sums that all metrics follow from, at the evaluation's share of ε."""
     block = request.evaluation or EvaluationBlock()
     epsilon = block.epsilon or target.epsilon * (block.epsilon_share or DEFAULT_EPSILON_SHARE)
     if request.one_budget and epsilon >= target.epsilon:
@@ -282,7 +292,7 @@ def _noised_counts(request: _Request, target: Target) -> GaussianRelease:
     return GaussianRelease(
         EVALUATION,
         noise_multiplier=gaussian_noise_multiplier(epsilon, target.delta),
-        sensitivity=1.0,
+        sensitivity=request.reading.task.sensitivity(len(request.reading.labels), request.reading.options),
         dataset="training" if request.validation is None else "validation",
     )
 

@@ -56,6 +56,12 @@ class TaskBlock(_Strict):
     labels: list[Annotated[str, Field(min_length=1, max_length=200)]] | None = Field(None, max_length=1000)
     max_length: int | None = Field(None, ge=8)
 
+    def options(self) -> dict[str, Any]:
+        """What only some tasks take, as far as it was said; JSON-ready."""
+        return self.model_dump(
+            mode="json", exclude={"type", "columns", "labels", "max_length"}, exclude_none=True, exclude_unset=True
+        )
+
 
 class PrivacyUnitBlock(_Strict):
     """Whose presence is protected. Null: each record."""

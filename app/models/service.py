@@ -46,10 +46,13 @@ __all__ = [
 BUNDLE_FILES = frozenset(
     {
         "README.md",
+        "chat_template.jinja",
         "config.json",
+        "generation_config.json",
         "merges.txt",
         "metrics.json",
         "model.safetensors",
+        "preprocessor_config.json",
         "privacy_report.json",
         "special_tokens_map.json",
         "tokenizer.json",

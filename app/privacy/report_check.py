@@ -48,7 +48,7 @@ _FACTS = {
     form.TRAINING_UNITS: {"the file"},
     form.VALIDATION_UNITS: {"the file or the split"},
     form.COLUMN_NAMES: {"the request or the file"},
-    form.CLASSES: {form.DECLARED, form.FROM_FILE},
+    form.CLASSES: {form.DECLARED, form.FROM_FILE, form.NO_CLASSES},
     form.LONGEST_INPUT: {"the request or the defaults"},
     form.OPTIONS: {"the request or the defaults"},
 }

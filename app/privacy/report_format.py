@@ -38,6 +38,7 @@ LONGEST_INPUT = "longest input, in tokens"
 OPTIONS = "every option of the job"
 DECLARED = "declared in the request"
 FROM_FILE = "taken from the file"
+NO_CLASSES = "the task has none"
 
 #: δ at which a report states ε, beside the job's own.
 DELTAS = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
@@ -49,7 +50,7 @@ RELEASED = {
     "private": [
         "the model's weights",
         "numbers of steps",
-        "metrics, computed from confusion counts that were noised and charged",
+        "metrics, computed from sums over units that were noised and charged",
     ],
     "public": ["the model's weights", "numbers of steps", "metrics, exact, on data declared public"],
 }

@@ -13,15 +13,37 @@ import pytest
 
 from app.catalog.adaptations import ADAPTATIONS, adaptation_from_dict, adaptation_to_dict
 from app.catalog.bases import BASES, BaseModel
+from app.catalog.families import FAMILIES
 from app.catalog.tasks import TASKS
+from app.jobs.schemas import TaskBlock
+from worker.reporter import METRICS
 from worker.trainer.adaptations.registry import ADAPTERS
-from worker.trainer.families.registry import FAMILIES
+from worker.trainer.families.interface import PooledFamily
+from worker.trainer.families.registry import FAMILIES as ARCHITECTURES
+from worker.trainer.families.registry import family_for
 from worker.trainer.tasks.registry import TRAINER_TASKS
 
 
 def test_every_task_has_its_trainer() -> None:
     assert TRAINER_TASKS.keys() == TASKS.keys()
     assert [name for name, task in TASKS.items() if task.type != name] == []
+
+
+def test_every_pair_of_family_and_task_has_its_architecture() -> None:
+    pairs = [(family.model_type, task) for family in FAMILIES.values() for task in family.tasks]
+    assert all(family_for(*pair) for pair in pairs)
+    offered = {(model_type, TASKS[task].model) for model_type, task in pairs}
+    assert offered == {(model_type, model) for model_type, models in ARCHITECTURES.items() for model in models}
+    for family in FAMILIES.values():
+        for task in family.tasks:
+            architecture = family_for(family.model_type, task)
+            assert (TASKS[task].head == "pooled") == isinstance(architecture, PooledFamily)
+            assert family.centred == getattr(architecture, "centres", False) or TASKS[task].head != "pooled"
+
+
+def test_what_a_task_releases_the_gate_knows() -> None:
+    assert METRICS.keys() == TASKS.keys()
+    assert {name for task in TASKS.values() for name in task.options} <= set(TaskBlock.model_fields)
 
 
 def test_every_adaptation_has_its_adapter() -> None:

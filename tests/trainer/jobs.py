@@ -14,7 +14,9 @@ import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast, RobertaConfig, RobertaModel
 
 from app.catalog.adaptations import Adaptation, BitFit, Full, Head, LastLayers, Lora
+from app.catalog.families import FAMILIES
 from app.catalog.recipes import EVALUATION, HEAD_PHASE, MAIN_PHASE, Phase, Recipe
+from app.catalog.tasks import TASKS
 from app.privacy.plan import GaussianRelease, PrivacyPlan, PrivacyUnit
 from worker.trainer.spec import BaseSpec, DataSpec, Evaluation, RuntimeOptions, TaskSpec, TrainerSpec
 
@@ -22,6 +24,7 @@ KEY = bytes(range(32))
 GOOD, BAD, FILLER = ("good", "great", "fine"), ("bad", "awful", "poor"), ("the", "film", "is", "was", "a", "plot")
 LABELS = ("negative", "positive")
 NUM_ROWS, NUM_HELD_OUT = 60, 12
+CLASSIFICATION = TaskSpec("text_classification", {"text": "review", "label": "mood"}, LABELS, max_length=16)
 
 ADAPTATIONS: dict[str, Adaptation] = {
     "head": Head(),
@@ -108,14 +111,18 @@ def make_job(
     validation_units: list[str] | None = None,
     num_held_out: int = NUM_HELD_OUT,
     max_records_per_unit: int = 4,
+    task: TaskSpec = CLASSIFICATION,
 ) -> MadeJob:
     """Writes a job folder. A validation file replaces the held-out split. units: the patient of each row of `data`."""
     data = rows() if data is None else data
     held_out = 0 if validation is not None or evaluation == "none" else num_held_out
-    recipe = Recipe(phases or phases_for(adaptation, steps), "automatic", 1.0, centring_noise_multiplier=5.0)
+    phases = phases or phases_for(adaptation, steps)
+    centring = 5.0 if TASKS[task.type].head == "pooled" and FAMILIES[family].centred else None
+    recipe = Recipe(phases, "automatic", 1.0, centring_noise_multiplier=centring)
     if evaluation == "private":
         on = "training" if validation is None else "validation"
-        recipe = dataclasses.replace(recipe, evaluation=GaussianRelease(EVALUATION, 2.0, 1.0, dataset=on))
+        bound = TASKS[task.type].sensitivity(len(task.labels), task.options)
+        recipe = dataclasses.replace(recipe, evaluation=GaussianRelease(EVALUATION, 2.0, bound, dataset=on))
     plan = PrivacyPlan(
         mechanism="dp_sgd" if private else "none",
         num_units=(len(data) if units is None else len(set(units))) - held_out,
@@ -127,7 +134,7 @@ def make_job(
     )
     spec = TrainerSpec(
         job_id="ftjob-test",
-        task=TaskSpec("text_classification", {"text": "review", "label": "mood"}, LABELS, max_length=16),
+        task=task,
         base=BaseSpec("tiny", family, str(base)),
         phases=recipe.phases,
         plan=plan,

@@ -15,9 +15,13 @@ from worker.trainer.checkpoint import State
 from worker.trainer.control import Control
 from worker.trainer.dp.release import gaussian_release
 from worker.trainer.dp.sampler import split_units
+from worker.trainer.families.bert import BERT
 from worker.trainer.families.encoder import RESIDUAL_SCALE
 from worker.trainer.families.registry import FAMILIES
 from worker.trainer.run import run
+from worker.trainer.spec import TaskSpec
+
+TASK = TaskSpec("text_classification", {"text": "review", "label": "mood"}, LABELS, max_length=16)
 
 
 def _inputs() -> tuple[Tensor, Tensor]:
@@ -53,14 +57,14 @@ def _by_hand(base: Path, centre: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_pooling_is_mean_normalise_centre_normalise(request: pytest.FixtureRequest, family: str) -> None:
     base = request.getfixturevalue("base" if family == "bert" else "roberta_base")
-    parts = FAMILIES[family]
-    model = parts.load(base, LABELS)
+    parts = FAMILIES[family]["sequence_classification"]
+    model = parts.load(base, TASK)
     centre = 0.3 * torch.randn(16, generator=torch.Generator().manual_seed(2)) / 4
     pooled, features = _by_hand(base, centre)
     ids, mask = _inputs()
     with torch.no_grad():
         parts.set_centre(model, centre)
-        got = parts.pooled(model, ids, mask)
+        got = parts.pooled(model, {"input_ids": ids, "attention_mask": mask})
         torch.testing.assert_close(got.double() / 4, pooled, rtol=0, atol=2e-5)
         torch.testing.assert_close(parts.features(model, got).double(), features, rtol=0, atol=5e-5)
         # The whole model reads the same features: with an identity for a head, its logits are they.
@@ -73,11 +77,11 @@ def test_pooling_is_mean_normalise_centre_normalise(request: pytest.FixtureReque
 
 
 def test_padding_and_neighbours_do_not_reach_a_row(base: Path) -> None:
-    model = FAMILIES["bert"].load(base, LABELS)
+    model = BERT.load(base, TASK)
     ids, mask = _inputs()
     with torch.no_grad():
-        together = FAMILIES["bert"].pooled(model, ids, mask)
-        alone = FAMILIES["bert"].pooled(model, ids[3:4, :4], mask[3:4, :4])
+        together = BERT.pooled(model, {"input_ids": ids, "attention_mask": mask})
+        alone = BERT.pooled(model, {"input_ids": ids[3:4, :4], "attention_mask": mask[3:4, :4]})
     torch.testing.assert_close(together[3:4], alone, rtol=0, atol=2e-4)
 
 
@@ -132,11 +136,10 @@ def _sum_of_unit_vectors(base: Path, folder: Path, kept: list[int]) -> Tensor:
 
 
 def test_one_row_moves_the_centre_by_at_most_its_sensitivity(base: Path) -> None:
-    family = FAMILIES["bert"]
-    model = family.load(base, LABELS)
+    model = BERT.load(base, TASK)
     ids, mask = _inputs()
     with torch.no_grad():
-        pooled = family.pooled(model, ids, mask)
+        pooled = BERT.pooled(model, {"input_ids": ids, "attention_mask": mask})
     pooled[0] *= 1e30  # whatever a row does to its vector
     pooled[1] = float("nan")
     bounded = loop.bounded_rows(pooled / 4, 1.0)

@@ -85,7 +85,7 @@ def owners(dataset: Dataset) -> list[set[int]]:
     """The patients whose words stand in each unit."""
     place = {word: 11 + index for index, word in enumerate(FILLER)}
     names = {(place[FILLER[p // 6]], place[FILLER[p % 6]]): p for p in range(PATIENTS)}
-    found = [names[int(ids[1]), int(ids[2])] for ids in dataset.examples.input_ids]
+    found = [names[int(ids[1]), int(ids[2])] for ids in dataset.examples.sequences["input_ids"]]
     return [{found[row] for row in rows} for rows in dataset.rows_of_unit]
 
 
@@ -125,7 +125,8 @@ def test_a_neighbour_keeps_every_slot_and_every_other_units_rows(tmp_path: Path,
     for many, one in zip(*sides, strict=True):
         for unit, patients in enumerate(owners(many)):
             texts = [
-                sorted(tuple(side.examples.input_ids[row]) for row in side.rows_of_unit[unit]) for side in (many, one)
+                sorted(tuple(side.examples.sequences["input_ids"][row]) for row in side.rows_of_unit[unit])
+                for side in (many, one)
             ]
             assert (texts[0] == texts[1]) == (patients != {0})
 
@@ -292,17 +293,13 @@ def test_a_unit_counts_once_among_the_metrics(tmp_path: Path, base: Path) -> Non
     job, *_, validation = loaded(made)
     assert validation is not None
     assert validation.num_units == PATIENTS
-    counts = evaluate.confusion_counts(job, validation)
+    counts = evaluate.statistics(job, validation)
     assert float(counts.sum()) == pytest.approx(PATIENTS)
     for unit in range(PATIENTS):
         rows = np.concatenate([rows for rows in without(validation, unit).rows_of_unit])
-        examples = dataclasses.replace(
-            validation.examples,
-            input_ids=[validation.examples.input_ids[row] for row in rows],
-            labels=validation.examples.labels[rows],
-        )
+        examples = validation.examples.select(rows)
         less = Dataset(examples, without(validation, unit).rows_of_unit, validation.unit_of_row[rows])
-        moved = counts - evaluate.confusion_counts(job, less)
+        moved = counts - evaluate.statistics(job, less)
         assert float(moved.sum()) == pytest.approx(1.0)
         assert float(moved.norm()) <= 1.0 + 1e-9
         assert float(moved.min()) >= -1e-9
@@ -315,13 +312,14 @@ def test_a_unit_counts_once_among_the_metrics(tmp_path: Path, base: Path) -> Non
 def test_a_job_on_persons(tmp_path: Path, base: Path, adaptation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the folder to the bundle; the exact metrics are recomputed here, from the exported model."""
     seen: list[tuple[Dataset, Tensor]] = []
-    exact = evaluate.confusion_counts
+    exact = evaluate.statistics
 
     def counting(job: Job, dataset: Dataset) -> Tensor:
-        seen.append((dataset, exact(job, dataset)))
-        return seen[-1][1]
+        totals = exact(job, dataset)
+        seen.append((dataset, totals.view(2, 2)))
+        return totals
 
-    monkeypatch.setattr(evaluate, "confusion_counts", counting)
+    monkeypatch.setattr(evaluate, "statistics", counting)
     made = made_job(tmp_path / "job", base, adaptation=adaptation)
     run(made.folder, KEY, Control(None))
     got = made.metrics()

@@ -100,7 +100,7 @@ METRICS = {
 
 def test_metrics_pass_by_name_and_kind_only() -> None:
     offered = {**METRICS, "training_loss": 0.1, "accuracy_exact": 0.91, "labels": [SECRET], "method": SECRET}
-    released = reporter.cleared_metrics(offered, "private", ("a", "b"))
+    released = reporter.cleared_metrics(offered, "private", "text_classification", ("a", "b"))
     assert released == {**METRICS, "method": released["method"]}
     assert SECRET not in str(released)
 
@@ -108,9 +108,11 @@ def test_metrics_pass_by_name_and_kind_only() -> None:
 @pytest.mark.parametrize("evaluation", ["public", "none"])
 def test_metrics_of_another_kind_than_planned_are_refused(evaluation: str) -> None:
     with pytest.raises(reporter.NotReleased):
-        reporter.cleared_metrics(METRICS, evaluation, ("a", "b"))
+        reporter.cleared_metrics(METRICS, evaluation, "text_classification", ("a", "b"))
 
 
 def test_without_an_evaluation_no_number_is_released() -> None:
-    released = reporter.cleared_metrics({"released": "none", "accuracy": 0.9}, "none", ("a", "b"))
+    released = reporter.cleared_metrics(
+        {"released": "none", "accuracy": 0.9}, "none", "text_classification", ("a", "b")
+    )
     assert "accuracy" not in released

@@ -21,7 +21,8 @@ from worker.trainer.dp.randomness import JobRandomness
 from worker.trainer.dp.sampler import split_units
 from worker.trainer.failure import TrainerFailure
 from worker.trainer.spec import TRAINING_FILE, VALIDATION_FILE, TrainerSpec
-from worker.trainer.tasks.text_classification import Examples, TextClassification
+from worker.trainer.tasks.examples import Examples
+from worker.trainer.tasks.interface import TrainerTask
 
 Indices = npt.NDArray[np.int64]
 
@@ -62,7 +63,7 @@ class JobData:
     evaluation: Dataset | None
 
 
-def load_data(folder: Path, spec: TrainerSpec, task: TextClassification, randomness: JobRandomness) -> JobData:
+def load_data(folder: Path, spec: TrainerSpec, task: TrainerTask, randomness: JobRandomness) -> JobData:
     """Reads the folder's Parquet files; TrainerFailure `data_mismatch` where they are not what was planned for."""
     plan, data = spec.plan, spec.data
     column = plan.privacy_unit.column
@@ -89,9 +90,8 @@ def gather(examples: Examples, units: Sequence[Indices]) -> Dataset:
     """The examples of these units, each given as its rows of `examples`, renumbered unit by unit."""
     sizes = [len(rows) for rows in units]
     rows = np.concatenate([np.empty(0, dtype=np.int64), *units])
-    chosen = Examples([examples.input_ids[row] for row in rows], examples.labels[rows])
     rows_of_unit = np.split(np.arange(len(rows)), np.cumsum(sizes)[:-1])
-    return Dataset(chosen, tuple(rows_of_unit), np.repeat(np.arange(len(sizes)), sizes))
+    return Dataset(examples.select(rows), tuple(rows_of_unit), np.repeat(np.arange(len(sizes)), sizes))
 
 
 def _units(names: pa.ChunkedArray) -> list[Indices]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification
+from transformers import PreTrainedTokenizerBase
 
 from worker.trainer.checkpoint import State
 from worker.trainer.dp.optimizers import WeightAverage
@@ -22,15 +22,24 @@ from worker.trainer.model_card import model_card
 from worker.trainer.spec import METRICS_FILE, MODEL_FOLDER, TAKEN_FOLDER
 
 #: All that a bundle may hold; what else a library writes is left out. (The supervisor adds privacy_report.json.)
-TOKENIZER_FILES = (
+PROCESSOR_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "vocab.txt",
     "vocab.json",
     "merges.txt",
+    "chat_template.jinja",
+    "preprocessor_config.json",
 )
-BUNDLE_FILES = ("model.safetensors", "config.json", *TOKENIZER_FILES, "README.md", "metrics.json")
+BUNDLE_FILES = (
+    "model.safetensors",
+    "config.json",
+    "generation_config.json",
+    *PROCESSOR_FILES,
+    "README.md",
+    "metrics.json",
+)
 
 
 def export(job: Job, phases: tuple[PreparedPhase, ...], initial: dict[str, Tensor], metrics: dict[str, Any]) -> None:
@@ -77,12 +86,8 @@ def _write(job: Job, root: Path, metrics: dict[str, Any], step: int | None) -> N
     temporary.mkdir(parents=True)
     job.model.config._name_or_path = job.spec.base.id  # not the path of this machine
     job.model.save_pretrained(temporary, max_shard_size="100GB")
-    job.tokenizer.model_max_length = job.spec.task.max_length
-    job.tokenizer.name_or_path = job.spec.base.id
-    for option in ("is_local", "local_files_only"):
-        job.tokenizer.init_kwargs.pop(option, None)  # how it was loaded here
-    job.tokenizer.save_pretrained(temporary)
-    (temporary / "README.md").write_text(model_card(job.spec, metrics, step), encoding="utf-8")
+    _save_processor(job, temporary)
+    (temporary / "README.md").write_text(model_card(job.spec, job.task, metrics, step), encoding="utf-8")
     content = json.dumps(metrics, ensure_ascii=False, indent=2)
     for path in (temporary / "metrics.json", root / METRICS_FILE):
         path.write_text(content, encoding="utf-8")
@@ -94,6 +99,16 @@ def _write(job: Job, root: Path, metrics: dict[str, Any], step: int | None) -> N
         with path.open("rb") as file:
             os.fsync(file.fileno())
     temporary.rename(final)
+
+
+def _save_processor(job: Job, folder: Path) -> None:
+    processor = job.task.processor
+    if isinstance(processor, PreTrainedTokenizerBase):
+        processor.model_max_length = job.spec.task.max_length
+        processor.name_or_path = job.spec.base.id
+        for option in ("is_local", "local_files_only"):
+            processor.init_kwargs.pop(option, None)  # how it was loaded here
+    processor.save_pretrained(folder)
 
 
 def _check_moved(job: Job, phases: tuple[PreparedPhase, ...], initial: dict[str, Tensor]) -> None:
@@ -112,13 +127,14 @@ def _check_finite(phases: tuple[PreparedPhase, ...]) -> None:
 
 def _check_reloaded(job: Job, folder: Path, answers: Tensor) -> None:
     try:
-        reloaded = AutoModelForSequenceClassification.from_pretrained(
+        reloaded = job.family.auto_class.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
         )
         reloaded.train(False)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise TrainerFailure("export_check_failed", str(error)) from error
-    if tuple(reloaded.config.id2label[index] for index in range(len(job.spec.task.labels))) != job.spec.task.labels:
+    labels = job.spec.task.labels
+    if tuple(reloaded.config.id2label.get(index) for index in range(len(labels))) != labels:
         raise TrainerFailure("export_check_failed", "the class names are not those of the job")
     if not torch.allclose(_synthetic_answers(job, reloaded), answers, rtol=1e-4, atol=1e-5):
         raise TrainerFailure("export_check_failed", "the reloaded model answers otherwise")
@@ -127,4 +143,4 @@ def _check_reloaded(job: Job, folder: Path, answers: Tensor) -> None:
 @torch.inference_mode()
 def _synthetic_answers(job: Job, model: Any) -> Tensor:
     examples = job.task.synthetic(job.model, rows=8)
-    return job.task.logits(model, job.task.batch(examples, range(len(examples)), torch.device("cpu")))
+    return job.task.outputs(model, job.task.batch(examples, range(len(examples)), torch.device("cpu")))

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from app.catalog.adaptations import Head
 from app.catalog.recipes import CENTRING, EVALUATION, Phase
+from app.catalog.tasks import TASKS
 from app.privacy.plan import GaussianRelease, SampledGaussian
 from worker.trainer.adaptations.registry import ADAPTERS
 from worker.trainer.control import Control
@@ -22,11 +23,12 @@ from worker.trainer.dp.partition import in_rounds
 from worker.trainer.dp.randomness import JobRandomness
 from worker.trainer.dp.reduce import rank_and_world_size
 from worker.trainer.failure import TrainerFailure
-from worker.trainer.families.encoder import EncoderFamily
-from worker.trainer.families.registry import FAMILIES
-from worker.trainer.spec import TrainerSpec
+from worker.trainer.families.interface import Family, PooledFamily
+from worker.trainer.families.registry import family_for
+from worker.trainer.spec import TaskSpec, TrainerSpec
+from worker.trainer.tasks.examples import Examples
+from worker.trainer.tasks.interface import TrainerTask
 from worker.trainer.tasks.registry import TRAINER_TASKS
-from worker.trainer.tasks.text_classification import Examples, TextClassification
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,10 +40,9 @@ class Job:
     control: Control
     device: Device
     randomness: JobRandomness
-    family: EncoderFamily
+    family: Family
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    task: TextClassification
+    task: TrainerTask
 
     def batches(self, examples: Examples, rows: list[list[int]]) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
         """Physical batches on the device, with the rows that they hold. rows: in groups that stay together."""
@@ -67,43 +68,37 @@ class Job:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PreparedPhase:
-    """A phase, the plan's part that it executes, and what it trains, by the parameters' names in the model."""
+    """A phase, the plan's part that it executes, and what it trains, by the parameters' names in the model.
+
+    on_features: whether only the head on pooled vectors trains, so that the body's features are computed once.
+    """
 
     phase: Phase
     part: SampledGaussian
     parameters: dict[str, nn.Parameter]
 
-    @property
-    def on_features(self) -> bool:
-        """Whether only the head trains, so that the body's features are computed once."""
-        return isinstance(self.phase.adaptation, Head)
+    on_features: bool
 
 
 def load_job(folder: Path, key: bytes, control: Control, spec: TrainerSpec, device: Device) -> Job:
     """Loads base and tokenizer. Raises TrainerFailure `base_model_invalid`."""
     path = Path(spec.base.path)
-    family = FAMILIES.get(spec.base.family)
-    if family is None:
-        raise TrainerFailure("base_model_invalid", f"unknown family {spec.base.family}")
+    family = family_for(spec.base.family, spec.task.type)
     model = load_model(family, spec)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise TrainerFailure("base_model_invalid", str(error)) from error
-    task = TRAINER_TASKS[spec.task.type](spec.task, tokenizer, family.max_length(model))
-    return Job(folder, spec, control, device, JobRandomness(key), family, model, tokenizer, task)
+    task = TRAINER_TASKS[spec.task.type](spec.task, path, family.max_length(model))
+    return Job(folder, spec, control, device, JobRandomness(key), family, model, task)
 
 
-def load_model(family: EncoderFamily, spec: TrainerSpec) -> PreTrainedModel:
+def load_model(family: Family, spec: TrainerSpec) -> PreTrainedModel:
     """The base as every attempt starts from it; what is new in it follows from the wire's seed."""
     torch.manual_seed(spec.seed)
-    return family.load(Path(spec.base.path), spec.task.labels)
+    return family.load(Path(spec.base.path), spec.task)
 
 
 def adapt(job: Job) -> tuple[PreparedPhase, ...]:
     """Adds every phase's modules to the model, which then moves to the device; nothing requires a gradient yet."""
     names: list[list[str]] = []
-    head = [f"{job.family.head}.{name}" for name, _ in job.family.head_module(job.model).named_parameters()]
+    head = job.family.head_parameters(job.model)
     for phase in job.spec.phases:
         adaptation = phase.adaptation
         names.append([*ADAPTERS[adaptation.type].parameters(job.model, job.family, adaptation), *head])
@@ -114,7 +109,8 @@ def adapt(job: Job) -> tuple[PreparedPhase, ...]:
     for phase, chosen in zip(job.spec.phases, names, strict=True):
         part = job.spec.plan.part(phase.name)
         assert isinstance(part, SampledGaussian)
-        prepared.append(PreparedPhase(phase, part, {name: parameters[name] for name in chosen}))
+        on_features = isinstance(phase.adaptation, Head) and isinstance(job.family, PooledFamily)
+        prepared.append(PreparedPhase(phase, part, {name: parameters[name] for name in chosen}, on_features))
     return tuple(prepared)
 
 
@@ -140,12 +136,18 @@ def check_plan(spec: TrainerSpec) -> None:
     evaluated_on = "validation" if spec.data.has_validation_file else "training"
     for name, dataset in ((CENTRING, "training"), (EVALUATION, evaluated_on)):
         release = plan.part(name) if name in expected else None
+        sensitivity = 1.0 if name == CENTRING else evaluation_sensitivity(spec.task)
         if release is not None and not (
-            isinstance(release, GaussianRelease) and release.sensitivity >= 1.0 and release.dataset == dataset
+            isinstance(release, GaussianRelease) and release.sensitivity >= sensitivity and release.dataset == dataset
         ):
-            raise TrainerFailure("plan_mismatch", f"{name} is not a release of sensitivity 1")
+            raise TrainerFailure("plan_mismatch", f"{name} is not a release of sensitivity {sensitivity}")
     if spec.evaluation != "none" and not (spec.data.has_validation_file or spec.data.num_held_out):
         raise TrainerFailure("plan_mismatch", "nothing to evaluate on")
+
+
+def evaluation_sensitivity(task: TaskSpec) -> float:
+    """L2 norm that one unit adds to the task's statistics."""
+    return TASKS[task.type].sensitivity(len(task.labels), task.options)
 
 
 def merge_adaptations(job: Job) -> None:

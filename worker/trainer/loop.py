@@ -30,6 +30,7 @@ from worker.trainer.dp.sampler import poisson_batch, rows_of_step
 from worker.trainer.dp.step import TOLERANCE, PrivateStep, noise_std
 from worker.trainer.export import export_checkpoint
 from worker.trainer.failure import StopRequested, TrainerFailure
+from worker.trainer.families.interface import PooledFamily
 from worker.trainer.job import Job, PreparedPhase, all_parameters
 from worker.trainer.messages import Checkpoint, Notice, Progress
 
@@ -100,15 +101,19 @@ def make_engines(job: Job, phases: tuple[PreparedPhase, ...]) -> list[GradientEn
     """
     examples = job.task.synthetic(job.model, rows=4)
     batch = job.task.batch(examples, range(len(examples)), job.device.torch_device)
-    with torch.no_grad():
-        pooled = job.family.pooled(job.model, batch["input_ids"], batch["attention_mask"])
-        features = {"features": job.family.features(job.model, pooled).float(), "labels": batch["labels"]}
+    features: dict[str, Tensor] = {}
+    if any(prepared.on_features for prepared in phases):
+        family = _pooled_family(job)
+        with torch.no_grad():
+            vectors = family.features(job.model, family.pooled(job.model, batch)).float()
+        targets = job.task.targets(examples, range(len(examples)), job.device.torch_device)
+        features = {"features": vectors, **targets}
     engines: list[GradientEngine] = []
     for prepared in phases:
         _require_gradients(job, prepared)
         engines.append(
             make_engine(
-                job.family.head_module(job.model) if prepared.on_features else job.model,
+                _pooled_family(job).head_module(job.model) if prepared.on_features else job.model,
                 list(_names_in_module(job, prepared)),
                 partial(_feature_loss if prepared.on_features else _loss, job),
                 clipping=prepared.part.clipping,
@@ -126,11 +131,16 @@ def _half_precision(job: Job, prepared: PreparedPhase) -> bool:
 
 
 def _loss(job: Job, model: nn.Module, batch: Batch) -> Tensor:
-    return job.task.loss(job.task.logits(model, dict(batch)), dict(batch))
+    return job.task.loss(job.task.outputs(model, batch), batch)
 
 
 def _feature_loss(job: Job, head: nn.Module, batch: Batch) -> Tensor:
-    return job.task.loss(head(batch["features"]).float(), dict(batch))
+    return job.task.loss(head(batch["features"]).float(), batch)
+
+
+def _pooled_family(job: Job) -> PooledFamily:
+    assert isinstance(job.family, PooledFamily)
+    return job.family
 
 
 def _require_gradients(job: Job, prepared: PreparedPhase) -> None:
@@ -142,18 +152,18 @@ def _require_gradients(job: Job, prepared: PreparedPhase) -> None:
 
 def _names_in_module(job: Job, prepared: PreparedPhase) -> dict[str, nn.Parameter]:
     """The phase's parameters under their names in the module that its engine differentiates."""
-    prefix = f"{job.family.head}." if prepared.on_features else ""
-    return {name.removeprefix(prefix): parameter for name, parameter in prepared.parameters.items()}
+    if not prepared.on_features:
+        return prepared.parameters
+    return dict(_pooled_family(job).head_module(job.model).named_parameters())
 
 
 def _optimizer(job: Job, prepared: PreparedPhase) -> Optimizer:
     phase, plan, part = prepared.phase, job.spec.plan, prepared.part
-    head = {name: p for name, p in prepared.parameters.items() if name.startswith(f"{job.family.head}.")}
-    body = [parameter for name, parameter in prepared.parameters.items() if name not in head]
+    names = set(job.family.head_parameters(job.model))
+    head = [parameter for name, parameter in prepared.parameters.items() if name in names]
+    body = [parameter for name, parameter in prepared.parameters.items() if name not in names]
     rate = phase.head_learning_rate if body else phase.learning_rate
-    groups = [{"params": list(head.values()), "lr": rate}]
-    if body:
-        groups.insert(0, {"params": body, "lr": phase.learning_rate})
+    groups = [{"params": group, "lr": lr} for group, lr in ((body, phase.learning_rate), (head, rate)) if group]
     std = noise_std(plan, part, half_precision=_half_precision(job, prepared)) / plan.expected_batch_size(part)
     return make_optimizer(
         phase.optimizer,
@@ -188,7 +198,7 @@ def micro_batches(
     assert features is not None
     for chosen in physical_batches(rows, one_each, max_tokens=job.spec.runtime.max_physical_batch_tokens):
         index = torch.from_numpy(chosen)
-        batch = {"features": features[index.to(device)], "labels": dataset.examples.labels[index].to(device)}
+        batch = {"features": features[index.to(device)], **job.task.targets(dataset.examples, chosen, device)}
         yield batch, torch.from_numpy(dataset.unit_of_row[chosen]).to(device)
 
 
@@ -206,10 +216,11 @@ def _needs_features(job: Job, phases: tuple[PreparedPhase, ...], state: State) -
 def _pooled(job: Job, dataset: Dataset) -> Tensor:
     """The body's vectors before centring, (rows, width), float32, on the device."""
     job.control.send(Notice("computing_features", {"num_units": dataset.num_units}))
-    width = job.family.head_module(job.model).in_features
+    family = _pooled_family(job)
+    width = family.head_module(job.model).in_features
     out = torch.zeros(len(dataset.examples), width, device=job.device.torch_device)
     for chosen, batch in job.shared_batches(dataset.examples, dataset.single_rows):
-        values = job.family.pooled(job.model, batch["input_ids"], batch["attention_mask"])
+        values = family.pooled(job.model, batch)
         out[torch.from_numpy(chosen).to(values.device)] = values
     sum_over_ranks_([out])  # each row from one rank, zeros from the others
     return out
@@ -218,7 +229,8 @@ def _pooled(job: Job, dataset: Dataset) -> Tensor:
 @torch.no_grad()
 def _features(job: Job, pooled: Tensor) -> Tensor:
     """The head's inputs, in pieces that stay in cache. A clone leaves inference mode, so that autograd may read it."""
-    return torch.cat([job.family.features(job.model, piece.clone()) for piece in torch.split(pooled, 4096)])
+    family = _pooled_family(job)
+    return torch.cat([family.features(job.model, piece.clone()) for piece in torch.split(pooled, 4096)])
 
 
 def _centre(job: Job, dataset: Dataset, pooled: Tensor | None, state: State) -> None:
@@ -239,7 +251,7 @@ def _centre(job: Job, dataset: Dataset, pooled: Tensor | None, state: State) -> 
         state.tensors["centre"] = (total / job.spec.plan.num_units).to(torch.float32)
         state.executed[CENTRING] = 1
         job.control.progress(progress(job, state))
-    job.family.set_centre(job.model, state.tensors["centre"].to(job.device.torch_device))
+    _pooled_family(job).set_centre(job.model, state.tensors["centre"].to(job.device.torch_device))
 
 
 def _checkpoint(job: Job, state: State, parameters: Mapping[str, nn.Parameter]) -> None:

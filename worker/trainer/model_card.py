@@ -7,37 +7,41 @@ import math
 from typing import Any
 
 from app.catalog.adaptations import adaptation_to_dict
+from app.catalog.recipes import CENTRING
+from app.catalog.tasks import TASKS
 from app.privacy.plan import GaussianRelease, PrivacyPlan, SampledGaussian
 from worker.trainer.spec import BaseSpec, TrainerSpec
+from worker.trainer.tasks.interface import TrainerTask
 
 _USE = """```python
 from transformers import pipeline
 
-classify = pipeline("text-classification", model="PATH_OF_THIS_FOLDER")
-classify("…")
+run = pipeline("{tag}", model="PATH_OF_THIS_FOLDER")
 ```"""
 
 
-def model_card(spec: TrainerSpec, metrics: dict[str, Any], step: int | None = None) -> str:
+def model_card(spec: TrainerSpec, task: TrainerTask, metrics: dict[str, Any], step: int | None = None) -> str:
     """The card's text: metadata block, use, privacy statement, metrics that were released. step: of a checkpoint."""
-    tags = ["text-classification", "privtune", *(["differential-privacy"] if spec.plan.mechanism == "dp_sgd" else [])]
+    kind = TASKS[spec.task.type]
+    tags = [task.pipeline_tag, "privtune", *(["differential-privacy"] if spec.plan.mechanism == "dp_sgd" else [])]
     # JSON is YAML, and quotes every name that would not be plain text in it.
     metadata = {
         "license": "other" if spec.base.licence == "unknown" else spec.base.licence,
         "base_model": spec.base.id,
         "library_name": "transformers",
-        "pipeline_tag": "text-classification",
+        "pipeline_tag": task.pipeline_tag,
         "tags": tags,
-        "metrics": ["accuracy", "f1", "precision", "recall"] if "accuracy" in metrics else [],
+        "metrics": list(kind.metrics) if metrics["released"] != "none" else [],
     }
     front = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in metadata.items())
-    labels = ", ".join(json.dumps(label, ensure_ascii=False) for label in spec.task.labels)
+    classes = ", ".join(json.dumps(label, ensure_ascii=False) for label in spec.task.labels)
+    said = f"Classes: {classes}. " if classes else ""
     return "\n".join(
         [
             f"---\n{front}\n---\n",
-            f"# {spec.base.id}, fine-tuned for text classification\n",
-            f"Classes: {labels}. Inputs are cut to {spec.task.max_length} tokens.\n",
-            _USE + "\n",
+            f"# {spec.base.id}, fine-tuned: {kind.title.lower()}\n",
+            f"{said}Inputs are cut to {spec.task.max_length} tokens.\n",
+            _USE.format(tag=task.pipeline_tag) + "\n",
             *([] if step is None else [_checkpoint(spec.plan, step)]),
             "## Privacy\n",
             *_privacy(spec.plan, metrics["released"]),
@@ -48,10 +52,9 @@ def model_card(spec: TrainerSpec, metrics: dict[str, Any], step: int | None = No
                 f"sample rate {phase.sample_rate:.6g}, {phase.optimizer}, learning rate {phase.learning_rate:g}"
                 for phase in spec.phases
             ),
-            "\nThe last layer of the encoder pools: it averages the tokens, and subtracts a mean vector"
-            f"{' that was released with noise' if spec.plan.mechanism == 'dp_sgd' else ''}.\n",
-            "## Evaluation\n",
-            *_evaluation(metrics),
+            *_pooling(spec),
+            "\n## Evaluation\n",
+            *_evaluation(task, metrics),
         ]
     )
 
@@ -100,7 +103,8 @@ def _privacy(plan: PrivacyPlan, released: str) -> list[str]:
         )
     lines += [
         f"\nAccountant: {plan.accountant or 'not stated'}. Batches were drawn by Poisson sampling, as accounted.\n",
-        "Treated as public: the number of units, the list of classes, the longest input, and every option of the job. "
+        "Treated as public: the number of units, the list of classes (if there is one), the longest input, and every "
+        "option of the job. "
         "Not covered: when the job ran, for how long, and whether it failed; people who are in other datasets too.\n",
         "The whole statement, signed by the service, is `privacy_report.json`; `privtune verify privacy_report.json` "
         "recomputes it offline.\n",
@@ -126,13 +130,15 @@ def _lineage(base: BaseSpec) -> list[str]:
 _MEANS = " Averages are over units: each counts once, by the mean over its records."
 
 
-def _evaluation(metrics: dict[str, Any]) -> list[str]:
+def _pooling(spec: TrainerSpec) -> list[str]:
+    if spec.plan.parts[0].name != CENTRING:
+        return []
+    released = " that was released with noise" if spec.plan.mechanism == "dp_sgd" else ""
+    return [f"\nThe last layer of the encoder pools: it averages the tokens, and subtracts a mean vector{released}."]
+
+
+def _evaluation(task: TrainerTask, metrics: dict[str, Any]) -> list[str]:
     if metrics["released"] == "none":
         return ["No metrics were released.\n"]
-    low, high = metrics["accuracy_interval_95"]
-    return [
-        f"{metrics['num_units']} units; {metrics['method']}.{_MEANS if metrics['averaged_over'] == 'units' else ''}\n",
-        f"- accuracy {metrics['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f})",
-        f"- macro F1 {metrics['f1_macro']:.4f}, precision {metrics['precision_macro']:.4f}, "
-        f"recall {metrics['recall_macro']:.4f}\n",
-    ]
+    means = _MEANS if metrics["averaged_over"] == "units" else ""
+    return [f"{metrics['num_units']} units; {metrics['method']}.{means}\n", *task.card(metrics), ""]

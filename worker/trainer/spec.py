@@ -38,12 +38,14 @@ TAKEN_FOLDER = "taken"
 
 @dataclass(frozen=True, slots=True)
 class TaskSpec:
-    """columns: role → column name in the Parquet file. labels: class names in the order of the model's outputs."""
+    """columns: role → column name in the Parquet file. labels: class names in the order of the model's outputs; none
+    where the task has no classes. options: what the task takes besides, as the request's `task` block has it."""
 
     type: str
     columns: Mapping[str, str]
     labels: tuple[str, ...]
     max_length: int
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

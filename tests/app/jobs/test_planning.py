@@ -72,6 +72,7 @@ def test_a_plain_request_is_private_under_the_defaults():
         "labels": ["neg", "pos"],
         "labels_source": "file",
         "max_length": 128,
+        "options": {},
     }
     assert (planned.resolved["evaluation"], planned.resolved["num_held_out"]) == ("private", 200)
     assert planned.plan.num_units == 1800

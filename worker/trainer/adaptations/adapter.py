@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from worker.trainer.families.encoder import EncoderFamily
+from worker.trainer.families.interface import Family
 
 
 def _nothing(model: PreTrainedModel) -> None:
@@ -22,5 +22,5 @@ class Adapter:
     merge: folds what was added back into the model's own parameters.
     """
 
-    parameters: Callable[[PreTrainedModel, EncoderFamily, Any], list[str]]
+    parameters: Callable[[PreTrainedModel, Family, Any], list[str]]
     merge: Callable[[PreTrainedModel], None] = _nothing

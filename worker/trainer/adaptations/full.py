@@ -6,10 +6,10 @@ from transformers import PreTrainedModel
 
 from app.catalog.adaptations import Full
 from worker.trainer.adaptations.adapter import Adapter
-from worker.trainer.families.encoder import EncoderFamily
+from worker.trainer.families.interface import Family
 
 
-def _parameters(model: PreTrainedModel, family: EncoderFamily, adaptation: Full) -> list[str]:
+def _parameters(model: PreTrainedModel, family: Family, adaptation: Full) -> list[str]:
     return family.body_parameters(model)
 
 

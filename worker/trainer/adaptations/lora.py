@@ -10,25 +10,30 @@ from typing import Any
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from app.catalog.adaptations import Lora
 from worker.trainer.adaptations.adapter import Adapter
 from worker.trainer.failure import TrainerFailure
-from worker.trainer.families.encoder import EncoderFamily
+from worker.trainer.families.interface import Family
 
 
-def _parameters(model: PreTrainedModel, family: EncoderFamily, adaptation: Lora) -> list[str]:
+def _parameters(model: PreTrainedModel, family: Family, adaptation: Lora) -> list[str]:
     targets = adaptation.targets or family.lora_targets
     matrices = [
         name.removesuffix(".weight")
         for name in family.body_parameters(model)
-        if name.endswith(tuple(f".{target}.weight" for target in targets))
+        if name.endswith(tuple(f".{target}.weight" for target in targets)) and model.get_parameter(name).ndim == 2
     ]
     if not matrices:
         raise TrainerFailure("base_model_invalid", f"the base has no matrices {targets}")
     # peft takes fractions too, whatever its annotation says.
     alpha: Any = adaptation.alpha
-    config = LoraConfig(r=adaptation.rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=matrices)
+    # GPT-2 keeps its matrices the other way round.
+    transposed = any(isinstance(model.get_submodule(name), Conv1D) for name in matrices)
+    config = LoraConfig(
+        r=adaptation.rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=matrices, fan_in_fan_out=transposed
+    )
     inject_adapter_in_model(config, model)
     return [name for name, _ in model.named_parameters() if ".lora_A." in name or ".lora_B." in name]
 

@@ -20,15 +20,16 @@ frozen features must not change from step to step.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
-from worker.trainer.failure import TrainerFailure
+from worker.trainer.families.loading import load_base, name_classes
+from worker.trainer.spec import TaskSpec
 
 #: A power of two: exact in every precision; and small enough for the product to stay finite in float16.
 RESIDUAL_SCALE = 1024.0
@@ -38,11 +39,11 @@ RESIDUAL_SCALE = 1024.0
 class EncoderFamily:
     """Where such a model keeps its parts, as attribute paths.
 
-    lora_targets: the matrices that LoRA updates by default (query and value: Hu et al. 2021).
-    unmovable: ends of names of parameters that never change the output (softmax ignores a shift of all keys), so that
-    without noise they may stay as they were.
-    position_offset: position embeddings that no token takes.
+    unmovable: softmax ignores a shift of all keys. position_offset: position embeddings that no token takes.
     """
+
+    auto_class: ClassVar[Any] = AutoModelForSequenceClassification
+    centres: ClassVar[bool] = True
 
     model_type: str
     body: str
@@ -56,38 +57,18 @@ class EncoderFamily:
         """Tokens that the position embeddings carry."""
         return int(model.config.max_position_embeddings) - self.position_offset
 
-    def load(self, path: Path, labels: Sequence[str]) -> PreTrainedModel:
-        """The base with its pooling layer and a zero head, float32, on the CPU, in evaluation mode.
+    def load(self, path: Path, task: TaskSpec) -> PreTrainedModel:
+        """The base with its pooling layer and a zero head, see `Family.load`."""
 
-        Raises TrainerFailure `base_model_invalid` where a weight of the encoder is missing or the type is another.
-        """
-        try:
-            config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-            if config.model_type != self.model_type:
-                raise ValueError(f"config.json is of type {config.model_type}")
+        def new(config: PreTrainedConfig) -> tuple[str, ...]:
             config.num_hidden_layers += 1
-            config.id2label = dict(enumerate(labels))
-            config.label2id = {label: index for index, label in enumerate(labels)}
+            name_classes(config, task)
             config.problem_type = "single_label_classification"
-            model: PreTrainedModel
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                path,
-                config=config,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise TrainerFailure("base_model_invalid", str(error)) from error
-        new = (f"{self.body}.encoder.layer.{config.num_hidden_layers - 1}.", f"{self.pooler}.", f"{self.head}.")
-        missing = [name for name in info["missing_keys"] if not name.startswith(new)]
-        if missing or info["mismatched_keys"]:
-            raise TrainerFailure("base_model_invalid", f"missing {missing}, mismatched {info['mismatched_keys']}")
+            layer = f"{self.body}.encoder.layer.{config.num_hidden_layers - 1}."
+            return (layer, f"{self.pooler}.", f"{self.head}.")
+
+        model = load_base(path, self.auto_class, self.model_type, new=new)
         self._graft(model)
-        model.requires_grad_(False)
-        model.train(False)
         return model
 
     @torch.no_grad()
@@ -108,6 +89,10 @@ class EncoderFamily:
         """The layer that pools."""
         return self._stack(model)[-1]
 
+    def head_parameters(self, model: nn.Module) -> list[str]:
+        """The classifier's."""
+        return [f"{self.head}.{name}" for name, _ in self.head_module(model).named_parameters()]
+
     def head_module(self, model: nn.Module) -> nn.Linear:
         """The classifier on the pooled vector."""
         head = model.get_submodule(self.head)
@@ -123,13 +108,13 @@ class EncoderFamily:
         rest = () if last_layers is not None else (f"{self.body}.embeddings.",)
         return [name for name, _ in model.named_parameters() if name.startswith((*kept, *rest))]
 
-    def pooled(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def pooled(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """The mean vectors before centring, (rows, width), of norm √width up to rounding."""
         caught: list[Tensor] = []
         attention = self.pooling_layer(model).get_submodule("attention.output")
         hook = attention.register_forward_hook(lambda module, inputs, output: caught.append(output[:, 0]))
         try:
-            model.get_submodule(self.body)(input_ids=input_ids, attention_mask=attention_mask)
+            model.get_submodule(self.body)(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         finally:
             hook.remove()
         return caught[0].float()

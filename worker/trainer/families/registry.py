@@ -1,9 +1,26 @@
-"""The families that the trainer knows; a base of another one is refused at load."""
+"""The families that the trainer knows, by config.json's model_type and the model class that a task trains."""
 
 from __future__ import annotations
 
+from app.catalog.tasks import TASKS, ModelClass
+from worker.trainer.failure import TrainerFailure
 from worker.trainer.families.bert import BERT
-from worker.trainer.families.encoder import EncoderFamily
+from worker.trainer.families.gpt2 import GPT2_CAUSAL
+from worker.trainer.families.interface import Family
+from worker.trainer.families.llama import LLAMA_CAUSAL
 from worker.trainer.families.roberta import ROBERTA
 
-FAMILIES: dict[str, EncoderFamily] = {family.model_type: family for family in (BERT, ROBERTA)}
+FAMILIES: dict[str, dict[ModelClass, Family]] = {
+    "bert": {"sequence_classification": BERT},
+    "roberta": {"sequence_classification": ROBERTA},
+    "gpt2": {"causal_lm": GPT2_CAUSAL},
+    "llama": {"causal_lm": LLAMA_CAUSAL},
+}
+
+
+def family_for(model_type: str, task_type: str) -> Family:
+    """TrainerFailure `base_model_invalid` where the trainer knows none: the catalog offers no such pair."""
+    family = FAMILIES.get(model_type, {}).get(TASKS[task_type].model)
+    if family is None:
+        raise TrainerFailure("base_model_invalid", f"no family {model_type} for {task_type}")
+    return family

@@ -1,0 +1,114 @@
+"""Causal language modeling from a job folder to a bundle, and its loss against transformers' own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from app.catalog.recipes import MAIN_PHASE, Phase
+from tests.trainer.causal import make_causal_base, sentences
+from tests.trainer.jobs import ADAPTATIONS, KEY, make_job
+from worker.trainer.control import Control
+from worker.trainer.families.registry import family_for
+from worker.trainer.run import run
+from worker.trainer.spec import TaskSpec
+from worker.trainer.tasks.language_modeling import MAX_LOSS, LanguageModeling, loss_metrics
+
+TASK = TaskSpec("language_modeling", {"text": "review"}, (), max_length=16)
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def causal(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """Family and folder."""
+    family = str(request.param)
+    return family, make_causal_base(tmp_path_factory.mktemp("causal") / family, family)
+
+
+def _phases(adaptation: str, steps: int, rate: float) -> tuple[Phase, ...]:
+    return (Phase(MAIN_PHASE, ADAPTATIONS[adaptation], 0.5, steps, rate, rate),)
+
+
+@pytest.mark.parametrize("adaptation", ["lora", "last_layers", "full"])
+def test_a_private_job_gives_a_bundle_that_plain_transformers_loads(
+    tmp_path: Path, causal: tuple[str, Path], adaptation: str
+) -> None:
+    family, base = causal
+    job = make_job(
+        tmp_path / "job",
+        base,
+        family=family,
+        task=TASK,
+        phases=_phases(adaptation, 3, 1e-2),
+        data=[(text, "") for text in sentences(60)],
+    )
+    run(job.folder, KEY, Control(None))
+    got = job.metrics()
+    assert got["released"] == "private"
+    assert 0.0 <= got["loss"] <= MAX_LOSS
+    assert got["noise_std"] == pytest.approx(2.0 * 2.0**0.5)
+    bundle = job.folder / "results/model"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(bundle), AutoTokenizer.from_pretrained(bundle)
+    assert model.generate(**tokenizer("the cat", return_tensors="pt"), max_new_tokens=3, min_new_tokens=3).shape == (
+        1,
+        5,
+    )
+    before, after = load_file(base / "model.safetensors"), load_file(bundle / "model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert before.keys() == after.keys()
+    assert changed
+    assert all(".0." not in name for name in changed) == (adaptation == "last_layers")
+    assert ("embed" in str(changed) or "wte" in str(changed)) == (adaptation == "full")
+
+
+def test_without_noise_it_learns_the_language(tmp_path: Path, causal: tuple[str, Path]) -> None:
+    family, base = causal
+    losses = []
+    for steps in (1, 60):
+        job = make_job(
+            tmp_path / str(steps),
+            base,
+            family=family,
+            task=TASK,
+            private=False,
+            evaluation="public",
+            phases=_phases("full", steps, 2e-2),
+            data=[(text, "") for text in sentences(80)],
+        )
+        run(job.folder, KEY, Control(None))
+        losses.append(job.metrics())
+    assert losses[1]["loss"] < 0.5 * losses[0]["loss"]
+    assert losses[1]["token_accuracy"] > 0.7
+
+
+def test_a_records_loss_is_transformers_own(causal: tuple[str, Path]) -> None:
+    """One record at a time, without padding, against the library's shifted mean."""
+    family, base = causal
+    model = family_for(family, "language_modeling").load(base, TASK)
+    task = LanguageModeling(TASK, base, 32)
+    examples = task.encode({"text": [*sentences(5), "cat"]})
+    batch = task.batch(examples, range(6), torch.device("cpu"))
+    losses = task.loss(task.outputs(model, batch), batch)
+    statistics = task.statistics(task.outputs(model, batch), batch)
+    for row in range(6):
+        ids = torch.from_numpy(np.asarray(examples.sequences["input_ids"][row]))[None]
+        expected = model(input_ids=ids, labels=ids).loss
+        torch.testing.assert_close(losses[row], expected)
+        assert float(statistics[row, 0]) == pytest.approx(float(expected) / MAX_LOSS, rel=1e-5)
+    assert float(statistics.norm(dim=1).max()) <= 2.0**0.5
+    # A record of one token predicts nothing.
+    alone = examples.select([5])
+    assert len(alone.sequences["input_ids"][0]) == 2  # the word, and the end of the text
+
+
+def test_metrics_follow_from_the_sums() -> None:
+    got = loss_metrics(torch.tensor([20.0, 60.0], dtype=torch.float64), 100)
+    assert (got["loss"], got["token_accuracy"]) == (pytest.approx(2.0), 0.6)
+    assert got["perplexity"] == pytest.approx(np.exp(2.0))
+    assert got["loss_interval_95"][0] < 2.0 < got["loss_interval_95"][1]
+    noised = loss_metrics(torch.tensor([-5.0, 300.0], dtype=torch.float64), 100, 50.0)
+    assert (noised["loss"], noised["token_accuracy"]) == (0.0, 1.0)

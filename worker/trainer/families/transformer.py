@@ -1,0 +1,69 @@
+"""Architectures that are trained as they are: blocks in stacks, and the base's own head or a new one beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from worker.trainer.families.loading import load_base, name_classes
+from worker.trainer.spec import TaskSpec
+
+#: Where the configuration does not say how much the positions carry (rotary and relative ones carry any length).
+_UNBOUNDED = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class TransformerFamily:
+    """Where such a model keeps its parts, as attribute paths.
+
+    stacks: the lists of blocks (an encoder's and a decoder's). head: beginning of the names of a new head's parameters;
+    empty where the base brings the head that the task needs. position_offset: position embeddings that no token takes.
+    """
+
+    model_type: str
+    auto_class: Any
+    stacks: tuple[str, ...]
+    head: str = ""
+    lora_targets: tuple[str, ...] = ("q_proj", "v_proj")
+    unmovable: tuple[str, ...] = ()
+    position_offset: int = 0
+
+    def load(self, path: Path, task: TaskSpec) -> PreTrainedModel:
+        """See `Family.load`."""
+
+        def new(config: PreTrainedConfig) -> tuple[str, ...]:
+            if task.labels:
+                name_classes(config, task)
+            return (self.head,) if self.head else ()
+
+        model = load_base(path, self.auto_class, self.model_type, new=new)
+        with torch.no_grad():
+            for name in self.head_parameters(model):
+                model.get_parameter(name).zero_()
+        return model
+
+    def max_length(self, model: PreTrainedModel) -> int:
+        """Of the position embeddings."""
+        positions = getattr(model.config, "max_position_embeddings", None)
+        return _UNBOUNDED if positions is None else int(positions) - self.position_offset
+
+    def head_parameters(self, model: nn.Module) -> list[str]:
+        """Those of a new head."""
+        return [name for name, _ in model.named_parameters() if self.head and name.startswith(self.head)]
+
+    def body_parameters(self, model: nn.Module, *, last_layers: int | None = None) -> list[str]:
+        """All but a new head's, or the last blocks' of each stack."""
+        head = set(self.head_parameters(model))
+        names = [name for name, _ in model.named_parameters() if name not in head]
+        if last_layers is None:
+            return names
+        kept: list[str] = []
+        for stack in self.stacks:
+            depth = len(model.get_submodule(stack))  # type: ignore[arg-type]
+            kept += [f"{stack}.{index}." for index in range(max(0, depth - last_layers), depth)]
+        return [name for name in names if name.startswith(tuple(kept))]

@@ -1,0 +1,117 @@
+"""What a task type is to the trainer: rows in, batches, a loss and bounded statistics per record, metrics from sums."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from worker.trainer.failure import TrainerFailure
+from worker.trainer.spec import TaskSpec
+from worker.trainer.tasks.examples import Examples, Indices
+
+Batch = Mapping[str, Tensor]
+
+
+class TrainerTask(Protocol):
+    """A task, bound to one job's base, columns and classes. Constructed as cls(spec, base folder, max_length).
+
+    A task can hand in no batch mean: its loss is one value per record. What it measures leaves as one noised sum over
+    units of `statistics`, whose norm the plan bounds; metrics are made of that sum alone.
+
+    pipeline_tag: of the model card, a task of transformers' pipelines.
+    """
+
+    pipeline_tag: ClassVar[str]
+    processor: Any
+
+    def encode(self, columns: Mapping[str, Sequence[Any]]) -> Examples:
+        """Rows by role to examples. TrainerFailure `data_mismatch` on cells that are not of the task's kind."""
+        ...
+
+    def synthetic(self, model: PreTrainedModel, rows: int) -> Examples:
+        """Public rows of different lengths for dry runs and checks: the same on every call."""
+        ...
+
+    def batch(self, examples: Examples, rows: Indices, device: torch.device) -> dict[str, Tensor]:
+        """Inputs and targets of the rows as tensors, padded to the longest."""
+        ...
+
+    def targets(self, examples: Examples, rows: Indices, device: torch.device) -> dict[str, Tensor]:
+        """Only what `loss` reads of a batch; for heads on features that were computed before."""
+        ...
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The model's logits, (rows, …), float32."""
+        ...
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """One loss for each record, (rows,): a mean within the record, never over the batch."""
+        ...
+
+    def statistics(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """(rows, k) float64: what an evaluation sums over units; private. Rows beyond the plan's sensitivity in L2 are
+        scaled down to it by the caller."""
+        ...
+
+    def metrics(self, totals: Tensor, num_units: int, noise_std: float = 0.0) -> dict[str, Any]:
+        """What is released, from `statistics` summed over units' means, (k,), with noise of that standard deviation
+        on each entry. Undefined ratios are 0; values are kept in their range."""
+        ...
+
+    def card(self, metrics: Mapping[str, Any]) -> list[str]:
+        """The released metrics as lines of the model card."""
+        ...
+
+
+class TextTask:
+    """What tasks on text share: the tokenizer, and batches of padded token ids."""
+
+    def __init__(self, spec: TaskSpec, base: Path, max_length: int) -> None:
+        self.spec = spec
+        self.labels = spec.labels
+        self.max_length = min(spec.max_length, max_length)
+        self.processor = load_tokenizer(base)
+
+    @property
+    def padding(self) -> int:
+        """The id that fills up shorter rows; masked, so that any will do."""
+        return int(self.processor.pad_token_id or 0)
+
+    def padded_inputs(self, examples: Examples, rows: Indices) -> dict[str, Tensor]:
+        """input_ids, attention_mask, (rows, longest)."""
+        input_ids, mask = examples.padded("input_ids", rows, self.padding)
+        return {"input_ids": input_ids, "attention_mask": mask}
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Raises TrainerFailure `base_model_invalid`."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise TrainerFailure("base_model_invalid", str(error)) from error
+    return tokenizer
+
+
+def on_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The batch's tensors on the device."""
+    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+
+
+def require_texts(cells: Sequence[Any]) -> list[str]:
+    """TrainerFailure `data_mismatch` unless every cell is a string."""
+    if not all(isinstance(cell, str) for cell in cells):
+        raise TrainerFailure("data_mismatch", "a text is missing")
+    return list(cells)
+
+
+def mean_over_tokens(values: Tensor, mask: Tensor) -> Tensor:
+    """(rows, length), weighted by mask (rows, length) → (rows,): the mean within each record, 0 where none counts."""
+    weights = mask.to(values.dtype)
+    return (values * weights).sum(1) / weights.sum(1).clamp(min=1.0)
