@@ -22,8 +22,8 @@ class BaseModel:
       supervisor refuses weights that do not match. files_digest: the same, of everything else that is read.
     sentence_encoder: trained to give sentences vectors (it carries sentence-transformers' modules.json).
     chat_template: whether it comes with one.
-    Of a model that this server trained: labels, the classes of its head; lineage, what the jobs cost that made it,
-      the last one first, see `app.models.lineage`.
+    Of a model that this service trained: trained_for, the task; labels, the classes of its head; lineage, what the jobs
+      cost that made it, the last one first, see `app.models.lineage`.
     package, path: the installed package that carries the files, and their folder inside it; elsewhere `path` is where
       they are, and never told.
     """
@@ -44,10 +44,16 @@ class BaseModel:
     files_digest: str = ""
     sentence_encoder: bool = False
     chat_template: bool = False
+    trained_for: str = ""
     labels: tuple[str, ...] = ()
     lineage: tuple[Mapping[str, Any], ...] = ()
     package: str = ""
     path: str = ""
+
+    def continues(self, task: str, labels: tuple[str, ...]) -> bool:
+        """Whether a job on that task and those classes trains its head further instead of a new one. The vectors that
+        the head reads are centred already, then."""
+        return bool(labels) and self.trained_for == task and self.labels == labels
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, without the place of the files; `from_dict` gives the same facts back."""

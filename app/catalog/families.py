@@ -21,13 +21,13 @@ TASKS_OF_KIND: dict[Kind, tuple[str, ...]] = {
     "image": ("image_classification",),
 }
 
-#: Keys that every config of transformers knows. `id2label` and `label2id` are the job's to set.
+#: Keys that every config of transformers knows, and the trainer's own.
 COMMON_KEYS = frozenset(
     {
         "architectures", "chunk_size_feed_forward", "dtype", "is_encoder_decoder", "model_type", "problem_type",
         "torch_dtype", "transformers_version", "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings",
         "initializer_range", "use_cache", "vocab_size", "decoder_start_token_id", "forced_bos_token_id",
-        "forced_eos_token_id", "tokenizer_class", "privtune",
+        "forced_eos_token_id", "tokenizer_class", "id2label", "label2id", "privtune",
     }
 )  # fmt: skip
 

@@ -252,7 +252,7 @@ def _recipe(request: _Request, target_epsilon: float | None) -> tuple[Recipe, di
         n_epochs=None if asked.n_epochs == "auto" else asked.n_epochs,
         batch_size=batch_size,
         learning_rate_multiplier=None if asked.learning_rate_multiplier == "auto" else asked.learning_rate_multiplier,
-        centred=FAMILIES[request.base.family].centred,
+        centred=FAMILIES[request.base.family].centred and not request.base.continues(task.type, request.reading.labels),
     )
     if sum(phase.num_steps for phase in recipe.phases) > MAX_STEPS:
         raise InvalidRequest(

@@ -22,6 +22,9 @@ from app.models.weights import InvalidWeights, TensorInfo, read_header
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
 
+#: The key of config.json in which the trainer notes what it made of a model, see its `families.loading`.
+MARKER = "privtune"
+
 #: What is copied as it is, and how large it may be.
 _PLAIN_FILES = {TOKENIZER: 64 << 20, "vocab.txt": 64 << 20, "vocab.json": 64 << 20, "merges.txt": 64 << 20,
                 "chat_template.jinja": 64 << 10}  # fmt: skip
@@ -137,6 +140,8 @@ def inspect(folder: Path, root: Path, base_id: str, source: Source = "folder") -
         small[INDEX] = weights.pop(INDEX).read_bytes()
     if family.kind != "image" and TOKENIZER not in small:
         raise Refused("no_tokenizer", "there is no tokenizer.json")
+    noted = config.get(MARKER)
+    marker: Mapping[str, Any] = noted if isinstance(noted, dict) else {}
     template = "chat_template.jinja" in small or b'"chat_template"' in small.get("tokenizer_config.json", b"")
     base = BaseModel(
         id=base_id,
@@ -147,7 +152,7 @@ def inspect(folder: Path, root: Path, base_id: str, source: Source = "folder") -
         layer_parameters=_layer_parameters(tensors),
         bias_parameters=sum(tensor.size for name, tensor in tensors.items() if name.endswith(".bias")),
         hidden_size=sizes["hidden_size"],
-        num_layers=sizes["num_layers"],
+        num_layers=sizes["num_layers"] - bool(marker.get("pooling_layer")),
         max_length=sizes["max_length"] - family.position_offset,
         licence=reader.licence(),
         digest="",
@@ -155,7 +160,8 @@ def inspect(folder: Path, root: Path, base_id: str, source: Source = "folder") -
         files_digest=_listing({name: hashlib.sha256(content).hexdigest() for name, content in small.items()}),
         sentence_encoder=family.kind == "encoder" and reader.find("modules.json") is not None,
         chat_template=template,
-        labels=_labels(config) if source == "fine_tuned" else (),
+        trained_for=str(marker.get("task", "")),
+        labels=_labels(config) if marker.get("task") else (),
         path=str(folder),
     )
     return ModelFolder(base, small, weights)

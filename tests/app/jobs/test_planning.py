@@ -375,3 +375,15 @@ def test_a_spent_validation_budget_refuses_too():
     with pytest.raises(BudgetExceeded) as refused:
         plan(file(), validation(budget=budget("pb-2", used=0.9999)))
     assert refused.value.extra["privacy_budget"] == "pb-2"
+
+
+def test_a_base_of_the_same_classes_is_centred_already():
+    def parts(labels: tuple[str, ...], task: str = "text_classification") -> list[str]:
+        base = dataclasses.replace(BASE, id="ft-x", source="fine_tuned", trained_for=task, labels=labels)
+        request = parsed(CreateJob.model_validate({"model": "ft-x", "training_file": "file-1"}))
+        return [part.name for part in planning.plan(request, base, file(), None, DEFAULTS).plan.parts]
+
+    assert parts(("neg", "pos")) == ["head", "evaluation"]
+    assert parts(("pos", "neg")) == ["centring", "head", "evaluation"]
+    assert parts(("neg", "pos"), "another") == ["centring", "head", "evaluation"]
+    assert parts(()) == ["centring", "head", "evaluation"]

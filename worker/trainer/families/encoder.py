@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
-from worker.trainer.families.loading import load_base, name_classes
+from worker.trainer.families.loading import load_base, marker, name_classes, note
 from worker.trainer.spec import TaskSpec
 
 #: A power of two: exact in every precision; and small enough for the product to stay finite in float16.
@@ -58,17 +58,31 @@ class EncoderFamily:
         return int(model.config.max_position_embeddings) - self.position_offset
 
     def load(self, path: Path, task: TaskSpec) -> PreTrainedModel:
-        """The base with its pooling layer and a zero head, see `Family.load`."""
+        """The base with its pooling layer and a zero head, see `Family.load`.
+
+        A base that a job of this service made has its pooling layer already, its centre included.
+        """
+        grafted = continues = False
 
         def new(config: PreTrainedConfig) -> tuple[str, ...]:
-            config.num_hidden_layers += 1
-            name_classes(config, task)
+            nonlocal grafted, continues
+            continues = name_classes(config, task)
             config.problem_type = "single_label_classification"
+            grafted = bool(marker(config).get("pooling_layer"))
+            if grafted:
+                return (f"{self.head}.",)
+            config.num_hidden_layers += 1
+            note(config, pooling_layer=True)
             layer = f"{self.body}.encoder.layer.{config.num_hidden_layers - 1}."
             return (layer, f"{self.pooler}.", f"{self.head}.")
 
         model = load_base(path, self.auto_class, self.model_type, new=new)
-        self._graft(model)
+        if not grafted:
+            self._graft(model)
+        if not continues:
+            with torch.no_grad():
+                for name in self.head_parameters(model):
+                    model.get_parameter(name).zero_()
         return model
 
     @torch.no_grad()
@@ -82,8 +96,7 @@ class EncoderFamily:
         layer.get_parameter("attention.output.LayerNorm.weight").fill_(1.0)
         layer.get_parameter("output.LayerNorm.weight").fill_(1.0)
         model.get_parameter(f"{self.pooler}.weight").copy_(identity / math.sqrt(len(identity)))
-        for name in (f"{self.pooler}.bias", f"{self.head}.weight", f"{self.head}.bias"):
-            model.get_parameter(name).zero_()
+        model.get_parameter(f"{self.pooler}.bias").zero_()
 
     def pooling_layer(self, model: nn.Module) -> nn.Module:
         """The layer that pools."""

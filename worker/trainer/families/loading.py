@@ -12,6 +12,9 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from worker.trainer.failure import TrainerFailure
 from worker.trainer.spec import TaskSpec
 
+#: The key of config.json that holds what `marker` gives back. `app.models.model_folder` reads it, too.
+_MARKER = "privtune"
+
 
 def load_base(
     path: Path,
@@ -23,7 +26,8 @@ def load_base(
     """The base in float32, on the CPU, in evaluation mode, without gradients.
 
     new: changes the configuration as the task needs it; the beginnings of the names of the parameters that the weights
-    need not hold. Raises TrainerFailure `base_model_invalid` where another one is missing, or the type is another.
+    need not hold, or hold for another number of classes.
+    Raises TrainerFailure `base_model_invalid` where another one is missing or of another shape, or the type is another.
     """
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
@@ -39,18 +43,38 @@ def load_base(
             use_safetensors=True,
             dtype=torch.float32,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # of the head alone, as is checked below
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise TrainerFailure("base_model_invalid", str(error)) from error
     missing = [name for name in info["missing_keys"] if not name.startswith(allowed)]
-    if missing or info["mismatched_keys"]:
-        raise TrainerFailure("base_model_invalid", f"missing {missing}, mismatched {info['mismatched_keys']}")
+    mismatched = [name for name, *_ in info["mismatched_keys"] if not name.startswith(allowed)]
+    if missing or mismatched:
+        raise TrainerFailure("base_model_invalid", f"missing {missing}, mismatched {mismatched}")
     model.requires_grad_(False)
     model.train(False)
     return model
 
 
-def name_classes(config: PreTrainedConfig, task: TaskSpec) -> None:
-    """Writes the job's classes into the configuration."""
+def marker(config: PreTrainedConfig) -> dict[str, Any]:
+    """What a job of this service noted in the configuration of its model, for the job that starts from it: `task`, and
+    `pooling_layer`, whether the model has one already. {} of any other model."""
+    noted = getattr(config, _MARKER, None)
+    return dict(noted) if isinstance(noted, dict) else {}
+
+
+def note(config: PreTrainedConfig, **facts: Any) -> None:
+    """Adds to the marker. Plain transformers passes over it."""
+    setattr(config, _MARKER, {**marker(config), **facts})
+
+
+def name_classes(config: PreTrainedConfig, task: TaskSpec) -> bool:
+    """Writes the job's classes into the configuration. True where the base was trained for just these, by the same
+    task: then its head is not replaced, but trained further."""
+    names: dict[Any, str] = dict(config.id2label or {})
+    known = tuple(names.get(index) for index in range(len(names)))
+    continues = marker(config).get("task") == task.type and known == task.labels
+    note(config, task=task.type)
     config.id2label = dict(enumerate(task.labels))
     config.label2id = {label: index for index, label in enumerate(task.labels)}
+    return continues

@@ -35,15 +35,17 @@ class TransformerFamily:
 
     def load(self, path: Path, task: TaskSpec) -> PreTrainedModel:
         """See `Family.load`."""
+        continues = False
 
         def new(config: PreTrainedConfig) -> tuple[str, ...]:
+            nonlocal continues
             if task.labels:
-                name_classes(config, task)
+                continues = name_classes(config, task)
             return (self.head,) if self.head else ()
 
         model = load_base(path, self.auto_class, self.model_type, new=new)
         with torch.no_grad():
-            for name in self.head_parameters(model):
+            for name in () if continues else self.head_parameters(model):
                 model.get_parameter(name).zero_()
         return model
 
