@@ -5,14 +5,16 @@ from __future__ import annotations
 from fastapi import APIRouter, FastAPI
 
 from app.budgets import routes as budgets
+from app.exports import routes as exports
 from app.files import routes as files
 from app.http import health
 from app.http.problems import RESPONSES
 from app.jobs import routes as jobs
 from app.models import routes as models
 
-#: The routers under /v1, in the order of the documentation.
-SLICES = (files.router, jobs.router, models.router, budgets.router)
+#: The routers under /v1, in the order of the documentation; what lies below a model comes before the models' own, which
+#: take whatever is left.
+SLICES = (files.router, jobs.router, exports.router, models.router, budgets.router)
 
 #: Paths that take bodies of any size, up to limits of their own.
 STREAMED = frozenset({"/v1/files"})

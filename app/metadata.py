@@ -8,11 +8,12 @@ from app.auth import tables as auth
 from app.budgets import tables as budgets
 from app.db.base import Base
 from app.events import tables as events
+from app.exports import tables as exports
 from app.files import tables as files
 from app.jobs import tables as jobs
 from app.models import tables as models
 
 #: The modules that define rows, lowest slice first.
-TABLES = (events, auth, budgets, files, models, jobs)
+TABLES = (events, auth, budgets, files, models, exports, jobs)
 
 metadata: MetaData = Base.metadata

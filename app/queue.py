@@ -13,9 +13,10 @@ from celery import Celery
 
 log = structlog.get_logger(__name__)
 
-TaskName = Literal["train_job", "process_file"]
+TaskName = Literal["train_job", "run_export", "process_file"]
 
 TRAIN_JOB: Final = "train_job"
+RUN_EXPORT: Final = "run_export"
 PROCESS_FILE: Final = "process_file"
 TRAINING_QUEUE: Final = "training"
 FILES_QUEUE: Final = "files"
@@ -33,7 +34,11 @@ def make_celery(broker_url: str) -> Celery:
         task_ignore_result=True,
         task_store_errors_even_if_ignored=False,
         task_acks_late=False,
-        task_routes={TRAIN_JOB: {"queue": TRAINING_QUEUE}, PROCESS_FILE: {"queue": FILES_QUEUE}},
+        task_routes={
+            TRAIN_JOB: {"queue": TRAINING_QUEUE},
+            RUN_EXPORT: {"queue": TRAINING_QUEUE},
+            PROCESS_FILE: {"queue": FILES_QUEUE},
+        },
         task_default_queue=FILES_QUEUE,
         worker_prefetch_multiplier=1,
         worker_send_task_events=False,
@@ -60,6 +65,10 @@ class Queue:
     def hint_job(self, job_id: str) -> None:
         """A job may be ready to be claimed."""
         self._hint(TRAIN_JOB, job_id)
+
+    def hint_export(self, export_id: str) -> None:
+        """An export may be ready to be claimed."""
+        self._hint(RUN_EXPORT, export_id)
 
     def hint_file(self, file_id: str) -> None:
         """A file may be waiting to be processed."""

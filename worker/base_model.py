@@ -7,11 +7,12 @@ files and links to the weights; of a fine-tuned model, a copy of the published b
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
 from app.catalog.bases import BaseModel
 from app.errors import ApiError
-from app.jobs.lifecycle import Claimed
 from app.models import digests, discovery, model_folder
 from app.models import service as models
 from app.settings import Settings
@@ -20,7 +21,18 @@ from worker.trainer.spec import BASE_FOLDER, BaseSpec
 from worker.workplace import Workplace
 
 
-def lay_out(workplace: Workplace, claimed: Claimed, folder: Path) -> BaseSpec:
+class Pinned(Protocol):
+    """What needs a base: a job, or an export of its model. model: the base's id. resolved: as of the job."""
+
+    @property
+    def project_id(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def resolved(self) -> Mapping[str, Any]: ...
+
+
+def lay_out(workplace: Workplace, claimed: Pinned, folder: Path) -> BaseSpec:
     """folder: the job's. Raises BaseModelUnavailable where the base is gone or is not what it was at the submit."""
     base = _planned(workplace.settings, claimed)
     into = folder / BASE_FOLDER
@@ -37,7 +49,7 @@ def lay_out(workplace: Workplace, claimed: Claimed, folder: Path) -> BaseSpec:
     return BaseSpec(base.id, base.family, str(into), base.licence, base.lineage)
 
 
-def _planned(settings: Settings, claimed: Claimed) -> BaseModel:
+def _planned(settings: Settings, claimed: Pinned) -> BaseModel:
     """The base as the plan pinned it, and where its files are today."""
     stored = claimed.resolved.get("base")
     try:
@@ -74,7 +86,7 @@ def _copy(settings: Settings, base: BaseModel, into: Path) -> None:
         (into / name).symlink_to(path)
 
 
-def _fetch(workplace: Workplace, claimed: Claimed, base: BaseModel, into: Path) -> None:
+def _fetch(workplace: Workplace, claimed: Pinned, base: BaseModel, into: Path) -> None:
     with workplace.database.reading() as session:
         try:
             model = models.get(session, claimed.project_id, base.id)

@@ -9,6 +9,7 @@ import threading
 import structlog
 
 from app.budgets import heads
+from app.exports import lifecycle as exports
 from app.files import processing
 from app.files import service as files
 from app.jobs import lifecycle, submission
@@ -39,11 +40,13 @@ def sweep(workplace: Workplace) -> None:
     for chore in (
         _keep_heads,
         _hint_jobs,
+        _hint_exports,
         _hint_files,
         plan_waiting,
         _clear_incoming,
         _erase_files,
         _erase_models,
+        _erase_exports,
         leftovers.erase,
     ):
         try:
@@ -65,6 +68,13 @@ def _hint_jobs(workplace: Workplace) -> None:
         workplace.queue.hint_job(job_id)
 
 
+def _hint_exports(workplace: Workplace) -> None:
+    with workplace.database.writing() as session:
+        queued = exports.sweep(session, workplace.settings)
+    for export_id in queued:
+        workplace.queue.hint_export(export_id)
+
+
 def _hint_files(workplace: Workplace) -> None:
     with workplace.database.reading() as session:
         unread = files.files_to_process(session)
@@ -82,6 +92,16 @@ def _erase_files(workplace: Workplace) -> None:
 
 def _erase_models(workplace: Workplace) -> None:
     models.sweep(workplace.database, workplace.storage)
+
+
+def _erase_exports(workplace: Workplace) -> None:
+    with workplace.database.reading() as session:
+        ended = exports.to_erase(session, workplace.settings)
+    for _, prefix in ended:
+        workplace.storage.delete_prefix(prefix)
+    if ended:
+        with workplace.database.writing() as session:
+            exports.note_erased(session, [export_id for export_id, _ in ended])
 
 
 class Sweeper:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from celery import Celery
 
-from app.queue import PROCESS_FILE, TRAIN_JOB
-from worker import chores, supervisor
+from app.queue import PROCESS_FILE, RUN_EXPORT, TRAIN_JOB
+from worker import chores, exports, supervisor
 from worker.spares import Spares
 from worker.workplace import Workplace
 
@@ -17,6 +17,11 @@ def register_training(celery: Celery, workplace: Workplace, spares: Spares) -> N
         supervisor.run_job(workplace, spares, job_id)
 
     celery.task(train_job, name=TRAIN_JOB)
+
+    def run_export(export_id: str) -> None:
+        exports.run_export(workplace, export_id)
+
+    celery.task(run_export, name=RUN_EXPORT)
 
 
 def register_files(celery: Celery, workplace: Workplace) -> None:

@@ -1,21 +1,24 @@
-"""The right to work on a job, renewed by a thread of its own: neither a long step nor a long upload loses it."""
+"""The right to work on something, renewed by a thread of its own: neither a long step nor a long upload loses it."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
+from app.db.lease import LeaseLost
 from app.db.session import Database
-from app.jobs import lifecycle
-from app.jobs.lifecycle import Claimed
 from app.settings import Settings
 
 log = structlog.get_logger(__name__)
+
+#: (session, progress) → whether the user cancelled: renews the lease, or raises LeaseLost.
+Heartbeat = Callable[[Session, Mapping[str, Any] | None], bool]
 
 
 class Lease:
@@ -24,13 +27,15 @@ class Lease:
     cancel_requested: set once the user's cancel was seen.
     """
 
-    def __init__(self, database: Database, claimed: Claimed, settings: Settings) -> None:
+    def __init__(
+        self, database: Database, heartbeat: Heartbeat, settings: Settings, *, cancel_requested: bool = False
+    ) -> None:
         self.lost = threading.Event()
         self.cancel_requested = threading.Event()
-        if claimed.cancel_requested:
+        if cancel_requested:
             self.cancel_requested.set()
         self._database = database
-        self._claimed = claimed
+        self._heartbeat = heartbeat
         self._settings = settings
         self._progress: Mapping[str, Any] | None = None
         self._ended = threading.Event()
@@ -60,14 +65,8 @@ class Lease:
             began = time.monotonic()
             try:
                 with self._database.writing() as session:
-                    beat = lifecycle.heartbeat(
-                        session,
-                        self._claimed.job_id,
-                        self._claimed.fence,
-                        self._settings.lease_seconds,
-                        progress if progress is not stored else None,
-                    )
-            except lifecycle.LeaseLost:
+                    cancelled = self._heartbeat(session, progress if progress is not stored else None)
+            except LeaseLost:
                 return self._lose("taken_over")
             except SQLAlchemyError:
                 log.warning("heartbeat_failed", exc_info=True)
@@ -75,7 +74,7 @@ class Lease:
                     return self._lose("database_silent")
                 continue
             self._renewed, stored = began, progress
-            if beat.cancel_requested:
+            if cancelled:
                 self.cancel_requested.set()
 
     def _lose(self, reason: str) -> None:

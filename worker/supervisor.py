@@ -16,10 +16,12 @@ from typing import Any, NoReturn
 import structlog
 from obstore.exceptions import BaseError as StoreError
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from app.budgets import heads
 from app.catalog.recipes import Phase
 from app.errors import ApiError
+from app.exports import lifecycle as exports
 from app.files import service as files
 from app.files.tables import File
 from app.jobs import lifecycle
@@ -85,7 +87,7 @@ def run_job(workplace: Workplace, spares: Spares, job_id: str) -> None:
         return
     with structlog.contextvars.bound_contextvars(job_id=job_id, fence=claimed.fence):
         try:
-            with Lease(workplace.database, claimed, workplace.settings) as lease:
+            with _lease(workplace, claimed) as lease:
                 Attempt(workplace, claimed, lease, spares.take()).run()
         except LeaseLost:
             log.warning("job_lost")
@@ -93,6 +95,15 @@ def run_job(workplace: Workplace, spares: Spares, job_id: str) -> None:
             log.exception("job_left_to_the_sweep")
         finally:
             spares.prepare()
+
+
+def _lease(workplace: Workplace, claimed: Claimed) -> Lease:
+    seconds = workplace.settings.lease_seconds
+
+    def heartbeat(session: Session, progress: Mapping[str, Any] | None) -> bool:
+        return lifecycle.heartbeat(session, claimed.job_id, claimed.fence, seconds, progress).cancel_requested
+
+    return Lease(workplace.database, heartbeat, workplace.settings, cancel_requested=claimed.cancel_requested)
 
 
 class Attempt:
@@ -356,6 +367,10 @@ class Attempt:
             workplace.storage.delete_prefix(prefix)
             raise
         log.info("job_succeeded", model_id=model_id)
+        with workplace.database.reading() as session:
+            waiting = exports.waiting(session, model_id)
+        for export_id in waiting:
+            workplace.queue.hint_export(export_id)
         self._delete_attempts()
 
     def _cancel(self) -> NoReturn:

@@ -16,7 +16,9 @@ from sqlalchemy.orm import Session
 
 from app.budgets import service as budgets
 from app.db.base import now
+from app.db.lease import LeaseLost as LeaseLost
 from app.events import service as events
+from app.exports import service as exports
 from app.jobs import keys, settlement
 from app.jobs.failures import failure
 from app.jobs.tables import TERMINAL, Job
@@ -33,10 +35,6 @@ REHINT_SECONDS = 60.0
 
 #: Of this many ended jobs one sweep removes what they left.
 ERASE_JOBS = 100
-
-
-class LeaseLost(Exception):
-    """The job is no longer this worker's: it stops, writes nothing, and deletes what it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +227,8 @@ def succeed(
         session, project_id=job.project_id, job_id=job.id, base=job.model, suffix=job.suffix, **model_fields
     )
     job.fine_tuned_model = model.id
+    if "export" in job.request:
+        exports.request_all(session, model, job.request["export"])
     settlement.settle(session, job, "succeeded", executed=executed, actor=WORKER)
     return model.id
 

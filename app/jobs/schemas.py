@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from app.catalog.adaptations import ADAPTATIONS, Adaptation
 from app.errors import InvalidRequest
+from app.exports.schemas import ExportBlock
 from app.files.limits import MAX_RECORDS_PER_UNIT
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
@@ -122,6 +123,7 @@ class CreateJob(BaseModel):
     privacy: PrivacyBlock = Field(default_factory=PrivacyBlock)
     evaluation: Literal["none"] | EvaluationBlock | None = None
     checkpoints: CheckpointsBlock = Field(default_factory=CheckpointsBlock)
+    export: ExportBlock | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, without what was not said."""

@@ -13,6 +13,7 @@ from app.auth.service import Caller
 from app.db.base import now
 from app.errors import Conflict, NotFound
 from app.events import service as events
+from app.exports import service as exports
 from app.jobs import repository, settlement, views
 from app.jobs.tables import TERMINAL, Job
 
@@ -33,8 +34,12 @@ def ended(session: Session, project_id: str, job_id: str) -> bool:
 def render(session: Session, jobs: Sequence[Job]) -> list[dict[str, Any]]:
     """The jobs on the wire."""
     positions = repository.queue_positions(session, [job.id for job in jobs if job.status == "queued"])
+    made = exports.of_jobs(session, [job.id for job in jobs if job.status == "succeeded"])
     current = session.scalars(select(now())).one()
-    return [views.render(job, now=current, queue_position=positions.get(job.id)) for job in jobs]
+    return [
+        views.render(job, now=current, queue_position=positions.get(job.id), exports=made.get(job.id, ()))
+        for job in jobs
+    ]
 
 
 def cancel(session: Session, caller: Caller, job_id: str) -> Job:

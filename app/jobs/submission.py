@@ -27,6 +27,7 @@ from app.db.base import now
 from app.db.session import Database, after_commit
 from app.errors import ApiError, BudgetExceeded, Conflict, InvalidRequest, NotFound, ServiceUnavailable
 from app.events import service as events
+from app.exports import service as exports
 from app.files import service as files
 from app.files.tables import File
 from app.ids import new_id
@@ -231,6 +232,8 @@ def _read(session: Session, settings: Settings, project_id: str, body: CreateJob
         validation = _file(session, project_id, body.validation_file, "validation_file")
         if validation is None:
             training = None
+    if body.export is not None:
+        exports.check_block(session, project_id, body.export.formats, body.export.student, "export.")
     return _Facts(base, training, validation)
 
 
@@ -288,6 +291,8 @@ def _plan(body: CreateJob, facts: _Facts, settings: Settings, by_admin: bool) ->
     planned = planning.plan(body, facts.base, facts.training, facts.validation, defaults, by_admin)
     for charge in planned.charges:
         _require_terms(planned, facts.budgets[charge.charge.budget_id])
+    if body.export is not None:
+        exports.check_adaptation(body.export.formats, planned.resolved["phases"], "export.formats")
     return planned
 
 
@@ -346,7 +351,8 @@ def _store(
     # inserts would each wait for the other's hold.
     try:
         with session.begin_nested():
-            for file_id in sorted({body.training_file, body.validation_file} - {None}, key=str):
+            public = body.export.student.training_file if body.export and body.export.student else None
+            for file_id in sorted({body.training_file, body.validation_file, public} - {None}, key=str):
                 files.hold(session, str(file_id), job.id)
             if facts.base.source == "fine_tuned":
                 models.hold(session, facts.base.id, job.id)

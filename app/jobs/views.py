@@ -6,6 +6,8 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from app.exports.schemas import render as render_export
+from app.exports.tables import Export
 from app.jobs.tables import TERMINAL, Job
 from app.privacy.accountants import rdp_epsilon
 from app.privacy.dp_events import event_for
@@ -14,8 +16,8 @@ from app.privacy.plan import PrivacyPlan, SampledGaussian
 RDP_NAME = "RDP, an upper bound for the steps executed"
 
 
-def render(job: Job, *, now: float, queue_position: int | None) -> dict[str, Any]:
-    """`fine_tuning.job`. now: of the database's clock."""
+def render(job: Job, *, now: float, queue_position: int | None, exports: Sequence[Export] = ()) -> dict[str, Any]:
+    """`fine_tuning.job`. now: of the database's clock. exports: of its model."""
     resolved = job.resolved or {}
     return {
         "id": job.id,
@@ -48,6 +50,8 @@ def render(job: Job, *, now: float, queue_position: int | None) -> dict[str, Any
         "auto": resolved.get("auto"),
         "evaluation": _evaluation(job),
         "checkpoint_steps": resolved.get("checkpoint_steps"),
+        "export": job.request.get("export"),
+        "exports": [render_export(export).model_dump() for export in exports],
         "privacy": privacy(job),
     }
 

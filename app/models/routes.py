@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request
@@ -24,9 +23,9 @@ from app.http.deps import (
     Submitter,
     Writing,
 )
-from app.http.downloads import Download, respond
 from app.http.pagination import PageParams
-from app.models import archives, listing, report_page, repository, service
+from app.models import bundles, listing, report_page, repository, service
+from app.models.bundles import ArchiveName
 from app.models.schemas import (
     BaseModelList,
     BaseModelOut,
@@ -48,9 +47,6 @@ from app.storage import Storage
 router = APIRouter(tags=["models"])
 
 ModelId = Annotated[str, Path(max_length=200)]
-ArchiveName = Annotated[Literal["tar", "zip"], Query(alias="format", description="Of the archive.")]
-
-_MEDIA_TYPES = {".json": "application/json", ".md": "text/markdown", ".txt": "text/plain"}
 
 
 @router.get("/base_models")
@@ -109,19 +105,7 @@ def list_model_files(session: Reading, caller: Reader, model_id: ModelId) -> Mod
 
 def _file(request: Request, session: Session, caller: Caller, storage: Storage, model_id: str, path: str) -> Response:
     model = service.get(session, caller.project_id, model_id)
-    file = service.find_file(model, path)
-    key = f"{model.storage_prefix}/{file['path']}"
-    suffix = file["path"][file["path"].rfind(".") :]
-    return respond(
-        request,
-        Download(
-            filename=file["path"],
-            media_type=_MEDIA_TYPES.get(suffix, "application/octet-stream"),
-            size=file["bytes"],
-            sha256=file["sha256"],
-            read=lambda start, end: storage.stream(key, start, end),
-        ),
-    )
+    return bundles.send_file(request, storage, model.storage_prefix, model.files, path)
 
 
 @router.get("/models/{model_id}/files/{path:path}", response_class=Response)
@@ -144,21 +128,7 @@ def _archive(
     request: Request, session: Session, caller: Caller, storage: Storage, model_id: str, format_: str
 ) -> Response:
     model = service.get(session, caller.project_id, model_id)
-    prefix, files = model.storage_prefix, model.files
-
-    def read_file(path: str, start: int, end: int) -> Iterator[bytes]:
-        return storage.stream(f"{prefix}/{path}", start, end)
-
-    return respond(
-        request,
-        Download(
-            filename=f"{model.id}.{format_}",
-            media_type=archives.FORMATS[format_].media_type,
-            size=model.archives[format_]["bytes"],
-            sha256=model.archives[format_]["sha256"],
-            read=lambda start, end: archives.read(format_, files, start, end, read_file),
-        ),
-    )
+    return bundles.send_archive(request, storage, model.storage_prefix, model.files, model.archives, model.id, format_)
 
 
 @router.get("/models/{model_id}/download", response_class=Response)

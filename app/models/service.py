@@ -30,10 +30,10 @@ __all__ = [
     "erase",
     "find_base",
     "find_base_for",
-    "find_file",
     "get",
     "hold",
     "model_id",
+    "note_export",
     "publish",
     "refused",
     "release",
@@ -146,12 +146,19 @@ def stored_by(session: Session, job_id: str) -> Sequence[str]:
     return session.scalars(select(Model.storage_prefix).where(Model.job_id == job_id)).all()
 
 
-def find_file(model: Model, path: str) -> Mapping[str, Any]:
-    """The bundle's file of exactly that path; NotFound."""
-    for file in model.files:
-        if file["path"] == path:
-            return file
-    raise NotFound("file")
+def note_export(session: Session, identifier: str, format_: str, metrics: Mapping[str, Any] | None) -> bool:
+    """Shows what an export's check found in the model's own metrics; None: no more. Whether the model is there."""
+    model = session.scalars(
+        select(Model).where(Model.id == identifier, Model.deleted_at.is_(None)).with_for_update()
+    ).one_or_none()
+    if model is None:
+        return False
+    exports = {name: figures for name, figures in model.metrics.get("exports", {}).items() if name != format_}
+    if metrics is not None:
+        exports[format_] = dict(metrics)
+    model.metrics = {**model.metrics, "exports": exports}
+    session.flush()
+    return True
 
 
 def hold(session: Session, identifier: str, job_id: str) -> None:

@@ -7,15 +7,20 @@ import importlib.util
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from app.catalog.adaptations import ADAPTATIONS, adaptation_from_dict, adaptation_to_dict
 from app.catalog.bases import BASES, BaseModel
+from app.catalog.exports import EXPORT_FORMATS
 from app.catalog.families import FAMILIES
 from app.catalog.tasks import TASKS
+from app.exports.lifecycle import FAILURES as EXPORT_FAILURES
+from app.exports.schemas import FormatName
 from app.jobs.schemas import TaskBlock
+from worker.exporter.formats.registry import MAKERS
+from worker.exporter.spec import FAILURES as EXPORTER_FAILURES
 from worker.reporter import METRICS
 from worker.trainer.adaptations.registry import ADAPTERS
 from worker.trainer.families.interface import PooledFamily
@@ -48,6 +53,14 @@ def test_what_a_task_releases_the_gate_knows() -> None:
 
 def test_every_adaptation_has_its_adapter() -> None:
     assert ADAPTERS.keys() == ADAPTATIONS.keys()
+
+
+def test_every_export_format_can_be_asked_for_and_made() -> None:
+    assert MAKERS.keys() == EXPORT_FORMATS.keys() == {*get_args(FormatName)}
+
+
+def test_every_failure_of_the_exporter_is_told_in_its_words() -> None:
+    assert {code: EXPORT_FAILURES.get(code) for code in EXPORTER_FAILURES} == EXPORTER_FAILURES
 
 
 @pytest.mark.parametrize("name", ADAPTATIONS)

@@ -8,7 +8,7 @@ import sys
 import grimp
 import pytest
 
-TRAINING = {"torch", "transformers", "peft", "opacus", "safetensors", "tokenizers"}
+TRAINING = {"torch", "transformers", "peft", "opacus", "safetensors", "tokenizers", "onnx", "onnxruntime"}
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,8 @@ def test_the_catalog_is_data(graph: grimp.ImportGraph) -> None:
 def test_the_trainer_shares_only_privacy_and_catalog_with_the_service(graph: grimp.ImportGraph) -> None:
     ours = {name for name in _imports(graph, "worker.trainer") if name.startswith("app")}
     assert {".".join(name.split(".")[:2]) for name in ours} <= {"app.privacy", "app.catalog"}
+    shared = {name for name in _imports(graph, "worker.exporter") if name.startswith("app")}
+    assert {".".join(name.split(".")[:2]) for name in shared} <= {"app.catalog"}
     assert {name for name in _imports(graph, "worker.trainer") if name.startswith("worker")} == set()
 
 
@@ -50,7 +52,9 @@ def test_opacus_is_imported_in_no_room_but_tests(graph: grimp.ImportGraph) -> No
     assert "opacus" not in graph.modules
 
 
-@pytest.mark.parametrize("module", ["app.main", "app.cli", "worker.main", "worker.supervisor", "worker.trainer.spec"])
+@pytest.mark.parametrize(
+    "module", ["app.main", "app.cli", "worker.main", "worker.supervisor", "worker.trainer.spec", "worker.exporter.spec"]
+)
 def test_importing_it_leaves_what_trains_unloaded(module: str) -> None:
     program = f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

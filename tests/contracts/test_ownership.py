@@ -17,6 +17,7 @@ from fastapi.testclient import TestClient
 from app.budgets import service as budgets
 from app.catalog.bases import BASES
 from app.db.session import Database
+from app.exports import service as exports
 from app.models import archives
 from app.models import service as models
 
@@ -48,12 +49,20 @@ def objects(client: TestClient, app: FastAPI, database: Database, project_id: st
             base_facts=BASES["all-MiniLM-L6-v2"].to_dict(),
         )
         budget = budgets.default_for(session, project_id)
+        export, _ = exports.request(session, model, "safetensors", None)
+        export.status, export.storage_prefix, export.files, export.archives = (
+            "succeeded",
+            "probe",
+            files,
+            dict(model.archives),
+        )
     return {
         "file_id": file["id"],
         "job_id": job["id"],
         "model_id": model.id,
         "base_model_id": model.id,
         "budget_id": budget.id,
+        "export_id": export.id,
         "path": "README.md",
     }
 

@@ -1,0 +1,143 @@
+"""Exports of a real model by a running service: asked for with the job and afterwards, downloaded, loaded by hand."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+
+from tests.running import BASE_MODEL, Running, until, wait_for_job, write_snippets
+
+# Of peft, on a model of transformers.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+TEXTS = ["a wonderful, moving film", "dull and far too long", "it works", "what a waste of time and talent"]
+
+
+@pytest.fixture(scope="module")
+def public(client: openai.OpenAI, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """60 rows declared public."""
+    path = write_snippets(tmp_path_factory.mktemp("public") / "public.csv", 60, start=7)
+    file = client.files.create(file=path, purpose="fine-tune", extra_body={"public": "true"})
+    return client.files.wait_for_processing(file.id, poll_interval=0.1, max_wait_seconds=60)
+
+
+@pytest.fixture(scope="module")
+def job(client: openai.OpenAI, dataset: Any) -> Any:
+    """A private LoRA job that asked for an adapter and an int8 graph, once both are there."""
+    made = client.fine_tuning.jobs.create(
+        model=BASE_MODEL,
+        training_file=dataset.id,
+        hyperparameters={"n_epochs": 1, "batch_size": 64},
+        extra_body={
+            "task": {"type": "text_classification", "labels": ["negative", "positive"], "max_length": 32},
+            "adaptation": {"type": "lora", "rank": 4},
+            "privacy": {"target_epsilon": 8.0, "target_delta": 1e-5},
+            "evaluation": "none",
+            "export": {"formats": ["adapter", "onnx_int8"]},
+        },
+    )
+    ended = wait_for_job(client, made.id)
+    assert ended.status == "succeeded", ended.error
+
+    def exported() -> Any:
+        now = client.fine_tuning.jobs.retrieve(made.id)
+        return now if all(entry["status"] in ("succeeded", "failed") for entry in now.model_extra["exports"]) else None
+
+    return until(exported, 180, every=0.5)
+
+
+@pytest.fixture(scope="module")
+def http(service: Running, client: openai.OpenAI) -> Iterator[httpx.Client]:
+    """Plain HTTP with the admin key."""
+    headers = {"authorization": f"Bearer {client.api_key}"}
+    with httpx.Client(base_url=f"{service.url}/v1", headers=headers, timeout=60) as opened:
+        yield opened
+
+
+def unpacked(http: httpx.Client, url: str, folder: Path) -> Path:
+    """What an archive holds."""
+    tar = http.get(f"{url}/download").raise_for_status()
+    with tarfile.open(fileobj=io.BytesIO(tar.content)) as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "model"
+
+
+def test_exports_follow_the_job_and_load_in_their_runtimes(
+    client: openai.OpenAI, http: httpx.Client, job: Any, tmp_path: Path, service: Running
+) -> None:
+    import onnxruntime
+    import torch
+    from peft import PeftModel
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    from app.catalog.bases import BASES
+    from app.models.catalog import base_path
+
+    exports = {entry["format"]: entry for entry in job.model_extra["exports"]}
+    assert {name: entry["status"] for name, entry in exports.items()} == {
+        "adapter": "succeeded",
+        "onnx_int8": "succeeded",
+    }
+    spent = job.model_extra["privacy"]["epsilon_spent"]
+    model: Any = client.models.retrieve(job.fine_tuned_model)
+    assert model.metrics["exports"].keys() == exports.keys()
+    assert model.privacy_report["guarantee"]["epsilon"] == pytest.approx(spent)
+
+    url = f"/models/{model.id}"
+    folders = {name: unpacked(http, f"{url}/exports/{entry['id']}", tmp_path / name) for name, entry in exports.items()}
+    bundle = unpacked(http, url, tmp_path / "bundle")
+    for folder in folders.values():
+        record = json.loads((folder / "export.json").read_text())
+        assert (record["job"], record["privacy"]["epsilon"]) == (job.id, 0.0)
+        assert json.loads((folder / "privacy_report.json").read_text()) == model.privacy_report
+
+    tokenizer = AutoTokenizer.from_pretrained(bundle)
+    inputs = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        merged = AutoModelForSequenceClassification.from_pretrained(bundle).eval()(**inputs).logits
+        config = AutoConfig.from_pretrained(folders["adapter"])
+        base = AutoModelForSequenceClassification.from_pretrained(base_path(BASES[BASE_MODEL]), config=config)
+        adapted = PeftModel.from_pretrained(base, folders["adapter"]).eval()(**inputs).logits
+    assert torch.allclose(adapted, merged, rtol=1e-3, atol=1e-4)
+    session = onnxruntime.InferenceSession(folders["onnx_int8"] / "model.onnx")
+    (logits,) = session.run(None, {entry.name: inputs[entry.name].numpy() for entry in session.get_inputs()})
+    assert np.isfinite(logits).all()
+    assert exports["onnx_int8"]["metrics"]["compression"] > 3.0
+    assert exports["adapter"]["metrics"]["compression"] > 8.0
+    assert not [pid for pid, command in service.tree().items() if "worker.exporter" in command], "it has ended"
+
+
+def test_a_student_learns_from_a_public_file_and_spends_nothing(
+    http: httpx.Client, job: Any, public: Any, dataset: Any, tmp_path: Path
+) -> None:
+    def ledger() -> Any:
+        budget = job.model_extra["privacy"]["privacy_budget"]
+        return http.get(f"/privacy_budgets/{budget}/entries", params={"limit": 1}).raise_for_status().json()["data"]
+
+    before, url = ledger(), f"/models/{job.fine_tuned_model}/exports"
+    private = {"training_file": dataset.id}
+    refused = http.post(url, json={"format": "student", "student": private})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "file_not_public")
+    student = {"training_file": public.id, "num_layers": 2, "n_epochs": 8}
+    made = http.post(url, json={"format": "student", "student": student}).raise_for_status().json()
+
+    def ended() -> Any:
+        now = http.get(f"{url}/{made['id']}").raise_for_status().json()
+        return now if now["status"] in ("succeeded", "failed") else None
+
+    done = until(ended, 120, every=0.5)
+    assert done["status"] == "succeeded", done["error"]
+    assert done["metrics"]["num_layers"] == 2
+    assert done["metrics"]["compared_on"] == "held-out rows of the public file"
+    folder = unpacked(http, f"{url}/{made['id']}", tmp_path)
+    assert json.loads((folder / "config.json").read_text())["num_hidden_layers"] == 2
+    assert ledger() == before

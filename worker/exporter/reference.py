@@ -1,0 +1,100 @@
+"""The model that is exported, and what its exports are compared on: synthetic inputs, never a private row."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from worker.exporter.architectures import Answers, Kind, answers_with, kind_of, load
+from worker.exporter.spec import ExportFailure
+
+#: Synthetic inputs, and the longest in tokens. Models that answer for each token get fewer.
+ROWS, ROWS_PER_TOKEN, LONGEST = 128, 16, 24
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reference:
+    """The bundle, loaded: in float32, on the CPU. inputs: in the order of the model's `forward`, padded."""
+
+    folder: Path
+    kind: Kind
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    meaning: Answers
+    inputs: Batch
+    logits: Tensor
+
+    @classmethod
+    def load(cls, folder: Path) -> Reference:
+        """Raises ExportFailure `model_invalid` or `format_not_supported`."""
+        kind = kind_of(folder)
+        model = load(kind, folder, code="model_invalid", dtype=torch.float32)
+        tokenizer = None
+        if kind.inputs == "text":
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            except (OSError, ValueError, KeyError) as error:
+                raise ExportFailure("model_invalid", str(error)) from error
+        inputs = _synthetic(kind, model, tokenizer)
+        return cls(folder, kind, model, tokenizer, answers_with(model), inputs, answer(model, inputs))
+
+    def mask(self, inputs: Batch) -> Tensor | None:
+        """The places that count, (rows, length): where the model answers for each token, those that are no padding."""
+        return inputs["attention_mask"].bool() if self.kind.per_token else None
+
+    def encode(self, *texts: list[str]) -> Batch:
+        """Texts, or pairs of them, as the model's inputs. Cut to the length that the bundle's tokenizer states."""
+        assert self.tokenizer is not None
+        return encode(self.model, self.tokenizer, *texts)
+
+
+@torch.inference_mode()
+def answer(model: Any, inputs: Batch, rows: int = 32) -> Tensor:
+    """The model's logits for all inputs, some rows at a time."""
+    size = len(next(iter(inputs.values())))
+    pieces = [
+        model(**{name: value[start : start + rows] for name, value in inputs.items()}).logits
+        for start in range(0, size, rows)
+    ]
+    return torch.cat(pieces)
+
+
+def encode(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *texts: list[str]) -> Batch:
+    """Texts (or pairs) as tensors (rows, length), only those that the model's `forward` takes, in its order."""
+    limit = min(int(tokenizer.model_max_length), int(getattr(model.config, "max_position_embeddings", 512)))
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    encoded = tokenizer(*texts, truncation=True, max_length=limit, padding=True, return_tensors="pt")
+    wanted = [name for name in inspect.signature(model.forward).parameters if name in encoded]
+    batch = {name: encoded[name] for name in wanted}
+    if getattr(model.config, "is_encoder_decoder", False):
+        start = torch.full((len(texts[0]), 1), int(model.config.decoder_start_token_id or 0))
+        batch["decoder_input_ids"] = torch.cat([start, batch["input_ids"][:, :-1]], 1)
+    return batch
+
+
+def _synthetic(kind: Kind, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> Batch:
+    """The same on every call: random words of the vocabulary, of different lengths; noise for images."""
+    generator = torch.Generator().manual_seed(20)
+    if tokenizer is None:
+        size = getattr(model.config, "image_size", 224)
+        height, width = (size, size) if isinstance(size, int) else size
+        channels = int(getattr(model.config, "num_channels", 3))
+        return {"pixel_values": torch.randn(ROWS_PER_TOKEN, channels, height, width, generator=generator)}
+    special = set(tokenizer.all_special_ids)
+    words = torch.tensor([index for index in range(int(model.config.vocab_size)) if index not in special])
+    words = words[words < len(tokenizer)]
+    rows = ROWS_PER_TOKEN if kind.per_token else ROWS
+    texts = []
+    for row in range(rows):
+        chosen = torch.randint(len(words), (2 + row % (LONGEST - 1),), generator=generator)
+        texts.append(str(tokenizer.decode(words[chosen].tolist())))
+    return encode(model, tokenizer, texts)
