@@ -20,7 +20,7 @@ class ExportFormat:
 
     runtime: what loads it, and what it is checked in. weights: the files that only this form has.
     max_relative_difference: how far the reloaded export's answers may lie from the model's, in units of how far the
-      model's own answers lie from their mean: 0 is the same, 1 is as far off as a constant answer.
+      model's own answers lie from their mean (root mean squares): 0 is the same, 1 is what the best constant has.
     """
 
     type: str

@@ -28,8 +28,8 @@ def compare(reference: Tensor, others: Tensor, meaning: Answers, mask: Tensor | 
     """Answers of the model and of its export to the same inputs, as logits (rows, …, outputs).
 
     mask: (rows, …) of answers that count. agreement: share of answers with the same class (or the same set of labels);
-    None for numbers. max_difference: of any probability (or number). relative_difference: mean absolute difference
-    over the reference's own mean absolute deviation from its mean answer.
+    None for numbers. max_difference: of any probability (or number). relative_difference: root mean square
+    of the difference over that of the reference's deviation from its mean answer: a constant answer has 1 or more.
     """
     ours, theirs = probabilities(reference, meaning), probabilities(others, meaning)
     if ours.shape != theirs.shape:
@@ -37,7 +37,7 @@ def compare(reference: Tensor, others: Tensor, meaning: Answers, mask: Tensor | 
     if mask is not None:
         ours, theirs = ours[mask], theirs[mask]
     difference = (ours - theirs).abs()
-    spread = float((ours - ours.mean(0)).abs().mean())
+    spread = float((ours - ours.mean(0)).square().mean().sqrt())
     agreement = None
     if meaning == "classes":
         agreement = float((ours.argmax(-1) == theirs.argmax(-1)).float().mean())
@@ -46,7 +46,7 @@ def compare(reference: Tensor, others: Tensor, meaning: Answers, mask: Tensor | 
     return {
         "agreement": agreement,
         "max_difference": float(difference.max()),
-        "relative_difference": float(difference.mean()) / max(spread, _FLOOR),
+        "relative_difference": float(difference.square().mean().sqrt()) / max(spread, _FLOOR),
     }
 
 
