@@ -101,6 +101,19 @@ def _roberta() -> nn.Module:
     return hf.RobertaForSequenceClassification(hf.RobertaConfig(**_TEXT))
 
 
+def _xlm_roberta() -> nn.Module:
+    return hf.XLMRobertaForSequenceClassification(hf.XLMRobertaConfig(**_TEXT))
+
+
+def _mpnet() -> nn.Module:
+    return hf.MPNetForSequenceClassification(hf.MPNetConfig(**_TEXT))
+
+
+def _albert() -> nn.Module:
+    """One layer, used twice."""
+    return hf.AlbertForSequenceClassification(hf.AlbertConfig(**_TEXT, embedding_size=8))
+
+
 def _gpt2() -> nn.Module:
     config = hf.GPT2Config(
         vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=20, bos_token_id=0, eos_token_id=2
@@ -110,6 +123,15 @@ def _gpt2() -> nn.Module:
 
 def _llama() -> nn.Module:
     return hf.LlamaForCausalLM(hf.LlamaConfig(**_TEXT, num_key_value_heads=1))
+
+
+def _smollm() -> nn.Module:
+    return hf.LlamaForCausalLM(hf.LlamaConfig(**_TEXT, num_key_value_heads=1, tie_word_embeddings=True))
+
+
+def _qwen2() -> nn.Module:
+    """With biases on queries, keys and values."""
+    return hf.Qwen2ForCausalLM(hf.Qwen2Config(**_TEXT, num_key_value_heads=1))
 
 
 def _qwen_tied() -> nn.Module:
@@ -127,6 +149,25 @@ def _t5() -> nn.Module:
         eos_token_id=2, decoder_start_token_id=0, relative_attention_num_buckets=8,
     )  # fmt: skip
     return hf.T5ForConditionalGeneration(config)
+
+
+def _mt5() -> nn.Module:
+    """Untied, with gated feed-forward layers."""
+    config = hf.MT5Config(
+        vocab_size=VOCABULARY, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, pad_token_id=1,
+        eos_token_id=2, decoder_start_token_id=0, relative_attention_num_buckets=8,
+    )  # fmt: skip
+    return hf.MT5ForConditionalGeneration(config)
+
+
+def _marian() -> nn.Module:
+    """Embeddings scaled and tied three times, sinusoidal positions, a bias on the logits that is no parameter."""
+    config = hf.MarianConfig(
+        vocab_size=VOCABULARY, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=24, max_position_embeddings=20,
+        pad_token_id=1, eos_token_id=2, decoder_start_token_id=1, forced_eos_token_id=None, scale_embedding=True,
+    )  # fmt: skip
+    return hf.MarianMTModel(config)
 
 
 def _bart() -> nn.Module:
@@ -147,6 +188,31 @@ def _vit() -> nn.Module:
     return hf.ViTForImageClassification(config)
 
 
+def _deit() -> nn.Module:
+    """A class token and one for distillation, each with a head."""
+    config = hf.DeiTConfig(
+        image_size=16, patch_size=4, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=24, num_labels=CLASSES,
+    )  # fmt: skip
+    return hf.DeiTForImageClassificationWithTeacher(config)
+
+
+def _resnet() -> nn.Module:
+    """BatchNorm with frozen statistics: its scales and shifts are trained."""
+    config = hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], num_labels=CLASSES)
+    return hf.ResNetForImageClassification(config)
+
+
+def _efficientnet() -> nn.Module:
+    """Depthwise convolutions, squeeze and excitation, BatchNorm with frozen statistics."""
+    config = hf.EfficientNetConfig(
+        image_size=16, width_coefficient=0.25, depth_coefficient=1.0, num_block_repeats=[1, 1], kernel_sizes=[3, 5],
+        in_channels=[32, 16], out_channels=[16, 24], strides=[1, 2], expand_ratios=[1, 2], hidden_dim=320,
+        num_labels=CLASSES,
+    )  # fmt: skip
+    return hf.EfficientNetForImageClassification(config)
+
+
 def _convnext() -> nn.Module:
     config = hf.ConvNextConfig(
         num_stages=2, hidden_sizes=[8, 12], depths=[1, 1], patch_size=2, num_labels=CLASSES,
@@ -163,6 +229,7 @@ class _GroupNormNet(nn.Module):
         self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False)
         self.norm = nn.GroupNorm(2, 8)
         self.block = nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=4)
+        self.same = nn.Conv2d(8, 8, (3, 4), padding="same", dilation=(1, 2), groups=2)
         self.mix = nn.Conv1d(8, 6, 3, padding=1)
         self.scale = nn.RMSNorm(6)
         self.head = nn.Linear(6, CLASSES)
@@ -170,6 +237,7 @@ class _GroupNormNet(nn.Module):
     def forward(self, pixel_values: Tensor) -> hf.modeling_outputs.SequenceClassifierOutput:
         x = F.relu(self.norm(self.stem(pixel_values)))
         x = x + F.relu(self.block(x))
+        x = x + torch.tanh(self.same(x))
         x = self.scale(self.mix(x.flatten(2)).transpose(1, 2)).mean(1)
         return hf.modeling_outputs.SequenceClassifierOutput(logits=self.head(x))
 
@@ -187,13 +255,23 @@ CASES: dict[str, Case] = {
     "bert": Case(_bert, classification_loss, text_batch, r".*attention.self.(query|value)"),
     "distilbert": Case(_distilbert, classification_loss, text_batch, r".*(q_lin|v_lin)"),
     "roberta": Case(_roberta, classification_loss, text_batch, r".*(query|value)"),
+    "xlm_roberta": Case(_xlm_roberta, classification_loss, text_batch, r".*(query|value)"),
+    "mpnet": Case(_mpnet, classification_loss, text_batch),
+    "albert": Case(_albert, classification_loss, text_batch),
     "gpt2": Case(_gpt2, causal_loss, _lm_batch, r".*c_attn"),
     "llama": Case(_llama, causal_loss, _lm_batch, r".*(q_proj|v_proj)", 1e-6),
+    "smollm": Case(_smollm, causal_loss, _lm_batch, r".*(q_proj|v_proj)", 1e-6),
+    "qwen2": Case(_qwen2, causal_loss, _lm_batch, r".*(q_proj|v_proj)", 1e-6),
     "qwen3_tied": Case(_qwen_tied, causal_loss, _lm_batch, r".*(q_proj|down_proj)", 1e-6),
     "gemma_tied": Case(_gemma_tied, causal_loss, _lm_batch, None, 1e-6),
     "t5": Case(_t5, seq2seq_loss, _seq2seq_batch, r".*\.(q|v)", 1e-6),
+    "mt5": Case(_mt5, seq2seq_loss, _seq2seq_batch, r".*\.(q|v)", 1e-6),
+    "marian": Case(_marian, seq2seq_loss, _seq2seq_batch, r".*(q_proj|v_proj)"),
     "bart": Case(_bart, seq2seq_loss, _seq2seq_batch, r".*(q_proj|v_proj)"),
     "vit": Case(_vit, classification_loss, _image_batch, r".*(q_proj|v_proj|query|value)"),
+    "deit": Case(_deit, classification_loss, _image_batch, r".*(q_proj|v_proj|query|value)"),
+    "resnet": Case(_resnet, classification_loss, _image_batch),
+    "efficientnet": Case(_efficientnet, classification_loss, _image_batch),
     "convnext": Case(_convnext, classification_loss, _image_batch),
     "groupnorm": Case(_GroupNormNet, classification_loss, _image_batch),
 }

@@ -87,6 +87,19 @@ def test_padding_idx_takes_no_part() -> None:
     assert torch.count_nonzero(_sums(model, data)["0.weight"][2]) == 0
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize(
+    "make", [lambda: nn.Conv2d(2, 3, (2, 4), padding="same"), lambda: nn.Conv1d(2, 3, 4, padding="same")]
+)
+def test_padding_of_even_kernels(make) -> None:
+    convolution = make().double()
+    model = nn.Sequential(convolution, nn.Flatten(), nn.LazyLinear(3, dtype=torch.float64))
+    x = torch.randn(4, 2, 5, *([6] if isinstance(convolution, nn.Conv2d) else []), dtype=torch.float64)
+    model(x)
+    data = {"x": x, "y": torch.arange(4) % 3}
+    check_loop(BookKeepingEngine, model, trainable(model), _loss, data, torch.tensor([0, 1, 1, 2]), 1e-12)
+
+
 def _sums(model: nn.Module, data: Batch) -> dict[str, Tensor]:
     engine = BookKeepingEngine(model, trainable(model), _loss, clipping="flat", max_grad_norm=1.0)
     engine.accumulate(data, torch.arange(len(data["y"])))

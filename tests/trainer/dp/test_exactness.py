@@ -14,7 +14,12 @@ from worker.trainer.dp.book_keeping import BookKeepingEngine
 from worker.trainer.dp.functional import FunctionalEngine
 
 ADAPTED = [(name, lora) for name, case in CASES.items() for lora in (False, True) if not lora or case.lora_targets]
-CHECKPOINTED = [(name, lora) for name, lora in ADAPTED if name not in ("groupnorm", "convnext")]
+# transformers offers none for the others.
+CHECKPOINTED = [
+    (name, lora)
+    for name, lora in ADAPTED
+    if name not in ("mpnet", "albert", "resnet", "efficientnet", "convnext", "groupnorm")
+]
 OWN_UNIT = torch.arange(6)
 SEVERAL_ROWS = torch.tensor([40, 7, 7, 40, 7, 3])
 

@@ -1,7 +1,8 @@
 """Modules whose own forward computes with a parameter before the batch dimension appears, and what to run instead.
 
-T5's relative position bias looks its embedding up by (query, key) and broadcasts the result over the batch: autograd
-would sum its gradient over all rows. Inside `rewritten` such methods give every row its own lookup, with equal values.
+The relative position biases of T5 and MPNet look an embedding up by (query, key) and broadcast the result over the
+batch: autograd would sum its gradient over all rows. Inside `rewritten` such methods give every row its own lookup,
+with equal values.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class _Buckets(nn.Module):
         return buckets.unsqueeze(-1)
 
 
-def _t5_compute_bias(module: nn.Module) -> Callable[..., Tensor]:
-    original: Callable[..., Tensor] = module.compute_bias  # type: ignore[assignment]
+def _bias_by_row(module: nn.Module, method: str) -> Callable[..., Tensor]:
+    original: Callable[..., Tensor] = getattr(module, method)
     embedding: Any = module.relative_attention_bias
 
     def compute_bias(*args: Any, **kwargs: Any) -> Tensor:
@@ -37,19 +38,17 @@ def _t5_compute_bias(module: nn.Module) -> Callable[..., Tensor]:
         rows = embedding.weight.tape.rows
         module._modules["relative_attention_bias"] = _Buckets(embedding.weight.values())
         try:
-            buckets = original(*args, **kwargs)  # (1, 1, queries, keys)
+            buckets = original(*args, **kwargs)  # (1 or rows, 1, queries, keys)
         finally:
             module._modules["relative_attention_bias"] = embedding
-        values: Tensor = embedding(buckets[0].expand(rows, *buckets.shape[2:]))
+        values: Tensor = embedding(buckets[:, 0].expand(rows, *buckets.shape[2:]))
         return values.permute(0, 3, 1, 2)
 
     return compute_bias
 
 
-#: method to replace, by the attribute that marks the module.
-_REWRITES: dict[str, tuple[str, Callable[[nn.Module], Callable[..., Tensor]]]] = {
-    "relative_attention_bias": ("compute_bias", _t5_compute_bias),
-}
+#: Methods to replace, T5's and MPNet's, by the attribute that marks the module: an embedding.
+_REWRITES: dict[str, tuple[str, ...]] = {"relative_attention_bias": ("compute_bias", "compute_position_bias")}
 
 
 @contextmanager
@@ -58,10 +57,11 @@ def rewritten(model: nn.Module) -> Iterator[None]:
     replaced: list[tuple[nn.Module, str]] = []
     try:
         for module in model.modules():
-            for marker, (method, build) in _REWRITES.items():
-                if isinstance(getattr(module, marker, None), nn.Embedding) and hasattr(module, method):
-                    setattr(module, method, build(module))
-                    replaced.append((module, method))
+            for marker, methods in _REWRITES.items():
+                for method in methods:
+                    if isinstance(getattr(module, marker, None), nn.Embedding) and hasattr(module, method):
+                        setattr(module, method, _bias_by_row(module, method))
+                        replaced.append((module, method))
         yield
     finally:
         for module, method in replaced:

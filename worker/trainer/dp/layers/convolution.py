@@ -30,10 +30,8 @@ def convolution(
     taped = weight if isinstance(weight, Taped) else bias
     assert isinstance(taped, Taped)
     flat = func is F.conv1d
-    if padding == "valid":
-        padding = 0
-    if isinstance(padding, str) or x.ndim != (3 if flat else 4):
-        raise EngineError("unsupported_use", "padding by name or an unbatched input", [taped.parameter_name])
+    if x.ndim != (3 if flat else 4):
+        raise EngineError("unsupported_use", "an unbatched input", [taped.parameter_name])
     if x.shape[0] != taped.tape.rows:
         raise EngineError("lost_batch_dimension", "its input has no row dimension", [taped.parameter_name])
     names = (
@@ -43,6 +41,12 @@ def convolution(
     values = plain(weight)
     if flat:
         x, values = x.unsqueeze(2), values.unsqueeze(2)
+    if padding == "valid":
+        padding = 0
+    elif padding == "same":  # the stride is one; an odd element goes behind
+        around = [around * (size - 1) for around, size in zip(_pair(dilation, flat, 1), values.shape[2:], strict=True)]
+        x = F.pad(x, (around[1] // 2, around[1] - around[1] // 2, around[0] // 2, around[0] - around[0] // 2))
+        padding = 0
     sizes = (_pair(stride, flat, 1), _pair(padding, flat, 0), _pair(dilation, flat, 1))
     result = _Convolution.apply(taped.anchor, x, values, plain(bias), sizes, groups, taped.tape, names)
     assert isinstance(result, Tensor)
