@@ -7,11 +7,12 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+from app.catalog.recipes import LOSS_SHARE, QUANTILE
 from app.jobs.lifecycle import Claimed
 from app.privacy.calibration import calibrate
 from app.privacy.dp_events import event_for, to_json
 from app.privacy.filter import RenyiBudget
-from app.privacy.plan import Dataset, GaussianRelease, Part, PrivacyPlan, SampledGaussian
+from app.privacy.plan import Dataset, GaussianRelease, LossSum, Part, PrivacyPlan, SampledGaussian
 from app.settings import Settings
 from app.signing import ReportKeys, load_report_keys
 from worker.privacy_report import LedgerPosition, build
@@ -26,10 +27,13 @@ def keys(secret: bytes = b"\x07" * 32) -> ReportKeys:
     return load_report_keys(Settings(), secret)
 
 
-def parts(sigma: float, evaluated: Dataset = "training") -> tuple[Part, ...]:
+def parts(sigma: float, evaluated: Dataset = "training", riding: bool = False) -> tuple[Part, ...]:
+    main = SampledGaussian("main", 1 / 8, 12, sigma, max_grad_norm=1.0, clipping="automatic")
+    if riding:
+        main = dataclasses.replace(main, clipping="adaptive", quantile=QUANTILE, loss=LossSum(1.5, LOSS_SHARE))
     return (
         GaussianRelease("centring", 25.0, 1.0),
-        SampledGaussian("main", 1 / 8, 12, sigma, max_grad_norm=1.0, clipping="automatic"),
+        main,
         GaussianRelease("evaluation", 12.0, 1.0, dataset=evaluated),
     )
 
@@ -76,13 +80,15 @@ def private_report(
     limit: float = 8.0,
     lineage: bool = False,
     taken_at: int | None = None,
+    riding: bool = False,
 ) -> dict[str, Any]:
     """own_validation: the evaluation is charged to a second budget. earlier_rho: spent by another plan before.
 
     lineage: that plan made the base; and one before it, on other people's rows.
-    taken_at: the report is of the checkpoint behind that step.
+    taken_at: the report is of the checkpoint behind that step. riding: losses, and adaptive clipping's count, are
+    noised with the gradients.
     """
-    found = calibrate(lambda sigma: parts(sigma, "validation" if own_validation else "training"), 2.0, DELTA)
+    found = calibrate(lambda sigma: parts(sigma, "validation" if own_validation else "training", riding), 2.0, DELTA)
     plan = PrivacyPlan(
         mechanism="dp_sgd",
         num_units=320,

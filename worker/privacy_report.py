@@ -83,7 +83,7 @@ def build(
         report["lineage"] = _lineage(ancestors, claimed.job_id, report.get("budgets", ()), positions)
     report |= {
         "parts": _parts(plan, done),
-        "released": form.RELEASED["none" if checkpoint else resolved["evaluation"]],
+        "released": form.released(plan.to_dict(), "none" if checkpoint else resolved["evaluation"]),
         "treated_as_public": _treated_as_public(plan, resolved),
         "not_covered": form.not_covered(plan.mechanism, plan.privacy_unit.column),
         "digests": {
@@ -229,6 +229,8 @@ def _parts(plan: PrivacyPlan, executed: Mapping[str, int]) -> list[dict[str, Any
         stated = {**planned, "num_steps": part.num_steps, "executed_steps": executed[part.name]}
         if isinstance(part, SampledGaussian):
             stated["expected_batch_size"] = plan.expected_batch_size(part)
+            if plan.mechanism == "dp_sgd" and (together := form.noised_together(planned)) is not None:
+                stated["noised_together"] = together
         described.append(stated)
     return described
 

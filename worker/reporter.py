@@ -8,7 +8,7 @@ words. The log says what was dropped by code and field name, never the value.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from app.catalog.recipes import CENTRING, EVALUATION, HEAD_PHASE, MAIN_PHASE
 from app.events import service as events
 from app.jobs.lifecycle import Claimed
+from app.privacy import loss_curve
 from app.privacy.plan import PrivacyPlan
 from worker.trainer.messages import Checkpoint, Failed, Finished, Message, Notice, Progress, Started, Stopped
 
@@ -49,6 +50,11 @@ def steps(value: Any) -> bool:
     return isinstance(value, Mapping) and all(phase(name) and number(count) for name, count in value.items())
 
 
+def interval(value: Any) -> bool:
+    """Two finite numbers."""
+    return isinstance(value, list) and len(value) == 2 and all(number(end) for end in value)
+
+
 @dataclass(frozen=True, slots=True)
 class Clearance:
     """One code that may leave: its words, and what its fields may hold."""
@@ -75,6 +81,18 @@ CLEARED: dict[str, Clearance] = {
     "progress": Clearance(
         "Step {step} of {num_steps}.",
         {"step": number, "num_steps": number, "phase": phase, "executed": steps},
+        type="metrics",
+    ),
+    "train_loss": Clearance(
+        "Step {step} of {total_steps}: training loss {train_loss:.3f}, with noise of {train_loss_noise_std:.3f}.",
+        {
+            "step": number,
+            "total_steps": number,
+            "phase": phase,
+            "train_loss": number,
+            "train_loss_noise_std": number,
+            "train_loss_interval_95": interval,
+        },
         type="metrics",
     ),
     "checkpoint_committed": Clearance("A checkpoint was kept at step {step}.", {"step": number}),
@@ -119,6 +137,23 @@ def record(session: Session, claimed: Claimed, code: str, data: Mapping[str, Any
     )
 
 
+def record_losses(
+    session: Session, claimed: Claimed, points: Sequence[Mapping[str, Any]], known: Mapping[str, int]
+) -> None:
+    """Adds the points of the loss curve that a checkpoint completes, in the transaction that commits it.
+
+    known: executed steps of the checkpoint before: no point within them is told again.
+    """
+    plan = claimed.plan
+    planned = {part.name: part.num_steps for part in plan.parts}
+    for point in points:
+        if not loss_curve.is_point(plan, point, planned, known):
+            log.warning("event_dropped", job_id=claimed.job_id)
+            continue
+        told = {**loss_curve.described(plan, point), "total_steps": sum(planned.values())}
+        record(session, claimed, "train_loss", told)
+
+
 class NotOfThePlan(ValueError):
     """A message holds what no trainer of this plan can have to say."""
 
@@ -137,7 +172,9 @@ def check(message: Message, plan: PrivacyPlan) -> None:
                 and message.num_steps == sum(part.num_steps for part in plan.parts)
                 and _planned(plan, message.step, message.executed)
             )
-        case Checkpoint(step, executed) | Stopped(step, executed):
+        case Checkpoint(step, executed, losses):
+            sound = _planned(plan, step, executed) and _points(plan, losses, executed)
+        case Stopped(step, executed):
             sound = _planned(plan, step, executed)
         case Finished(executed):
             sound = _planned(plan, None, executed)
@@ -161,6 +198,13 @@ def _planned(plan: PrivacyPlan, step: Any, executed: Any) -> bool:
         return False
     named = executed.keys() <= {part.name for part in plan.parts}
     return named and (step is None or (_count(step) and step == sum(executed.values())))
+
+
+def _points(plan: PrivacyPlan, losses: Any, executed: Mapping[str, int]) -> bool:
+    """Whether each point is one of the plan's loss curve, and all of its steps are executed."""
+    return isinstance(losses, list | tuple) and all(
+        isinstance(point, Mapping) and loss_curve.is_point(plan, point, executed, {}) for point in losses
+    )
 
 
 def _count(value: Any) -> bool:
@@ -255,6 +299,25 @@ def cleared_metrics(
     if dropped:
         log.warning("metrics_dropped", count=len(dropped))
     return released
+
+
+def cleared_curve(curve: Any, plan: PrivacyPlan, executed: Mapping[str, int]) -> dict[str, Any]:
+    """What of metrics.json's loss curve may leave: all of it. Raises NotReleased where it is not the plan's.
+
+    executed: steps of each part behind the weights that it goes with.
+    """
+    if curve is None:
+        return {}
+
+    def sound(told: Any) -> bool:
+        if not isinstance(told, Mapping) or not interval(told.get("train_loss_interval_95")):
+            return False
+        point = {name: value for name, value in told.items() if name != "train_loss_interval_95"}
+        return loss_curve.is_point(plan, point, executed, {})
+
+    if not isinstance(curve, list) or not all(map(sound, curve)):
+        raise NotReleased("a loss curve that is not the plan's")
+    return {"train_loss_curve": curve}
 
 
 def progress(message: Progress) -> dict[str, Any]:

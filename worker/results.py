@@ -88,10 +88,12 @@ def build(
     model = folder / MODEL_FOLDER
     try:
         raw = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
+        curve = reporter.cleared_curve(raw.pop("train_loss_curve", None), spec.plan, executed)
         if checkpoint:
             metrics = reporter.NO_METRICS_YET
         else:
             metrics = reporter.cleared_metrics(raw, spec.evaluation, spec.task.type, spec.task.labels)
+        metrics = {**metrics, **curve}
         runtime = dataclasses.asdict(spec.runtime)
         report = privacy_report.build(claimed, executed, positions, runtime, keys, checkpoint=checkpoint)
     except (OSError, ValueError, KeyError) as error:

@@ -295,8 +295,8 @@ class Attempt:
                 self._lease.note(reporter.progress(message))
                 if self._progress.due(message):
                     self._record("progress", reporter.progress(message))
-            case Checkpoint(step, executed):
-                self._commit_checkpoint(step, executed)
+            case Checkpoint():
+                self._commit_checkpoint(message)
             case Finished():
                 return True
             case Failed(code):
@@ -305,12 +305,13 @@ class Attempt:
                 raise Unworkable("trainer_error")
         return False
 
-    def _commit_checkpoint(self, step: int, executed: Mapping[str, int]) -> None:
+    def _commit_checkpoint(self, message: Checkpoint) -> None:
         """Stores a checkpoint, moves the job's pointer to it under the fence, deletes the one before.
 
+        Only then, and in that same transaction, is the training loss of its steps told: none of them will run again.
         One that the job was to publish appears as a model in the same transaction: it is the resume point from then on.
         """
-        claimed, storage = self._claimed, self._workplace.storage
+        claimed, storage, step, executed = self._claimed, self._workplace.storage, message.step, message.executed
         local = self._folder / CHECKPOINTS_FOLDER / str(step)
         key = leftovers.checkpoint_key(claimed, step)
         digests = job_folder.put_folder(storage, key, local)
@@ -322,6 +323,8 @@ class Attempt:
         try:
             with self._workplace.database.writing() as session:
                 previous = lifecycle.commit_checkpoint(session, claimed.job_id, claimed.fence, checkpoint, fields)
+                known = {} if previous is None else previous["executed"]
+                reporter.record_losses(session, claimed, message.losses, known)
                 reporter.record(session, claimed, "checkpoint_committed", {"step": step})
         except LeaseLost:
             storage.delete_prefix(key)
@@ -412,8 +415,8 @@ class Attempt:
                             self._started = True
                         case Stopped(_, executed) | Finished(executed):
                             return executed
-                        case Checkpoint(step, executed) if commit:
-                            self._commit_checkpoint(step, executed)
+                        case Checkpoint() if commit:
+                            self._commit_checkpoint(message)
                         case _:
                             pass
                 if self._lease.lost.is_set():

@@ -62,6 +62,7 @@ class Task:
     elements.
     metrics: what an evaluation releases. sensitivity: of the statistics that they follow from.
     options: fields of the request's `task` block that this task takes, beside columns, labels and max_length.
+    loss_bound: where the loss curve clips a record's loss; None: at twice that of a guess among the classes.
     """
 
     type: str
@@ -73,6 +74,7 @@ class Task:
     class_elements: bool = False
     sensitivity: Sensitivity = _one_cell
     options: tuple[str, ...] = ()
+    loss_bound: float | None = None
 
     @property
     def labelled(self) -> bool:
@@ -112,6 +114,7 @@ TASKS: dict[str, Task] = {
             columns=(_TEXT,),
             metrics=("loss", "perplexity", "token_accuracy"),
             sensitivity=_loss_and_accuracy,
+            loss_bound=10.0,
         ),
     )
 }

@@ -40,8 +40,14 @@ def render(job: Job, model: Model) -> dict[str, Any]:
         "fine_tuned_model_checkpoint": model.id,
         "fine_tuning_job_id": job.id,
         "step_number": sum((job.executed or {}).values()) if step is None else step,
-        "metrics": {"step": sum((job.executed or {}).values()) if step is None else step},
+        "metrics": {"step": sum((job.executed or {}).values()) if step is None else step, **_last_loss(model)},
         "epsilon_spent": guarantee.get("epsilon"),
         "delta": guarantee.get("delta"),
         "accountant": guarantee.get("accountant"),
     }
+
+
+def _last_loss(model: Model) -> dict[str, Any]:
+    """The last point of the loss curve until there."""
+    curve = (model.metrics or {}).get("train_loss_curve") or [{}]
+    return {name: value for name, value in curve[-1].items() if name.startswith("train_loss")}

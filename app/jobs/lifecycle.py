@@ -162,7 +162,7 @@ def commit_checkpoint(
     checkpoint: Mapping[str, Any],
     model_fields: Mapping[str, Any] | None = None,
 ) -> Mapping[str, Any] | None:
-    """Moves the pointer to a checkpoint {key, step, executed, fence} that is stored completely; returns the one before.
+    """Moves the pointer to a checkpoint {key, step, executed, files} that is stored completely; returns the one before.
 
     Only from here on may what its steps gave leave the service: none of them will ever be executed again.
     model_fields: as in `succeed`, where the checkpoint is one that can be taken: it is published with the pointer.

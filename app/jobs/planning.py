@@ -260,7 +260,8 @@ def _recipe(request: _Request, target_epsilon: float | None) -> tuple[Recipe, di
             f"A job has at most {MAX_STEPS} steps: take a larger batch_size or fewer n_epochs.",
             param="hyperparameters",
         )
-    return recipe, {"adaptation": reason}
+    bound = targets.loss_bound(request.body, request.reading.task.type, len(request.reading.labels))
+    return dataclasses.replace(recipe, loss_bound=bound), {"adaptation": reason}
 
 
 def _with_overrides(body: CreateJob, recipe: Recipe) -> Recipe:

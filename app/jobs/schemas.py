@@ -74,13 +74,16 @@ class PrivacyBlock(_Strict):
     """What is promised, and by which mechanism.
 
     privacy_unit: the training file's own, repeated. max_records_per_unit: how many of a unit's records a step takes.
+    loss_curve: whether noised training losses are released; loss_bound: where each unit's loss is clipped for them.
     """
 
     mechanism: Literal["dp_sgd", "none"] = "dp_sgd"
     target_epsilon: Finite | None = None
     target_delta: Finite | None = None
     max_grad_norm: Annotated[Finite, Field(gt=0)] | None = None
-    clipping: Literal["flat", "automatic"] | None = None
+    clipping: Literal["flat", "automatic", "per_layer", "adaptive"] | None = None
+    loss_curve: bool = True
+    loss_bound: Annotated[Finite, Field(gt=0, le=1e6)] | None = None
     privacy_unit: PrivacyUnitBlock | None = None
     max_records_per_unit: int | None = Field(None, ge=1, le=MAX_RECORDS_PER_UNIT)
 

@@ -26,7 +26,7 @@ class Job(Base):
     interrupted: an attempt ended without saying which steps it had executed, and no checkpoint has reached that far
       since; of a job that ended, that it was charged in full whatever it had executed.
     progress: {step, num_steps, phase, executed, at, fence, first_step, first_at, crashed_at}, the last the furthest
-      step known of an attempt that crashed; checkpoint: {key, step, executed, fence}.
+      step known of an attempt that crashed; checkpoint: {key, step, executed, files, fence}.
     executed: steps of each part, as far as is known, of a job that ended.
     runtime: `RuntimeOptions`, frozen at the first attempt, as they came out on its machine.
     erased_at: when all that the attempts of an ended job left in the store was gone.

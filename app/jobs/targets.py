@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from app.catalog import recipes
 from app.errors import InvalidRequest
 from app.files.limits import DEFAULT_RECORDS_PER_UNIT
 from app.jobs.facts import Defaults, FileFacts
@@ -99,10 +100,21 @@ def require_mechanism(body: CreateJob, training: FileFacts, validation: FileFact
                 "Only files that were declared public are read without a privacy mechanism.",
                 param="privacy.mechanism" if file is training else file.param,
             )
-    if body.privacy.model_fields_set - {"mechanism"}:
+    if body.privacy.model_fields_set - {"mechanism", "loss_curve", "loss_bound"}:
         raise InvalidRequest(
-            "invalid_request", "Without a mechanism there is nothing else to say under `privacy`.", param="privacy"
+            "invalid_request",
+            "Without a mechanism there is nothing else to say under `privacy` but what the loss curve is.",
+            param="privacy",
         )
+
+
+def loss_bound(body: CreateJob, task_type: str, num_classes: int) -> float | None:
+    """Where the loss curve clips a unit's loss; None: no curve was wanted."""
+    if body.privacy.loss_curve:
+        return body.privacy.loss_bound or recipes.loss_bound(task_type, num_classes)
+    if body.privacy.loss_bound is not None:
+        raise InvalidRequest("invalid_request", "Without a loss curve no loss is clipped.", param="privacy.loss_bound")
+    return None
 
 
 def target(body: CreateJob, training: FileFacts, validation: FileFacts | None, defaults: Defaults) -> Target:

@@ -9,6 +9,7 @@ from typing import Any
 from app.exports.schemas import render as render_export
 from app.exports.tables import Export
 from app.jobs.tables import TERMINAL, Job
+from app.privacy import loss_curve
 from app.privacy.accountants import rdp_epsilon
 from app.privacy.dp_events import event_for
 from app.privacy.plan import PrivacyPlan, SampledGaussian
@@ -97,6 +98,7 @@ def describe(plan: PrivacyPlan, charges: Sequence[Mapping[str, Any]]) -> dict[st
         "num_steps": main.num_steps,
         "max_grad_norm": main.max_grad_norm,
         "clipping": main.clipping,
+        "loss_curve": _loss_curve(plan, main),
         "num_units": plan.num_units,
         "privacy_unit": {"column": plan.privacy_unit.column},
         "max_records_per_unit": plan.privacy_unit.max_records_per_unit,
@@ -104,6 +106,17 @@ def describe(plan: PrivacyPlan, charges: Sequence[Mapping[str, Any]]) -> dict[st
         "parts": [part for part in plan.to_dict()["parts"]],
         "privacy_budget": charges[0]["budget_id"] if charges else None,
         "privacy_budgets": [charge["budget_id"] for charge in charges],
+    }
+
+
+def _loss_curve(plan: PrivacyPlan, main: SampledGaussian) -> dict[str, Any] | None:
+    """What the points of the main phase's loss curve will be; None without one."""
+    if main.loss is None:
+        return None
+    return {
+        "bound": main.loss.bound,
+        "noise_std_per_step": loss_curve.noise_std(plan, main),
+        "num_points": len(loss_curve.window_ends(plan, main)),
     }
 
 

@@ -58,6 +58,11 @@ def _sections(report: Mapping[str, Any]) -> Iterable[str]:
         yield from _lineage(report["lineage"])
     yield "<h2>What touched the rows</h2>"
     yield _table([words for _, words in _PARTS], [[part.get(key, "") for key, _ in _PARTS] for part in report["parts"]])
+    for part in report["parts"]:
+        if "noised_together" in part:
+            yield _paragraph(f"Each step of the part {part['name']} noises together, as one mechanism:")
+            held = [[h["what"], h["sensitivity"], h["noise_multiplier"]] for h in part["noised_together"]]
+            yield _table(["sum of", "sensitivity", "noise multiplier"], held)
     yield "<h2>What was released</h2>" + _list(report["released"])
     yield "<h2>What was treated as public</h2>"
     facts = [[fact["what"], fact["value"], fact["source"]] for fact in report["treated_as_public"]]

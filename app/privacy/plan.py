@@ -17,7 +17,10 @@ from typing import Any, Literal
 
 Mechanism = Literal["dp_sgd", "none"]
 Dataset = Literal["training", "validation"]
-Clipping = Literal["flat", "automatic", "none"]
+Clipping = Literal["flat", "automatic", "per_layer", "adaptive", "none"]
+
+#: What one noised vector of a step can hold.
+Coordinate = Literal["gradient", "loss", "quantile"]
 
 #: The only neighbouring relation of version 1: a unit's records are replaced by nothing; the number of units is
 #: public and fixed (dp-accounting's REPLACE_SPECIAL).
@@ -43,12 +46,55 @@ class PrivacyUnit:
 
 
 @dataclass(frozen=True, slots=True)
+class LossSum:
+    """The private loss curve: one more coordinate of a step's noised sum.
+
+    A unit adds its mean loss, clipped to [0, bound], less bound / 2: within ±bound / 2, which is the sensitivity.
+    share: of the step's privacy, see `SampledGaussian.noise_multipliers`.
+    """
+
+    bound: float
+    share: float
+
+    def __post_init__(self) -> None:
+        _require_share(self.share)
+        if not (self.bound > 0.0 and math.isfinite(self.bound)):
+            raise ValueError("a loss is clipped to a positive, finite bound")
+
+
+@dataclass(frozen=True, slots=True)
+class QuantileSum:
+    """Adaptive clipping (Andrew et al. 2021, Algorithm 1): the norm bound follows a quantile of the units' norms.
+
+    A unit adds ½ where its norm is within the bound, -½ where it is not: the sensitivity is ½. After each step
+    C ← C · exp(-learning_rate · (b - target_quantile)), with b the noised share of units within C.
+    share: of the step's privacy, see `SampledGaussian.noise_multipliers`.
+    """
+
+    share: float
+    target_quantile: float
+    learning_rate: float
+
+    def __post_init__(self) -> None:
+        _require_share(self.share)
+        if not (0.0 < self.target_quantile < 1.0 and 0.0 < self.learning_rate <= 1.0):
+            raise ValueError("a quantile lies in (0, 1), its learning rate in (0, 1]")
+
+
+def _require_share(share: float) -> None:
+    if not 0.0 < share < 0.5:
+        raise ValueError("what rides along takes a share of a step's privacy in (0, 0.5)")
+
+
+@dataclass(frozen=True, slots=True)
 class SampledGaussian:
     """`num_steps` Poisson-sampled, clipped and noised sums over the training units (Abadi et al. 2016).
 
     sample_rate: inclusion probability q of each unit, independently in each step.
-    noise_multiplier: standard deviation of the noise over the sensitivity of all that one step releases together.
-    max_grad_norm: L2 bound C on a unit's contribution. `automatic` clipping scales to C = 1.
+    noise_multiplier: σ, standard deviation of the noise over the sensitivity of all that one step releases together.
+    max_grad_norm: L2 bound C on a unit's gradient, with `adaptive` clipping the first step's. `automatic` clipping
+    scales to C = 1, `per_layer` to C_l with √Σ C_l² = C.
+    loss, quantile: what rides along with the gradient in the same noised vector.
     """
 
     name: str  # the phase, unique in the plan; names its stream of randomness too
@@ -59,6 +105,8 @@ class SampledGaussian:
     clipping: Clipping
     dataset: Dataset = "training"
     kind: Literal["sampled_gaussian"] = "sampled_gaussian"
+    loss: LossSum | None = None
+    quantile: QuantileSum | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 < self.sample_rate <= 1.0:
@@ -69,6 +117,22 @@ class SampledGaussian:
             raise ValueError("noise_multiplier must be finite and not negative")
         if not self.max_grad_norm > 0.0:
             raise ValueError("max_grad_norm must be positive")
+        if (self.quantile is not None) != (self.clipping == "adaptive"):
+            raise ValueError("adaptive clipping needs its quantile, no other has one")
+
+    @property
+    def noise_multipliers(self) -> dict[Coordinate, float]:
+        """Standard deviation of each coordinate's noise over that coordinate's own sensitivity: σ / √share.
+
+        The shares add up to 1, the gradient has what the others leave. So Σ (Δ_j / s_j)² = σ⁻²: together they are one
+        Gaussian mechanism of noise multiplier σ, which is what is accounted.
+        """
+        shares: dict[Coordinate, float] = {"gradient": 1.0}
+        for name, rider in (("loss", self.loss), ("quantile", self.quantile)):
+            if rider is not None:
+                shares[name] = rider.share  # type: ignore[index]
+                shares["gradient"] -= rider.share
+        return {name: self.noise_multiplier / math.sqrt(share) for name, share in shares.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,17 +232,17 @@ class PrivacyPlan:
         if self.privacy_unit.column is None:
             # Stated only where it says something: plans from before there were units by column keep their digest.
             del fields["privacy_unit"]["max_records_per_unit"]
+        for part in fields["parts"]:
+            for rider in ("loss", "quantile"):
+                if part.get(rider, ...) is None:
+                    del part[rider]  # so do plans from before something could ride along
         return fields
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PrivacyPlan:
         """Raises KeyError, TypeError or ValueError on anything that `to_dict` did not write."""
-        kinds: dict[str, type[SampledGaussian] | type[GaussianRelease]] = {
-            "sampled_gaussian": SampledGaussian,
-            "gaussian_release": GaussianRelease,
-        }
         fields = dict(data)
-        fields["parts"] = tuple(kinds[part["kind"]](**part) for part in data["parts"])
+        fields["parts"] = tuple(_part_from_dict(part) for part in data["parts"])
         fields["privacy_unit"] = PrivacyUnit(**data["privacy_unit"])
         return cls(**fields)
 
@@ -186,3 +250,15 @@ class PrivacyPlan:
         """SHA-256 of the canonical JSON: binds job keys, checkpoints and ledger entries to this plan."""
         canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _part_from_dict(data: Mapping[str, Any]) -> Part:
+    kinds: dict[str, type[SampledGaussian] | type[GaussianRelease]] = {
+        "sampled_gaussian": SampledGaussian,
+        "gaussian_release": GaussianRelease,
+    }
+    fields = dict(data)
+    for name, cls in (("loss", LossSum), ("quantile", QuantileSum)):
+        if fields.get(name) is not None:
+            fields[name] = cls(**fields[name])
+    return kinds[data["kind"]](**fields)

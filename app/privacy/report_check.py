@@ -55,8 +55,11 @@ _FACTS = {
 
 #: Fields of plans that are fractions: a tool that rewrites JSON may have dropped their ".0".
 _FRACTIONS = frozenset(
-    {"sample_rate", "noise_multiplier", "max_grad_norm", "sensitivity", "target_epsilon", "target_delta", "epsilon"}
-)
+    {
+        "sample_rate", "noise_multiplier", "max_grad_norm", "sensitivity", "target_epsilon", "target_delta", "epsilon",
+        "bound", "share", "target_quantile", "learning_rate",
+    }
+)  # fmt: skip
 
 
 class _Refused(Exception):
@@ -141,6 +144,9 @@ def _plan(report: Mapping[str, Any]) -> str:
         expected = {**planned, "num_steps": planned.get("num_steps", 1), "executed_steps": done[planned["name"]]}
         if planned["kind"] == "sampled_gaussian":
             expected["expected_batch_size"] = planned["sample_rate"] * plan["num_units"]
+            if plan["mechanism"] == "dp_sgd" and (together := form.noised_together(planned)) is not None:
+                expected["noised_together"] = together
+                _require_one_mechanism(together, planned)
         _require(dict(stated) == expected, f"part {planned['name']} is not as planned, or not executed in full")
     until = f", until step {report['checkpoint']['step_number']}" if "checkpoint" in report else ""
     return f"{len(plan['parts'])} parts, executed as planned{until}"
@@ -160,6 +166,16 @@ def _executed(report: Mapping[str, Any]) -> dict[str, int]:
     return done
 
 
+def _require_one_mechanism(together: Sequence[Mapping[str, Any]], planned: Mapping[str, Any]) -> None:
+    """Parts of one noised vector are one Gaussian mechanism: σ⁻² = Σ (Δ_j / s_j)²."""
+    precision = math.fsum(held["noise_multiplier"] ** -2 for held in together)
+    _require(
+        all(held["sensitivity"] > 0.0 for held in together)
+        and math.isclose(precision, planned["noise_multiplier"] ** -2, rel_tol=_CLOSED_FORM),
+        f"what part {planned['name']} noises together is not one mechanism of its noise multiplier",
+    )
+
+
 def _public(report: Mapping[str, Any]) -> str:
     facts: dict[str, Any] = {}
     for fact in report["treated_as_public"]:
@@ -173,7 +189,7 @@ def _public(report: Mapping[str, Any]) -> str:
     _require(facts[form.TRAINING_UNITS] == plan["num_units"], "another number of units than the plan's")
     _require(facts.get(form.VALIDATION_UNITS, 0) == plan["num_validation_units"], "another number of validation units")
     evaluation = facts[form.OPTIONS]["evaluation"]
-    released = form.RELEASED["none" if "checkpoint" in report else evaluation]
+    released = form.released(plan, "none" if "checkpoint" in report else evaluation)
     _require(report["released"] == released, "what was released is not what was asked for")
     return f"{len(facts)} facts"
 

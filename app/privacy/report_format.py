@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
@@ -44,16 +45,26 @@ NO_CLASSES = "the task has none"
 DELTAS = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 FALSE_POSITIVE_RATES = (0.001, 0.01)
 
-#: What a job may let out, by the kind of its evaluation.
-RELEASED = {
-    "none": ["the model's weights", "numbers of steps"],
-    "private": [
-        "the model's weights",
-        "numbers of steps",
-        "metrics, computed from sums over units that were noised and charged",
-    ],
-    "public": ["the model's weights", "numbers of steps", "metrics, exact, on data declared public"],
+#: What a job may let out beside weights and numbers of steps, by the kind of its evaluation.
+_METRICS = {
+    "none": [],
+    "private": ["metrics, computed from sums over units that were noised and charged"],
+    "public": ["metrics, exact, on data declared public"],
 }
+_LOSS_CURVE = {
+    "dp_sgd": "the training loss: means of clipped losses, noised and charged together with each step's gradients",
+    "none": "the training loss: means of clipped losses, exact, on data declared public",
+}
+
+#: What one noised vector of a step holds, by the plan's `clipping`, or by the name of what rides along.
+_GRADIENTS = {
+    "flat": "gradients, each unit's clipped to norm C",
+    "automatic": "gradients, each unit's g scaled to g / (‖g‖ + γ)",
+    "per_layer": "gradients, each unit's clipped by layer to norms C_l, with √Σ C_l² = C",
+    "adaptive": "gradients, each unit's clipped to norm C, which starts here and follows a quantile of the norms",
+}
+_LOSSES = "losses, each unit's clipped to [0, B], less B/2"
+_COUNT = "number of units with a norm within C, each counted as ½ or -½"
 
 _NOT_COVERED = (
     "When the job ran, how long it took, its estimated finish, and, had it failed, when and with which code.",
@@ -85,6 +96,40 @@ def in_order(parts: Sequence[Mapping[str, Any]], executed: Mapping[str, int]) ->
             return False
         going_on = going_on and done == planned
     return any(executed.values())
+
+
+def released(plan: Mapping[str, Any], evaluation: str) -> list[str]:
+    """What a job of this plan, as JSON, may let out. KeyError for an evaluation of unknown kind."""
+    curve = any(part.get("loss") is not None for part in plan["parts"])
+    return [
+        "the model's weights",
+        "numbers of steps",
+        *([_LOSS_CURVE[plan["mechanism"]]] if curve else []),
+        *_METRICS[evaluation],
+    ]
+
+
+def noised_together(part: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """Of a phase in a private plan, as JSON: what each step noises as one vector, where that is more than gradients.
+
+    noise_multiplier: standard deviation of the noise over the sensitivity, of each alone; that of the part is σ with
+    σ⁻² = Σ noise_multiplier⁻².
+    """
+    riders = {"loss": _LOSSES, "quantile": _COUNT}
+    shares = {name: part[name]["share"] for name in riders if part.get(name) is not None}
+    if not shares:
+        return None
+    automatic = part["clipping"] == "automatic"
+    sensitivities = {"loss": (part.get("loss") or {}).get("bound", 0.0) / 2.0, "quantile": 0.5}
+    gradient_share = 1.0
+    for share in shares.values():
+        gradient_share -= share
+    held = [(_GRADIENTS[part["clipping"]], 1.0 if automatic else part["max_grad_norm"], gradient_share)]
+    held += [(riders[name], sensitivities[name], share) for name, share in shares.items()]
+    return [
+        {"what": what, "sensitivity": sensitivity, "noise_multiplier": part["noise_multiplier"] / math.sqrt(share)}
+        for what, sensitivity, share in held
+    ]
 
 
 def filter_name(order: int) -> str:

@@ -17,7 +17,7 @@ from app.catalog.adaptations import Adaptation, BitFit, Full, Head, LastLayers, 
 from app.catalog.families import FAMILIES
 from app.catalog.recipes import EVALUATION, HEAD_PHASE, MAIN_PHASE, Phase, Recipe
 from app.catalog.tasks import TASKS
-from app.privacy.plan import GaussianRelease, PrivacyPlan, PrivacyUnit
+from app.privacy.plan import Clipping, GaussianRelease, PrivacyPlan, PrivacyUnit
 from worker.trainer.spec import BaseSpec, DataSpec, Evaluation, RuntimeOptions, TaskSpec, TrainerSpec
 
 KEY = bytes(range(32))
@@ -112,13 +112,15 @@ def make_job(
     num_held_out: int = NUM_HELD_OUT,
     max_records_per_unit: int = 4,
     task: TaskSpec = CLASSIFICATION,
+    clipping: Clipping = "automatic",
+    loss_bound: float | None = 2.0,
 ) -> MadeJob:
     """Writes a job folder. A validation file replaces the held-out split. units: the patient of each row of `data`."""
     data = rows() if data is None else data
     held_out = 0 if validation is not None or evaluation == "none" else num_held_out
     phases = phases or phases_for(adaptation, steps)
     centring = 5.0 if TASKS[task.type].head == "pooled" and FAMILIES[family].centred else None
-    recipe = Recipe(phases, "automatic", 1.0, centring_noise_multiplier=centring)
+    recipe = Recipe(phases, clipping, 1.0, centring_noise_multiplier=centring, loss_bound=loss_bound)
     if evaluation == "private":
         on = "training" if validation is None else "validation"
         bound = TASKS[task.type].sensitivity(len(task.labels), task.options)

@@ -24,12 +24,12 @@ def _child(order: dict[str, Any]) -> int:
     after = order["kill_after"]
 
     class Killing(PrivateStep):
-        def run(self, step: int, micro_batches: Any) -> None:
+        def run(self, step: int, micro_batches: Any) -> Any:
             nonlocal made
             if made == after:
                 os.kill(os.getpid(), signal.SIGKILL)
             made += 1
-            super().run(step, micro_batches)
+            return super().run(step, micro_batches)
 
     loop.PrivateStep = Killing  # type: ignore[misc]
     return 0 if attempt(Path(order["folder"]), bytes.fromhex(order["key"]), Control(None)) else 1

@@ -100,12 +100,13 @@ def test_stop_is_honoured_within_a_step(
     marker = Notice("third_step")
 
     class Counting(loop.PrivateStep):
-        def run(self, step: int, micro_batches: Any) -> None:
-            super().run(step, micro_batches)
+        def run(self, step: int, micro_batches: Any) -> Any:
+            released = super().run(step, micro_batches)
             made.append(step)
             if len(made) == 3:  # Stop arrives while this step is at hand
                 control.send(marker)
                 assert control._stop.wait(10)
+            return released
 
     monkeypatch.setattr(loop, "PrivateStep", Counting)
     supervisor = Supervisor(folder, stop_on=lambda message: message == marker)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tests.trainer.jobs import KEY, make_job
 from worker.trainer import export as export_module
 from worker.trainer.control import Control
+from worker.trainer.dp.scalars import StepRelease
 from worker.trainer.dp.step import PrivateStep
 from worker.trainer.failure import TrainerFailure
 from worker.trainer.run import run
@@ -26,13 +27,14 @@ def _refused(job_folder: Path) -> None:
 def test_parameters_that_were_trained_and_did_not_move(
     tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def forgetful(self: PrivateStep, step: int, micro_batches: object) -> None:
+    def forgetful(self: PrivateStep, step: int, micro_batches: object) -> StepRelease:
         frozen = dict(list(self._parameters.items())[:1])
         before = {name: parameter.detach().clone() for name, parameter in frozen.items()}
-        original(self, step, micro_batches)  # type: ignore[arg-type]
+        released = original(self, step, micro_batches)  # type: ignore[arg-type]
         with torch.no_grad():
             for name, parameter in frozen.items():
                 parameter.copy_(before[name])
+        return released
 
     original = PrivateStep.run
     monkeypatch.setattr(PrivateStep, "run", forgetful)
@@ -40,12 +42,13 @@ def test_parameters_that_were_trained_and_did_not_move(
 
 
 def test_weights_that_are_not_finite(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def diverging(self: PrivateStep, step: int, micro_batches: object) -> None:
+    def diverging(self: PrivateStep, step: int, micro_batches: object) -> StepRelease:
         for parameter in self._parameters.values():
             parameter.data.fill_(torch.inf)
+        return StepRelease()
 
     monkeypatch.setattr(PrivateStep, "run", diverging)
-    _refused(make_job(tmp_path / "job", base).folder)
+    _refused(make_job(tmp_path / "job", base, loss_bound=None).folder)
 
 
 @pytest.mark.parametrize("damage", ["weights", "labels"])

@@ -125,9 +125,10 @@ def test_a_checkpoint_holds_nothing_but_what_was_released(tmp_path: Path, base: 
     state = json.loads((newest / "state.json").read_text())
     assert state.keys() == {
         "version", "job_id", "plan_digest", "dataset_digest", "base", "executed", "phase", "average_count",
+        "max_grad_norm",
     }  # fmt: skip
     tensors = load_file(newest / "state.safetensors")
-    assert {name.partition("/")[0] for name in tensors} == {"weights", "optimizer", "centre"}
+    assert {name.partition("/")[0] for name in tensors} == {"weights", "optimizer", "centre", "losses"}
     assert KEY not in (newest / "state.safetensors").read_bytes()
 
 

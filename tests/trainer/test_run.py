@@ -77,9 +77,10 @@ def test_the_exported_head_is_the_average_of_the_steps_weights(
     seen: list[torch.Tensor] = []
 
     class Noting(loop.PrivateStep):
-        def run(self, step: int, micro_batches: Any) -> None:
-            super().run(step, micro_batches)
+        def run(self, step: int, micro_batches: Any) -> Any:
+            released = super().run(step, micro_batches)
             seen.append(self._parameters["weight"].detach().clone())
+            return released
 
     monkeypatch.setattr(loop, "PrivateStep", Noting)
     job = make_job(tmp_path / "job", base, steps=6)

@@ -31,12 +31,14 @@ def started():
         max_physical_batch_tokens=spec["runtime"]["max_physical_batch_tokens"], threads=1, ranks=2)
 def progress(executed):
     say(type="progress", step=sum(executed.values()), num_steps=total, phase=list(executed)[-1], executed=executed)
-def checkpoint(executed):
+def checkpoint(executed, losses=()):
     step = sum(executed.values())
     path = os.path.join(folder, "checkpoints", str(step))
     os.makedirs(path)
     open(os.path.join(path, "state.json"), "w").write(json.dumps(executed))
-    say(type="checkpoint", step=step, executed=executed)
+    say(type="checkpoint", step=step, executed=executed, losses=list(losses))
+def point(step, train_loss):
+    return {"phase": "head", "step": step, "train_loss": train_loss, "train_loss_noise_std": 9.0}
 def wait_for_stop():
     assert json.loads(control.makefile().readline())["type"] == "stop"
 def write(name, text):

@@ -26,6 +26,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "of a checkpoint": {"taken_at": 5},
     "of a checkpoint, over the filter's capacity": {"taken_at": 5, "limit": 2.4, "own_validation": True},
     "of a checkpoint, of a base that was trained here": {"taken_at": 5, "lineage": True, "limit": 20.0},
+    "with a loss curve and adaptive clipping": {"riding": True},
 }
 
 #: What no arithmetic can tell: only the server's signature vouches for it.
@@ -107,6 +108,7 @@ def test_any_changed_field_breaks_the_signature(kind: str) -> None:
         ("first on its budget", None),
         ("second, with a validation file of its own", None),
         ("of a base that was trained here", "lineage"),
+        ("with a loss curve and adaptive clipping", "parts"),
     ],
 )
 def test_a_lie_that_is_signed_again_is_found_by_arithmetic(kind: str, only: str | None) -> None:
@@ -176,7 +178,7 @@ def test_what_a_rewriting_tool_did_is_forgiven() -> None:
 
 
 def test_the_kinds_are_what_they_say() -> None:
-    first, over, second, _, taken, taken_over, _ = (report_of(kind) for kind in KINDS)
+    first, over, second, _, taken, taken_over, *_ = (report_of(kind) for kind in KINDS)
     assert first["budgets"][0]["so_far"]["accountant"].startswith("PLD")
     assert over["budgets"][0]["so_far"]["accountant"].startswith("PLD")
     assert over["budgets"][0]["so_far"]["epsilon"] <= 2.4

@@ -12,6 +12,8 @@ from structlog.testing import capture_logs
 from app.db.session import Database
 from app.events import repository as events
 from app.events.tables import JobEvent
+from app.privacy import loss_curve
+from app.privacy.plan import LossSum, PrivacyPlan, SampledGaussian
 from worker import reporter
 from worker.trainer.messages import Progress
 
@@ -116,3 +118,30 @@ def test_without_an_evaluation_no_number_is_released() -> None:
         {"released": "none", "accuracy": 0.9}, "none", "text_classification", ("a", "b")
     )
     assert "accuracy" not in released
+
+
+def test_a_loss_curve_leaves_only_as_the_plan_has_it() -> None:
+    part = SampledGaussian("head", 0.5, 16, 2.0, 1.0, "automatic", loss=LossSum(2.0, 1 / 64))
+    plan = PrivacyPlan("dp_sgd", 100, (part,), target_epsilon=1.0, target_delta=1e-5)
+    curve = [
+        loss_curve.described(plan, point) for point in loss_curve.points(plan, {"head": [0.5] * 16}, {"head": 1.0})
+    ]
+    assert reporter.cleared_curve(None, plan, {"head": 16}) == {}
+    assert reporter.cleared_curve(curve, plan, {"head": 16}) == {"train_loss_curve": curve}
+    with pytest.raises(reporter.NotReleased):
+        reporter.cleared_curve(curve, plan, {"head": 15})
+    for change in (
+        {"step": 3},
+        {"phase": "main"},
+        {"train_loss": SECRET},
+        {"train_loss_noise_std": 0.0},
+        {"train_loss_interval_95": [0.0, SECRET]},
+        {"exact": 0.4},
+    ):
+        with pytest.raises(reporter.NotReleased):
+            reporter.cleared_curve([{**curve[0], **change}], plan, {"head": 16})
+    bare = PrivacyPlan(
+        "dp_sgd", 100, (SampledGaussian("head", 0.5, 16, 2.0, 1.0, "flat"),), target_epsilon=1.0, target_delta=1e-5
+    )
+    with pytest.raises(reporter.NotReleased):
+        reporter.cleared_curve(curve, bare, {"head": 16})

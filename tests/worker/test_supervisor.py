@@ -137,6 +137,66 @@ def test_the_next_attempt_resumes_from_the_last_committed_checkpoint(work: Work,
     assert stored("checkpoints") == []
 
 
+def _losses(client: TestClient, job_id: str) -> list[dict[str, Any]]:
+    events = client.get(f"/v1/fine_tuning/jobs/{job_id}/events?limit=100").json()["data"]
+    return [event["data"] for event in reversed(events) if event["code"] == "train_loss"]
+
+
+def test_losses_are_told_with_the_checkpoint_that_keeps_their_steps_and_never_again(
+    work: Work, job: Read, client: TestClient
+) -> None:
+    """The second attempt claims other values for steps that were released, as other hardware might compute them."""
+    work(
+        "started(); checkpoint({'centring': 1, 'head': 45}, [point(21, 1.2), point(41, 1.1)]);"
+        "time.sleep(0.5); os.kill(os.getpid(), 9)"
+    )
+    first = _losses(client, job().id)
+    assert [(told["step"], told["train_loss"]) for told in first] == [(21, 1.2), (41, 1.1)]
+    for told in first:
+        assert told.keys() == {
+            "step", "total_steps", "phase", "train_loss", "train_loss_noise_std", "train_loss_interval_95",
+        }  # fmt: skip
+    work(
+        "started(); checkpoint({'centring': 1, 'head': 60}, [point(21, 0.3), point(41, 0.2), point(61, 1.0)]);"
+        "checkpoint({'centring': 1, 'head': 160}); results(); finish()"
+    )
+    assert job().status == "succeeded"
+    assert _losses(client, job().id) == [*first, *_losses(client, job().id)[2:]]
+    assert [told["step"] for told in _losses(client, job().id)] == [21, 41, 61]
+
+
+def test_losses_of_a_checkpoint_that_is_not_kept_are_not_told(work: Work, job: Read, client: TestClient) -> None:
+    def cancel_first(*arguments: Any, **options: Any) -> Any:
+        raise lifecycle.LeaseLost(job().id)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lifecycle, "commit_checkpoint", cancel_first)
+        work("started(); checkpoint({'centring': 1, 'head': 45}, [point(21, 1.2)]); time.sleep(60)")
+    assert _losses(client, job().id) == []
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        "[point(22, 1.2)]",  # no window ends there
+        "[point(61, 1.2)]",  # not executed yet
+        "[{**point(21, 1.2), 'exact': 0.1}]",
+        "[{**point(21, 1.2), 'phase': 'centring'}]",
+        "[point(21, 'SECRET')]",
+        "[point(21, float('nan'))]",
+        "[{**point(21, 1.2), 'train_loss_noise_std': 0.001}]",  # less noise than planned
+        "[1.2]",
+    ],
+)
+def test_losses_that_are_not_the_plans_end_the_attempt(work: Work, job: Read, client: TestClient, losses: str) -> None:
+    work(f"started(); checkpoint({{'centring': 1, 'head': 45}}, {losses}); time.sleep(60)")
+    assert job().status == "queued"
+    assert job().checkpoint is None
+    events = client.get(f"/v1/fine_tuning/jobs/{job().id}/events").text
+    assert "SECRET" not in events
+    assert _losses(client, job().id) == []
+
+
 def test_what_killed_attempts_left_is_gone_before_the_next_one_makes_a_step(
     work: Work, job: Read, workplace: Workplace, stored: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from app.privacy.plan import SampledGaussian
 from worker.trainer.dp.optimizers import WeightAverage
 from worker.trainer.failure import TrainerFailure
 from worker.trainer.spec import CHECKPOINTS_FOLDER, RESUME_FOLDER, TrainerSpec
 
-_TENSORS, _STATE = "state.safetensors", "state.json"
+_TENSORS, _STATE, _LOSSES = "state.safetensors", "state.json", "losses/"
 _VERSION = 1
 
 
@@ -32,12 +33,16 @@ class State:
     """Where a job stands.
 
     executed: steps done of each part of the plan. phase: whose optimizer and average are in `tensors`.
+    losses: what each step of a phase with a loss curve released; they leave once their checkpoint is committed.
+    max_grad_norm: the next step's norm bound, of phases that clip adaptively.
     tensors: `weights/<name>`, `optimizer/<index>/<key>`, `average/<name>`, `centre`.
     """
 
     executed: dict[str, int] = field(default_factory=dict)
     phase: str = ""
     average_count: int = 0
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    max_grad_norm: dict[str, float] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -60,7 +65,7 @@ def capture(
         averaged = average.state_dict()
         average_count = averaged["count"]
         tensors.update({f"average/{name}": value for name, value in averaged["sums"].items()})
-    return State(dict(state.executed), state.phase, average_count, tensors)
+    return replace(state, executed=dict(state.executed), average_count=average_count, tensors=tensors)
 
 
 @torch.no_grad()
@@ -92,14 +97,17 @@ def write_checkpoint(folder: Path, spec: TrainerSpec, state: State) -> None:
     for leftover in (temporary, final):
         shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir()
+    losses = {f"{_LOSSES}{name}": torch.tensor(values, dtype=torch.float64) for name, values in state.losses.items()}
     save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}, temporary / _TENSORS
+        {name: tensor.detach().cpu().contiguous() for name, tensor in {**state.tensors, **losses}.items()},
+        temporary / _TENSORS,
     )
     description = {
         **_binding(spec),
         "executed": state.executed,
         "phase": state.phase,
         "average_count": state.average_count,
+        "max_grad_norm": state.max_grad_norm,
     }
     (temporary / _STATE).write_text(json.dumps(description), encoding="utf-8")
     for path in (temporary / _TENSORS, temporary / _STATE, temporary):
@@ -122,9 +130,25 @@ def read_checkpoint(folder: Path, spec: TrainerSpec) -> State | None:
         spec.plan.executed(executed)  # no more steps than were planned
         if not executed.keys() <= {part.name for part in spec.plan.parts}:
             raise TrainerFailure("resume_mismatch", "the checkpoint has steps of unknown parts")
-        return State(executed, str(description["phase"]), int(description["average_count"]), tensors)
+        state = State(executed, str(description["phase"]), int(description["average_count"]), tensors=tensors)
+        state.max_grad_norm = {str(name): float(c) for name, c in description.get("max_grad_norm", {}).items()}
+        for name in [name for name in tensors if name.startswith(_LOSSES)]:
+            state.losses[name.removeprefix(_LOSSES)] = tensors.pop(name).tolist()
+        _check_riders(spec, state)
+        return state
     except (OSError, KeyError, ValueError, TypeError, AttributeError, SafetensorError) as error:
         raise TrainerFailure("resume_mismatch", str(error)) from error
+
+
+def _check_riders(spec: TrainerSpec, state: State) -> None:
+    """`resume_mismatch` unless what rode along with the executed steps is all there."""
+    for part in spec.plan.parts:
+        count = state.executed.get(part.name, 0)
+        rides = isinstance(part, SampledGaussian) and part.loss is not None
+        adapts = isinstance(part, SampledGaussian) and part.quantile is not None
+        known = len(state.losses.get(part.name, ()))
+        if known != (count if rides else 0) or (part.name in state.max_grad_norm) != (adapts and count > 0):
+            raise TrainerFailure("resume_mismatch", "what the steps released is not in the checkpoint")
 
 
 def keep_newest(folder: Path, count: int = 2) -> None:

@@ -27,7 +27,7 @@ _AT_ONCE = 1 << 20
 
 
 def evaluate(job: Job, dataset: Dataset | None, state: State) -> dict[str, Any]:
-    """The content of metrics.json: only what is cleared to leave."""
+    """The content of metrics.json but for the loss curve: only what is cleared to leave."""
     if job.spec.evaluation == "none":
         return {"released": "none", "reason": "no evaluation was asked for: nothing about private rows was measured"}
     assert dataset is not None

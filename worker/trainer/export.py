@@ -54,11 +54,14 @@ def export(job: Job, phases: tuple[PreparedPhase, ...], initial: dict[str, Tenso
     _write(job, job.folder, metrics, None)
 
 
-def export_checkpoint(job: Job, phase: PreparedPhase, state: State, average: WeightAverage | None) -> None:
+def export_checkpoint(
+    job: Job, phase: PreparedPhase, state: State, average: WeightAverage | None, curve: dict[str, Any]
+) -> None:
     """Writes `taken/<step>/results/`: the bundle of the weights of now, on the CPU, of a model of its own.
 
     phase: the one at work. What is averaged is exported as its average, as it will be at the phase's end. The model
-    that trains is only read. Raises TrainerFailure `export_check_failed` as `export` does.
+    that trains is only read. curve: of the losses until here, as metrics.json has it.
+    Raises TrainerFailure `export_check_failed` as `export` does.
     """
     with torch.random.fork_rng(devices=[]):
         fresh = dataclasses.replace(
@@ -71,7 +74,7 @@ def export_checkpoint(job: Job, phase: PreparedPhase, state: State, average: Wei
     if average is not None:
         average.copy_to({name: all_parameters(phases)[name] for name in phase.parameters})
     _check_finite(phases)
-    metrics = {"released": "none", "reason": "metrics are released once, with the finished model"}
+    metrics = {"released": "none", "reason": "metrics are released once, with the finished model", **curve}
     _write(fresh, job.folder / TAKEN_FOLDER / str(state.step), metrics, state.step)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from app.catalog.recipes import CENTRING
+from app.privacy.loss_curve import described
+from app.privacy.loss_curve import points as points_of
 from app.privacy.plan import GaussianRelease
 from worker.trainer.checkpoint import State, capture, keep_newest, restore_optimizer, restore_weights, write_checkpoint
 from worker.trainer.data import Dataset
@@ -50,7 +53,7 @@ def train(
     _centre(job, dataset, pooled, state)
     features = None if pooled is None else _features(job, pooled)
     resumed = [prepared.phase.name for prepared in phases].index(state.phase) if state.phase else 0
-    last_checkpoint = time.monotonic()
+    last_checkpoint, kept = time.monotonic(), dict(state.executed)
     for prepared, engine in list(zip(phases, engines, strict=True))[resumed:]:
         part, name = prepared.part, prepared.phase.name
         _require_gradients(job, prepared)
@@ -70,24 +73,30 @@ def train(
             randomness=job.randomness,
             half_precision=_half_precision(job, prepared),
         )
+        step.max_grad_norm = state.max_grad_norm.get(name, step.max_grad_norm)
         for index in range(state.executed.get(name, 0), part.num_steps):
             units = poisson_batch(
                 job.randomness, phase=name, step=index, num_units=dataset.num_units, sample_rate=part.sample_rate
             )
-            step.run(index, micro_batches(job, prepared, dataset, features, units, index))
+            released = step.run(index, micro_batches(job, prepared, dataset, features, units, index))
             if average is not None:
                 average.update(prepared.parameters)
             state.executed[name] = index + 1
+            if released.loss is not None:
+                state.losses.setdefault(name, []).append(released.loss)
+            if part.quantile is not None:
+                state.max_grad_norm[name] = step.max_grad_norm
             last = prepared is phases[-1] and index + 1 == part.num_steps
             job.control.progress(progress(job, state), last=last)
             due = time.monotonic() - last_checkpoint >= job.spec.checkpoint_seconds
             stop, due = from_first_rank(job.control.stop_requested, due)
             publish = state.step in job.spec.published_steps
             if publish and rank_and_world_size()[0] == 0:
-                export_checkpoint(job, prepared, state, average)
+                export_checkpoint(job, prepared, state, average, loss_curve(job, phases, state))
             if last or stop or publish or due:
-                _checkpoint(job, capture(state, parameters, optimizer, average), prepared.parameters)
-                last_checkpoint = time.monotonic()
+                captured = capture(state, parameters, optimizer, average)
+                _checkpoint(job, captured, prepared.parameters, _loss_points(job, phases, state, kept))
+                last_checkpoint, kept = time.monotonic(), dict(state.executed)
             if stop:
                 raise StopRequested
         if average is not None:
@@ -126,8 +135,11 @@ def make_engines(job: Job, phases: tuple[PreparedPhase, ...]) -> list[GradientEn
 
 
 def _half_precision(job: Job, prepared: PreparedPhase) -> bool:
-    """Features, and what trains on them, are float32 throughout: a sum over all units would drift too far."""
-    return job.device.half_precision and not prepared.on_features
+    """Features, and what trains on them, are float32 throughout: a sum over all units would drift too far.
+
+    So is adaptive clipping: where many norms are near the bound, rounding would turn several units' bits.
+    """
+    return job.device.half_precision and not prepared.on_features and prepared.part.quantile is None
 
 
 def _loss(job: Job, model: nn.Module, batch: Batch) -> Tensor:
@@ -158,20 +170,13 @@ def _names_in_module(job: Job, prepared: PreparedPhase) -> dict[str, nn.Paramete
 
 
 def _optimizer(job: Job, prepared: PreparedPhase) -> Optimizer:
-    phase, plan, part = prepared.phase, job.spec.plan, prepared.part
+    phase = prepared.phase
     names = set(job.family.head_parameters(job.model))
     head = [parameter for name, parameter in prepared.parameters.items() if name in names]
     body = [parameter for name, parameter in prepared.parameters.items() if name not in names]
     rate = phase.head_learning_rate if body else phase.learning_rate
     groups = [{"params": group, "lr": lr} for group, lr in ((body, phase.learning_rate), (head, rate)) if group]
-    std = noise_std(plan, part, half_precision=_half_precision(job, prepared)) / plan.expected_batch_size(part)
-    return make_optimizer(
-        phase.optimizer,
-        groups,
-        learning_rate=phase.learning_rate,
-        weight_decay=phase.weight_decay,
-        noise_variance=std * std,
-    )
+    return make_optimizer(phase.optimizer, groups, learning_rate=phase.learning_rate, weight_decay=phase.weight_decay)
 
 
 def micro_batches(
@@ -254,13 +259,33 @@ def _centre(job: Job, dataset: Dataset, pooled: Tensor | None, state: State) -> 
     _pooled_family(job).set_centre(job.model, state.tensors["centre"].to(job.device.torch_device))
 
 
-def _checkpoint(job: Job, state: State, parameters: Mapping[str, nn.Parameter]) -> None:
+def loss_curve(job: Job, phases: tuple[PreparedPhase, ...], state: State) -> dict[str, Any]:
+    """The whole curve, for metrics.json; empty where the plan has none."""
+    points = _loss_points(job, phases, state, {})
+    return {"train_loss_curve": [described(job.spec.plan, point) for point in points]} if points else {}
+
+
+def _loss_points(
+    job: Job, phases: tuple[PreparedPhase, ...], state: State, kept: Mapping[str, int]
+) -> list[dict[str, Any]]:
+    """Points of the loss curve that are complete. kept: steps of the last checkpoint, whose points are told already."""
+    plan = job.spec.plan
+    stds = {
+        prepared.phase.name: noise_std(plan, prepared.part, "loss", half_precision=_half_precision(job, prepared))
+        / plan.expected_batch_size(prepared.part)
+        for prepared in phases
+        if prepared.part.loss is not None
+    }
+    return points_of(plan, state.losses, stds, after=kept)
+
+
+def _checkpoint(job: Job, state: State, parameters: Mapping[str, nn.Parameter], losses: list[dict[str, Any]]) -> None:
     if not ranks_agree(parameters.values()):
         raise TrainerFailure("ranks_disagree")
     if rank_and_world_size()[0] > 0:
         return
     write_checkpoint(job.folder, job.spec, state)
-    job.control.send(Checkpoint(state.step, dict(state.executed)))
+    job.control.send(Checkpoint(state.step, dict(state.executed), losses))
     if not job.control.attached:
         keep_newest(job.folder)
 

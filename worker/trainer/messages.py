@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -47,11 +47,16 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """`checkpoints/<step>/` is complete and synced to disk. It counts only once the supervisor has committed it."""
+    """`checkpoints/<step>/` is complete and synced to disk. It counts only once the supervisor has committed it.
+
+    losses: points of the private loss curve that this checkpoint completes (`app.privacy.loss_curve.points`): noised,
+    but not to be told before it is committed.
+    """
 
     type: ClassVar[str] = "checkpoint"
     step: int
     executed: Mapping[str, int]
+    losses: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from worker.trainer.evaluate import evaluate
 from worker.trainer.export import export
 from worker.trainer.failure import StopRequested, TrainerFailure
 from worker.trainer.job import Job, PreparedPhase, adapt, all_parameters, check_plan, initial_values, load_job
-from worker.trainer.loop import make_engines, train
+from worker.trainer.loop import loss_curve, make_engines, train
 from worker.trainer.messages import Failed, Finished, Notice, Started, Stopped
 from worker.trainer.spec import TrainerSpec
 
@@ -53,7 +53,7 @@ def run(folder: Path, key: bytes, control: Control) -> None:
     try:
         with FastLinear():
             train(job, phases, engines, data.training, state)
-            metrics = evaluate(job, data.evaluation, state)
+            metrics = {**evaluate(job, data.evaluation, state), **loss_curve(job, phases, state)}
     except StopRequested:
         control.send(Stopped(state.step, dict(state.executed)))
         return

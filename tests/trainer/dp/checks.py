@@ -5,6 +5,8 @@ Each returns nothing and fails by assertion.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -13,12 +15,12 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from app.privacy.plan import SampledGaussian
+from app.privacy.plan import LossSum, QuantileSum, SampledGaussian
 from tests.trainer.dp.cases import Batch
 from tests.trainer.dp.oracles import clipped_sum, norm, unit_gradients
-from tests.trainer.dp.training import PART, plan_for
-from worker.trainer.dp.engine import GradientEngine
-from worker.trainer.dp.randomness import JobRandomness
+from tests.trainer.dp.training import DATA, NUM_UNITS, PART, RANDOMNESS, Training, plan_for, record_loss
+from worker.trainer.dp.engine import GradientEngine, UnitValues
+from worker.trainer.dp.randomness import CLIP, LOSS, NOISE, JobRandomness
 from worker.trainer.dp.step import TOLERANCE, PrivateStep
 
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -47,7 +49,7 @@ def check_loop(
     expected = torch.tensor([norm(gradient) for gradient in gradients], dtype=torch.float64)
     bound = float(expected.median())
     engine = make(model, names, loss, clipping="flat", max_grad_norm=bound)
-    norms = engine.accumulate(batch, unit_index).double().sqrt()
+    norms = engine.accumulate(batch, unit_index).squared_norms.double().sqrt()
     assert torch.allclose(norms, expected, rtol=tolerance, atol=0.0)
     total = engine.take()
     assert set(total) == set(names)
@@ -91,7 +93,7 @@ class NoBatches:
     def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
         self._parameters = parameters
 
-    def accumulate(self, batch: Batch, unit_index: Tensor) -> Tensor:
+    def accumulate(self, batch: Batch, unit_index: Tensor) -> UnitValues:
         raise AssertionError("an empty batch has no micro-batch")
 
     def reset(self) -> None:
@@ -139,3 +141,91 @@ def check_noise(randomness: JobRandomness) -> None:
         for second in samples[i + 1 :]:
             assert not np.array_equal(first, second)
             assert abs(np.corrcoef(first, second)[0, 1]) < 5 / math.sqrt(len(first))
+
+
+#: Losses above the bound among them, and units on either side of the norm bound.
+RIDING = dataclasses.replace(
+    PART,
+    max_grad_norm=0.9,
+    clipping="adaptive",
+    loss=LossSum(bound=0.9, share=1 / 64),
+    quantile=QuantileSum(share=1 / 32, target_quantile=0.5, learning_rate=0.2),
+)
+
+
+def check_riders(part: SampledGaussian, steps: int = 4) -> None:
+    """L and E: whole steps, everything that rides along included, equal a loop over units in float64, with the noise
+    that the plan's split of its noise multiplier says."""
+    training = Training(part)
+    training.private_step._optimizer = torch.optim.SGD(training.parameters.values(), lr=1.0)
+    names, divisor, bound = list(training.parameters), part.sample_rate * NUM_UNITS, part.max_grad_norm
+
+    def noise(shape: torch.Size, sensitivity: float, share: float, step: int, stream: str, name: str = "") -> Tensor:
+        drawn = torch.zeros(shape, dtype=torch.float64)
+        std = part.noise_multiplier * sensitivity / math.sqrt(share) * (1.0 + TOLERANCE)
+        RANDOMNESS.add_noise_(drawn, std, phase=part.name, step=step, stream=stream, name=name)
+        return drawn
+
+    seen: set[str] = set()
+    left = 1.0 - sum(rider.share for rider in (part.loss, part.quantile) if rider is not None)
+    for step in range(steps):
+        model, units = copy.deepcopy(training.model).double(), training.drawn(step)
+        batch = {key: value[units].double() if key == "x" else value[units] for key, value in DATA.items()}
+        gradients = unit_gradients(model, names, record_loss, batch, units)
+        losses = record_loss(model, batch).tolist()
+        released = training.step(step)
+
+        update = clipped_sum(gradients, bound)
+        for name, before in model.named_parameters():
+            total = update[name] + noise(before.shape, bound, left, step, NOISE, name)
+            after = before.detach() - training.parameters[name].detach().double()
+            assert torch.allclose(after, total / divisor, atol=1e-5)
+        if part.loss is not None:
+            top = part.loss.bound
+            seen |= {"loss above" if loss > top else "loss below" for loss in losses}
+            centred = sum(min(max(loss, 0.0), top) - top / 2 for loss in losses)
+            total = centred + float(noise(torch.Size([1]), top / 2, part.loss.share, step, LOSS))
+            assert released.loss is not None
+            assert math.isclose(released.loss, top / 2 + total / divisor, rel_tol=1e-5)
+        if part.quantile is not None:
+            within = sum(0.5 if norm(gradient) <= bound else -0.5 for gradient in gradients)
+            seen |= {"norm above" if norm(gradient) > bound else "norm below" for gradient in gradients}
+            total = within + float(noise(torch.Size([1]), 0.5, part.quantile.share, step, CLIP))
+            below = min(1.0, max(0.0, 0.5 + total / divisor))
+            bound *= math.exp(-part.quantile.learning_rate * (below - part.quantile.target_quantile))
+        assert math.isclose(training.private_step.max_grad_norm, bound, rel_tol=1e-9)
+    assert len(seen) == 2 * (len(part.noise_multipliers) - 1)  # or nothing was clipped, or all of it
+
+
+def check_scalar_noise(part: SampledGaussian, count: int = 1500) -> None:
+    """N: over many empty steps, what rides along has the plan's variance, a stream of its own, and nothing twice."""
+    part = dataclasses.replace(part, num_steps=count)
+    plan = plan_for(part)
+    divisor = plan.expected_batch_size(part)
+    parameters = {"weight": nn.Parameter(torch.zeros(2))}
+    optimizer = torch.optim.SGD(parameters.values(), lr=1.0)
+    step = PrivateStep(NoBatches(parameters), optimizer, parameters, plan=plan, part=part, randomness=RANDOMNESS)
+    samples: dict[str, list[float]] = {"loss": [], "gradient": [], "quantile": []}
+    for index in range(count):
+        step.max_grad_norm = part.max_grad_norm
+        before = float(parameters["weight"][0].detach())
+        released = step.run(index, [])
+        samples["gradient"].append((before - float(parameters["weight"][0].detach())) * divisor)
+        if part.loss is not None:
+            assert released.loss is not None
+            samples["loss"].append((released.loss - part.loss.bound / 2) * divisor)
+        if part.quantile is not None:
+            drift = math.log(step.max_grad_norm / part.max_grad_norm) / -part.quantile.learning_rate
+            samples["quantile"].append((drift + part.quantile.target_quantile - 0.5) * divisor)
+    sensitivities = {"gradient": part.max_grad_norm, "quantile": 0.5, "loss": part.loss.bound / 2 if part.loss else 0}
+    drawn = {name: np.array(values) for name, values in samples.items() if values}
+    for name, values in drawn.items():
+        std = part.noise_multipliers[name] * sensitivities[name] * (1.0 + TOLERANCE)  # type: ignore[index]
+        assert len(np.unique(values)) == count
+        assert abs(values.mean()) < 5 * std / math.sqrt(count)
+        assert abs(values.std() / std - 1.0) < 5 / math.sqrt(2 * count)
+        assert stats.kstest(values / std, "norm").pvalue > 1e-4
+    names = list(drawn)
+    for i, name in enumerate(names):
+        for other in names[i + 1 :]:
+            assert abs(np.corrcoef(drawn[name], drawn[other])[0, 1]) < 5 / math.sqrt(count)

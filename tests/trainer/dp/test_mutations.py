@@ -14,7 +14,7 @@ from tests.trainer.dp.checks import check_loop, check_noise, check_sensitivity, 
 from tests.trainer.dp.oracles import norm
 from worker.trainer.dp import outer
 from worker.trainer.dp.book_keeping import BookKeepingEngine
-from worker.trainer.dp.engine import zero_sums
+from worker.trainer.dp.engine import UnitValues, zero_sums
 from worker.trainer.dp.engines import make_engine
 from worker.trainer.dp.randomness import JobRandomness
 from worker.trainer.dp.tape import Tape
@@ -40,16 +40,16 @@ def _loop(name: str, unit_index: Tensor = OWN_UNIT, make: Callable = BookKeeping
 class _ClipsAfterSum(BookKeepingEngine):
     """Sums first, then clips the sum to C times the number of units: the total looks bounded, no unit is."""
 
-    def accumulate(self, batch: Batch, unit_index: Tensor) -> Tensor:
-        tape, _ = self.record(batch, unit_index)
+    def accumulate(self, batch: Batch, unit_index: Tensor) -> UnitValues:
+        tape, losses = self.record(batch, unit_index)
         squared = sum(tape.squared_norms().values())
         self._sums = self._sums or zero_sums(self._parameters)
         factors = dict.fromkeys(self._parameters, torch.ones_like(squared))
         tape.add_clipped_sums(factors, self._sums)
-        scale = min(1.0, self._max_grad_norm * len(squared) / norm(self._sums))
+        scale = min(1.0, self.max_grad_norm * len(squared) / norm(self._sums))
         for value in self._sums.values():
             value.mul_(scale)
-        return squared
+        return UnitValues(squared, losses)
 
 
 def test_clip_after_sum_is_caught() -> None:

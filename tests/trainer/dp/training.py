@@ -10,6 +10,7 @@ from app.privacy.plan import PrivacyPlan, SampledGaussian
 from worker.trainer.dp.engines import make_engine
 from worker.trainer.dp.randomness import JobRandomness
 from worker.trainer.dp.sampler import poisson_batch
+from worker.trainer.dp.scalars import StepRelease
 from worker.trainer.dp.step import PrivateStep
 
 
@@ -42,18 +43,25 @@ class Training:
         self.model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Dropout(dropout), nn.Linear(5, 3))
         self.parameters = dict(self.model.named_parameters())
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=0.01)
-        engine = make_engine(self.model, list(self.parameters), record_loss, clipping=part.clipping, max_grad_norm=0.5)
+        engine = make_engine(
+            self.model, list(self.parameters), record_loss, clipping=part.clipping, max_grad_norm=part.max_grad_norm
+        )
         self.part, self.plan = part, plan or plan_for(part, NUM_UNITS)
         self.private_step = PrivateStep(
             engine, self.optimizer, self.parameters, plan=self.plan, part=part, randomness=RANDOMNESS
         )
 
-    def step(self, index: int, size: int = 4) -> None:
+    def drawn(self, index: int) -> Tensor:
         units = poisson_batch(
             RANDOMNESS, phase=self.part.name, step=index, num_units=NUM_UNITS, sample_rate=self.part.sample_rate
         )
-        chosen = torch.from_numpy(units).split(size) if len(units) else ()
-        self.private_step.run(index, (({key: value[rows] for key, value in DATA.items()}, rows) for rows in chosen))
+        return torch.from_numpy(units)
+
+    def step(self, index: int, size: int = 4) -> StepRelease:
+        units = self.drawn(index)
+        chosen = units.split(size) if len(units) else ()
+        batches = (({key: value[rows] for key, value in DATA.items()}, rows) for rows in chosen)
+        return self.private_step.run(index, batches)
 
     def weights(self) -> torch.Tensor:
         return torch.cat([value.detach().flatten() for value in self.parameters.values()])

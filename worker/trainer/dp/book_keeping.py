@@ -13,6 +13,7 @@ from worker.trainer.dp.engine import (
     Batch,
     EngineError,
     LossFunction,
+    UnitValues,
     check_losses,
     check_records_independent,
     trainable_parameters,
@@ -51,11 +52,11 @@ class BookKeepingEngine:
         self._parameters = trainable_parameters(model, names)
         self._loss_fn = loss_fn
         self._clipping = clipping
-        self._max_grad_norm = max_grad_norm
+        self.max_grad_norm = max_grad_norm
         self._autocast_dtype = autocast_dtype
         self._sums: dict[str, Tensor] = {}
 
-    def accumulate(self, batch: Batch, unit_index: Tensor) -> Tensor:
+    def accumulate(self, batch: Batch, unit_index: Tensor) -> UnitValues:
         tape, losses = self.record(batch, unit_index)
         squared = tape.squared_norms()
         # A loss that is not finite taints its unit even where the gradient happens to be.
@@ -63,9 +64,9 @@ class BookKeepingEngine:
             0, tape.units.unit_of_row, (~torch.isfinite(losses)).to(torch.float32)
         )
         squared = {name: value.masked_fill(tainted > 0, torch.inf) for name, value in squared.items()}
-        factors = clip_factors_by_parameter(self._clipping, squared, self._max_grad_norm)
+        factors = clip_factors_by_parameter(self._clipping, squared, self.max_grad_norm)
         tape.add_clipped_sums(factors, self._sums)
-        return total_squared(squared.values())
+        return UnitValues(total_squared(squared.values()), tape.units.mean(losses))
 
     def record(self, batch: Batch, unit_index: Tensor) -> tuple[Tape, Tensor]:
         """One forward and backward; the filled tape and the rows' losses, (rows,)."""

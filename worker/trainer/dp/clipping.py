@@ -31,6 +31,7 @@ def _none(norms: Tensor, max_grad_norm: float) -> Tensor:
 
 _RULES: dict[str, Callable[[Tensor, float], Tensor]] = {
     "flat": _flat,
+    "adaptive": _flat,  # to the bound of the step at hand
     "automatic": _automatic,
     "none": _none,
 }
@@ -65,7 +66,7 @@ def layer_of(name: str) -> str:
 
 def clipping_sensitivity(clipping: str, max_grad_norm: float) -> float:
     """L2 norm that one unit can add to the clipped sum; ValueError where it has no bound."""
-    if clipping in ("flat", "per_layer"):
+    if clipping in ("flat", "per_layer", "adaptive"):
         return max_grad_norm
     if clipping == "automatic":
         return 1.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,21 +29,31 @@ class EngineError(ValueError):
         self.parameters = tuple(parameters)
 
 
+class UnitValues(NamedTuple):
+    """What a physical batch's units came to, each (units,) in order of appearance. Private: it never leaves the job.
+
+    squared_norms: of each unit's unclipped gradient, infinite where something was not finite.
+    losses: mean over each unit's rows, float32 or better.
+    """
+
+    squared_norms: Tensor
+    losses: Tensor
+
+
 class GradientEngine(Protocol):
     """Accumulates Σ over units of the clipped unit gradient.
 
     fallbacks: trainable parameters that have no fast path here; the whole model then takes the slow one.
+    max_grad_norm: C; adaptive clipping sets it between two steps.
     """
+
+    max_grad_norm: float
 
     @property
     def fallbacks(self) -> tuple[str, ...]: ...
 
-    def accumulate(self, batch: Batch, unit_index: Tensor) -> Tensor:
-        """Adds a physical batch of whole units. unit_index: (rows,) integers.
-
-        Returns the squared norm of each unit's unclipped gradient, in order of appearance: private, for tests and
-        adaptive clipping; it must never leave the job.
-        """
+    def accumulate(self, batch: Batch, unit_index: Tensor) -> UnitValues:
+        """Adds a physical batch of whole units. unit_index: (rows,) integers."""
         ...
 
     def reset(self) -> None:
@@ -66,6 +76,11 @@ class UnitRows:
     unit_of_row: Tensor
     weight_of_row: Tensor
     num_units: int
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Of each unit's rows, (units,); values: (rows,)."""
+        total = torch.zeros(self.num_units, dtype=values.dtype, device=values.device)
+        return total.index_add_(0, self.unit_of_row, values * self.weight_of_row.to(values.dtype))
 
     @property
     def one_row_each(self) -> bool:

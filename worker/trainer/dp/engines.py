@@ -13,6 +13,7 @@ from worker.trainer.dp.engine import (
     EngineError,
     GradientEngine,
     LossFunction,
+    UnitValues,
     trainable_parameters,
     zero_sums,
 )
@@ -65,6 +66,16 @@ class _Deferred:
     def fallbacks(self) -> tuple[str, ...]:
         return self._chosen.fallbacks if self._chosen is not None else ()
 
+    @property
+    def max_grad_norm(self) -> float:
+        return self._max_grad_norm
+
+    @max_grad_norm.setter
+    def max_grad_norm(self, value: float) -> None:
+        self._max_grad_norm = value
+        if self._chosen is not None:
+            self._chosen.max_grad_norm = value
+
     def choose(self, example: Batch) -> GradientEngine:
         fast = BookKeepingEngine(
             self._model,
@@ -89,7 +100,7 @@ class _Deferred:
             )
         return fast
 
-    def accumulate(self, batch: Batch, unit_index: Tensor) -> Tensor:
+    def accumulate(self, batch: Batch, unit_index: Tensor) -> UnitValues:
         if self._chosen is None:
             self._chosen = self.choose(stand_in(batch))
         return self._chosen.accumulate(batch, unit_index)

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad_and_value, vmap
 
 from worker.trainer.dp.clipping import clip_factors_by_parameter
 from worker.trainer.dp.engine import (
     Batch,
     LossFunction,
+    UnitValues,
     check_losses,
     check_records_independent,
     trainable_parameters,
@@ -57,13 +58,13 @@ class FunctionalEngine:
         self._model = model
         self._loss = _Loss(model, loss_fn)
         self._clipping = clipping
-        self._max_grad_norm = max_grad_norm
+        self.max_grad_norm = max_grad_norm
         self._chunk_size = chunk_size
         self._mapped = True
         self._sums: dict[str, Tensor] = {}
 
-    def _row_gradients(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Gradients (rows, *parameter shape) by parameter name."""
+    def _row_gradients(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """Gradients (rows, *parameter shape) by parameter name, and losses (rows,)."""
 
         def row_loss(parameters: dict[str, Tensor], row: dict[str, Tensor]) -> Tensor:
             one = {key: value.unsqueeze(0) for key, value in row.items()}
@@ -71,12 +72,12 @@ class FunctionalEngine:
             return check_losses(functional_call(self._loss, swapped, (one,)), 1)[0]
 
         values = {name: parameter.detach() for name, parameter in self._parameters.items()}
-        per_row: Any = vmap(grad(row_loss), in_dims=(None, 0), randomness="different")
+        per_row: Any = vmap(grad_and_value(row_loss), in_dims=(None, 0), randomness="different")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "There is a performance drop")  # slow is what a fallback may be
             return per_row(values, batch)
 
-    def accumulate(self, batch: Batch, unit_index: Tensor) -> Tensor:
+    def accumulate(self, batch: Batch, unit_index: Tensor) -> UnitValues:
         check_records_independent(self._model)
         units = unit_rows(unit_index)
         self._sums = self._sums or zero_sums(self._parameters)
@@ -89,6 +90,7 @@ class FunctionalEngine:
         boundaries = torch.searchsorted(sorted_units, torch.arange(units.num_units + 1, device=order.device))
         ends = boundaries.tolist()
         squared = torch.zeros(units.num_units, dtype=dtype, device=order.device)
+        losses = torch.zeros_like(squared)
         start = 0
         while start < units.num_units:
             stop = start + 1
@@ -97,33 +99,39 @@ class FunctionalEngine:
             chosen = order[ends[start] : ends[stop]]
             inside = units.unit_of_row[chosen] - start
             chunk = {key: value[chosen] for key, value in batch.items()}
-            squared[start:stop] = self._add(chunk, inside, weights[chosen], stop - start)
+            squared[start:stop], losses[start:stop] = self._add(chunk, inside, weights[chosen], stop - start)
             start = stop
         assert ends[-1] == rows
-        return squared
+        return UnitValues(squared, losses)
 
     def _unit_gradients(
         self, batch: dict[str, Tensor], unit_of_row: Tensor, weights: Tensor, num_units: int
-    ) -> dict[str, Tensor]:
-        """Mean gradient of each unit, (units, elements of the parameter), by parameter name."""
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Mean gradient of each unit, (units, elements of the parameter), by parameter name; mean losses, (units,)."""
         if self._mapped:
             try:
-                return self._mean_of_rows(self._row_gradients(batch), unit_of_row, weights, num_units)
+                gradients, losses = self._row_gradients(batch)
+                means = self._mean_of_rows(gradients, unit_of_row, weights, num_units)
+                mean_losses = torch.zeros(num_units, dtype=weights.dtype, device=weights.device)
+                return means, mean_losses.index_add_(0, unit_of_row, losses.detach().to(weights.dtype) * weights)
             except RuntimeError as error:
                 if not str(error).startswith("vmap"):
                     raise
                 self._mapped = False
         parameters = list(self._parameters.values())
         found: list[list[Tensor]] = []
+        unit_losses: list[Tensor] = []
         for unit in range(num_units):
             rows = unit_of_row == unit
             losses = check_losses(self._loss({key: value[rows] for key, value in batch.items()}), int(rows.sum()))
-            gradients = torch.autograd.grad(losses.mean(), parameters, allow_unused=True)
-            found.append([torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)])
-        return {
-            name: torch.stack([gradients[i].reshape(-1) for gradients in found]).to(self._sums[name].dtype)
+            unit_losses.append(losses.detach().mean().to(weights.dtype))
+            of_unit = torch.autograd.grad(losses.mean(), parameters, allow_unused=True)
+            found.append([torch.zeros_like(p) if g is None else g for p, g in zip(parameters, of_unit, strict=True)])
+        means = {
+            name: torch.stack([of_unit[i].reshape(-1) for of_unit in found]).to(self._sums[name].dtype)
             for i, name in enumerate(self._parameters)
         }
+        return means, torch.stack(unit_losses)
 
     def _mean_of_rows(
         self, gradients: dict[str, Tensor], unit_of_row: Tensor, weights: Tensor, num_units: int
@@ -136,17 +144,22 @@ class FunctionalEngine:
             means[name] = mean.index_add_(0, unit_of_row, flat)
         return means
 
-    def _add(self, batch: dict[str, Tensor], unit_of_row: Tensor, weights: Tensor, num_units: int) -> Tensor:
+    def _add(
+        self, batch: dict[str, Tensor], unit_of_row: Tensor, weights: Tensor, num_units: int
+    ) -> tuple[Tensor, Tensor]:
+        """Squared norms and mean losses of the units, whose clipped gradients are added."""
         with torch.enable_grad():
-            means = self._unit_gradients(batch, unit_of_row, weights, num_units)
+            means, losses = self._unit_gradients(batch, unit_of_row, weights, num_units)
         squared = {name: mean.square().sum(1).to(weights.dtype) for name, mean in means.items()}
-        factors = clip_factors_by_parameter(self._clipping, squared, self._max_grad_norm)
+        # A loss that is not finite taints its unit even where the gradient happens to be.
+        squared = {name: value.masked_fill(~torch.isfinite(losses), torch.inf) for name, value in squared.items()}
+        factors = clip_factors_by_parameter(self._clipping, squared, self.max_grad_norm)
         for name, mean in means.items():
             # Zero times infinity is not zero: a unit without a finite norm is blanked, not scaled.
             factor = factors[name][:, None].to(mean.dtype)
             kept = torch.where(factor > 0, mean * factor, 0.0)
             self._sums[name] += kept.sum(0).view_as(self._sums[name])
-        return torch.stack(list(squared.values())).sum(0)
+        return torch.stack(list(squared.values())).sum(0), losses
 
     def reset(self) -> None:
         self._sums = {}

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 Groups = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 
@@ -20,7 +19,8 @@ Groups = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 class AdamBC(Optimizer):
     """AdamW whose second moment is corrected for noise of a known variance.
 
-    noise_variance: variance of the noise on each coordinate of the gradient that the optimizer sees, (std / divisor)².
+    noise_variance: variance of the noise on each coordinate of the gradient that the optimizer sees, (std / divisor)²;
+    set before each step, since it follows the norm bound where clipping is adaptive.
     floor: smallest corrected second moment, γ' of the paper: bounds the step where the signal drowns.
     """
 
@@ -32,14 +32,14 @@ class AdamBC(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         *,
-        noise_variance: float,
+        noise_variance: float = 0.0,
         floor: float = 5e-8,
     ) -> None:
         if noise_variance < 0.0 or floor <= 0.0:
             raise ValueError("noise_variance must not be negative, floor must be positive")
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults)
-        self._noise_variance = noise_variance
+        self.noise_variance = noise_variance
         self._floor = floor
 
     @torch.no_grad()
@@ -56,13 +56,16 @@ class AdamBC(Optimizer):
                     state["step"] = torch.tensor(0.0)
                     state["exp_avg"] = torch.zeros_like(parameter)
                     state["exp_avg_sq"] = torch.zeros_like(parameter)
+                    state["noise_sq"] = parameter.new_zeros(())
                 state["step"] += 1
                 count = float(state["step"])
                 first: Tensor = state["exp_avg"]
                 second: Tensor = state["exp_avg_sq"]
                 first.lerp_(gradient, 1.0 - beta1)
                 second.mul_(beta2).addcmul_(gradient, gradient, value=1.0 - beta2)
-                corrected = (second / (1.0 - beta2**count)).sub_(self._noise_variance).clamp_(min=self._floor)
+                state["noise_sq"].mul_(beta2).add_((1.0 - beta2) * self.noise_variance)  # as the second moment has it
+                unbiased = 1.0 - beta2**count
+                corrected = (second - state["noise_sq"]).div_(unbiased).clamp_(min=self._floor)
                 parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
                 rate = group["lr"] / (1.0 - beta1**count)
                 parameter.addcdiv_(first, corrected.sqrt_().add_(group["eps"]), value=-rate)
@@ -76,35 +79,26 @@ def make_optimizer(
     weight_decay: float = 0.0,
     momentum: float = 0.9,
     betas: tuple[float, float] = (0.9, 0.999),
-    noise_variance: float = 0.0,
 ) -> Optimizer:
-    """`adamw` (fused), `adam_bc` (needs the noise's variance) or `sgd`; KeyError on another name."""
+    """`adamw` (fused), `dp_adam_bc` (told the noise's variance by each step) or `sgd`; KeyError on another name."""
     makers: dict[str, Callable[[], Optimizer]] = {
         "adamw": lambda: AdamW(params, lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=True),
-        "adam_bc": lambda: AdamBC(
-            params, lr=learning_rate, betas=betas, weight_decay=weight_decay, noise_variance=noise_variance
-        ),
+        "dp_adam_bc": lambda: AdamBC(params, lr=learning_rate, betas=betas, weight_decay=weight_decay),
         "sgd": lambda: SGD(params, lr=learning_rate, momentum=momentum, weight_decay=weight_decay),
     }
     return makers[name]()
 
 
-def make_schedule(name: str, optimizer: Optimizer, *, num_steps: int, num_warmup_steps: int = 0) -> LambdaLR:
-    """`constant`, `linear` or `cosine` after a linear warm-up: functions of the step count alone, never of a loss."""
-    shapes: dict[str, Callable[[float], float]] = {
-        "constant": lambda done: 1.0,
-        "linear": lambda done: 1.0 - done,
-        "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),
-    }
-    shape = shapes[name]
-    remaining = max(1, num_steps - num_warmup_steps)
+def learning_rate_factor(schedule: str, step: int, *, num_steps: int, num_warmup_steps: int = 0) -> float:
+    """What the learning rates of step `step` (from 0) are multiplied by: a function of the count, never of a loss.
 
-    def factor(step: int) -> float:
-        if step < num_warmup_steps:
-            return (step + 1) / num_warmup_steps
-        return shape(min(1.0, (step - num_warmup_steps) / remaining))
-
-    return LambdaLR(optimizer, factor)
+    `constant`, `linear` or `cosine` (to zero) after a linear warm-up; KeyError on another name.
+    """
+    if step < num_warmup_steps:
+        return (step + 1) / num_warmup_steps
+    done = min(1.0, (step - num_warmup_steps) / max(1, num_steps - num_warmup_steps))
+    shapes = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}
+    return shapes[schedule]
 
 
 class WeightAverage:
