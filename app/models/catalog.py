@@ -24,7 +24,7 @@ class BaseModelUnavailable(LookupError):
 def bases(settings: Settings) -> list[BaseModel]:
     """All that this server offers to every project: packages, then the operator's folder. The first call after a model
     was put there hashes its weights."""
-    return [base for base in BASES.values() if _package_folder(base) is not None] + list(_discovered(settings))
+    return [base for base in BASES.values() if package_path(base) is not None] + list(_discovered(settings))
 
 
 def _discovered(settings: Settings) -> Iterator[BaseModel]:
@@ -90,7 +90,7 @@ def base_path(base: BaseModel) -> Path:
 
     The package is found, never imported: none of its code runs. Raises BaseModelUnavailable.
     """
-    folder = _package_folder(base)
+    folder = package_path(base)
     if folder is None:
         raise BaseModelUnavailable(f"the package {base.package} is not installed")
     if digests.sha256(folder / WEIGHTS) != base.digest:
@@ -98,10 +98,11 @@ def base_path(base: BaseModel) -> Path:
     return folder
 
 
-def _package_folder(base: BaseModel) -> Path | None:
+def package_path(base: BaseModel) -> Path | None:
+    """Where an installed package carries the base: the folder, or the file that is to be converted."""
     found = importlib.util.find_spec(base.package) if base.package.isidentifier() else None
     for location in (found.submodule_search_locations or ()) if found else ():
-        folder = Path(location) / base.path
-        if (folder / WEIGHTS).is_file():
-            return folder
+        path = Path(location) / base.path
+        if (path if base.conversion else path / WEIGHTS).is_file():
+            return path
     return None

@@ -14,7 +14,16 @@ from app.db.session import Database
 from app.errors import Conflict, InvalidRequest, NotFound
 from app.ids import sortable_token
 from app.models import repository
-from app.models.catalog import BaseModelUnavailable, as_base, base_path, bases, find_base, find_base_for, refused
+from app.models.catalog import (
+    BaseModelUnavailable,
+    as_base,
+    base_path,
+    bases,
+    find_base,
+    find_base_for,
+    package_path,
+    refused,
+)
 from app.models.discovery import FINE_TUNED
 from app.models.tables import Model, ModelUse
 from app.settings import Settings
@@ -34,6 +43,7 @@ __all__ = [
     "hold",
     "model_id",
     "note_export",
+    "package_path",
     "publish",
     "refused",
     "release",
