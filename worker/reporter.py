@@ -8,7 +8,7 @@ words. The log says what was dropped by code and field name, never the value.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from app.catalog.recipes import CENTRING, EVALUATION, HEAD_PHASE, MAIN_PHASE
+from app.catalog.tasks import TASKS
 from app.events import service as events
 from app.jobs.lifecycle import Claimed
 from app.privacy import loss_curve
@@ -234,6 +235,14 @@ def _matrix(value: Any) -> bool:
     return isinstance(value, list) and all(_vector(row) for row in value)
 
 
+#: Why a metric is named, but not told.
+WITHHELD = ("noise", "public_data_only")
+
+
+def _withheld(value: Any, names: Collection[str]) -> bool:
+    return isinstance(value, Mapping) and all(name in names and why in WITHHELD for name, why in value.items())
+
+
 _CONFUSION: Mapping[str, Check] = {
     "accuracy": number,
     "accuracy_interval_95": _vector,
@@ -245,6 +254,20 @@ _CONFUSION: Mapping[str, Check] = {
     "recall_per_class": _vector,
     "f1_per_class": _vector,
     "confusion_matrix": _matrix,
+}
+_BINARY: Mapping[str, Check] = {
+    **{name: check for name, check in _CONFUSION.items() if name != "confusion_matrix"},
+    "precision_micro": number,
+    "recall_micro": number,
+    "binary_counts": _matrix,
+}
+_ERRORS: Mapping[str, Check] = {
+    "mae": number,
+    "mae_interval_95": _vector,
+    "rmse": number,
+    "rmse_interval_95": _vector,
+    "r2": number,
+    "correlation": number,
 }
 _LOSS: Mapping[str, Check] = {
     "loss": number,
@@ -258,8 +281,11 @@ _LOSS: Mapping[str, Check] = {
 
 #: All that metrics.json may hold of a task's own, beside the class names, which are the job's.
 METRICS: dict[str, Mapping[str, Check]] = {
-    "text_classification": _CONFUSION,
+    "text_classification": {**_CONFUSION, **_BINARY},
+    "text_regression": _ERRORS,
+    "token_classification": _CONFUSION,
     "language_modeling": _LOSS,
+    "masked_lm": _LOSS,
 }
 
 _METHODS = {
@@ -292,6 +318,7 @@ def cleared_metrics(
         **({"labels": list(labels)} if labels else {}),
     }
     kinds: dict[str, Check] = {"num_units": number, "noise_std": number, **METRICS[task_type]}
+    kinds["not_released"] = lambda value: _withheld(value, {*METRICS[task_type], *TASKS[task_type].metrics})
     for name, kind in kinds.items():
         if name in metrics and kind(metrics[name]):
             released[name] = metrics[name]

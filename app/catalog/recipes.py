@@ -140,8 +140,8 @@ def recipe_for(
     learning_rate_multiplier: float | None = None,
     centred: bool = True,
 ) -> tuple[Recipe, str]:
-    """The measured recipe, and why this adaptation: `requested`, `few_units`, `small_epsilon`, `many_units` or
-    `pretrained_head`.
+    """The measured recipe, and why this adaptation: `requested`, `few_units`, `small_epsilon`, `many_units`,
+    `token_head` or `pretrained_head`.
 
     adaptation, n_epochs, batch_size, learning_rate_multiplier: None is the wire's `auto`. batch_size is the expected
     one, q · N; epochs become ⌈epochs / q⌉ steps; both are the last phase's. target_epsilon: None without privacy.
@@ -166,7 +166,7 @@ def recipe_for(
 
     if isinstance(chosen, Head):
         rate, steps = sized(_HEAD_SAMPLE_RATE, _HEAD_EPOCHS)
-        phases: tuple[Phase, ...] = (_head_phase(rate, steps, _HEAD_LEARNING_RATE * scale),)
+        phases: tuple[Phase, ...] = (_head_phase(rate, steps, _head_rate(head) * scale),)
     else:
         private = target_epsilon is not None
         rate, steps = sized(_main_sample_rate(num_units, private), _MAIN_EPOCHS)
@@ -179,7 +179,7 @@ def recipe_for(
             learning_rate=rates[chosen.type] * scale,
             head_learning_rate=(_MAIN_HEAD_LEARNING_RATE if private else _PUBLIC_HEAD_LEARNING_RATE) * scale,
         )
-        warm = _head_phase(_HEAD_SAMPLE_RATE, _WARM_STEPS, _HEAD_LEARNING_RATE)
+        warm = _head_phase(_HEAD_SAMPLE_RATE, _WARM_STEPS, _head_rate(head))
         # A pretrained head is warm already.
         phases = (main,) if head == "pretrained" else (dataclasses.replace(warm, noise_ratio=_WARM_NOISE_RATIO), main)
     if head != "pooled" or not centred:
@@ -189,13 +189,18 @@ def recipe_for(
 
 
 def _auto(head: HeadKind, num_units: int, target_epsilon: float | None) -> tuple[Adaptation, str]:
-    if head == "pretrained":
-        return Lora(), "pretrained_head"
+    if head != "pooled":
+        return Lora(), "pretrained_head" if head == "pretrained" else "token_head"
     if num_units <= HEAD_UNITS:
         return Head(), "few_units"
     if target_epsilon is not None and target_epsilon < HEAD_EPSILON:
         return Head(), "small_epsilon"
     return Lora(), "many_units"
+
+
+def _head_rate(head: HeadKind) -> float:
+    """Pooled features are unit vectors; a token's are √width times as long."""
+    return _HEAD_LEARNING_RATE if head == "pooled" else _MAIN_HEAD_LEARNING_RATE
 
 
 def _main_sample_rate(num_units: int, private: bool) -> float:

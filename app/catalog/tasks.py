@@ -59,7 +59,7 @@ class Task:
 
     class_role: the column whose values are the classes, declared in the request or taken from the file (then stated as
     public in the report); None: the task has no classes. class_elements: the cells are lists, and classes their
-    elements.
+    elements; also where the option `multi_label` says so.
     metrics: what an evaluation releases. sensitivity: of the statistics that they follow from.
     options: fields of the request's `task` block that this task takes, beside columns, labels and max_length.
     loss_bound: where the loss curve clips a record's loss; None: at twice that of a guess among the classes.
@@ -87,8 +87,19 @@ class Task:
         return _HEADS[self.model]
 
 
-_TEXT = Column("text", ("text", "sentence", "content", "message", "review", "comment", "body", "document"))
+_TEXT = Column("text", ("text", "sentence", "content", "message", "review", "comment", "body", "document", "sentence1"))
+_PAIR = Column("text_pair", ("text_pair", "sentence2", "second_sentence"), required=False)
 _LABEL = Column("label", ("label", "labels", "class", "category", "target", "sentiment", "intent", "topic"))
+
+
+def _one_cell_a_label(num_labels: int, options: Mapping[str, Any]) -> float:
+    """One cell of the confusion matrix; of several labels, one of four binary cells for each."""
+    return math.sqrt(num_labels) if options.get("multi_label") else 1.0
+
+
+def _moments(num_labels: int, options: Mapping[str, Any]) -> float:
+    """An absolute error, and target and prediction with their squares and product, each within [-1, 1]."""
+    return math.sqrt(6.0)
 
 
 def _loss_and_accuracy(num_labels: int, options: Mapping[str, Any]) -> float:
@@ -103,9 +114,29 @@ TASKS: dict[str, Task] = {
             type="text_classification",
             title="Text classification",
             model="sequence_classification",
-            columns=(_TEXT, _LABEL),
+            columns=(_TEXT, _PAIR, _LABEL),
             metrics=("accuracy", "precision", "recall", "f1", "confusion_matrix"),
             class_role="label",
+            sensitivity=_one_cell_a_label,
+            options=("multi_label",),
+        ),
+        Task(
+            type="text_regression",
+            title="Text regression",
+            model="sequence_classification",
+            columns=(_TEXT, _PAIR, Column("target", ("target", "score", "rating", "value", "label"))),
+            metrics=("rmse", "mae", "r2", "correlation"),
+            sensitivity=_moments,
+            options=("range",),
+        ),
+        Task(
+            type="token_classification",
+            title="Token classification",
+            model="token_classification",
+            columns=(Column("tokens", ("tokens", "words")), Column("tags", ("tags", "ner_tags", "labels"))),
+            metrics=("accuracy", "precision", "recall", "f1", "confusion_matrix"),
+            class_role="tags",
+            class_elements=True,
         ),
         Task(
             type="language_modeling",
@@ -115,6 +146,14 @@ TASKS: dict[str, Task] = {
             metrics=("loss", "perplexity", "token_accuracy"),
             sensitivity=_loss_and_accuracy,
             loss_bound=10.0,
+        ),
+        Task(
+            type="masked_lm",
+            title="Masked language modeling (adaptation without labels)",
+            model="masked_lm",
+            columns=(_TEXT,),
+            metrics=("loss", "perplexity", "token_accuracy"),
+            sensitivity=_loss_and_accuracy,
         ),
     )
 }

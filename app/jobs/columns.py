@@ -46,7 +46,7 @@ def resolve(
     columns = {
         role.role: _column(role, block.columns, training)
         for role in task.columns
-        if role.required or role.role in block.columns
+        if role.required or role.role in block.columns or _inferred(role, training)
     }
     for role in block.columns:
         if role not in columns:
@@ -60,23 +60,52 @@ def resolve(
     files = [training] if validation is None else [training, validation]
     for file in files:
         _require_values(file, columns)
-    labels, source = _class_list(task, block, columns, training, validation, by_admin)
+    options = _options(task, block, columns, files)
+    labels, source = _class_list(task, block, options, columns, training, validation, by_admin)
     longest = block.max_length or min(DEFAULT_MAX_LENGTH, base.max_length)
     if longest > base.max_length:
         raise InvalidRequest(
             "invalid_max_length", f"This base model reads at most {base.max_length} tokens.", param="task.max_length"
         )
-    return Reading(task, columns, labels, source, longest, _options(task, block))
+    return Reading(task, columns, labels, source, longest, options)
 
 
-def _options(task: Task, block: TaskBlock) -> dict[str, Any]:
-    """What the request says of the task beyond what all tasks have. Raises InvalidRequest unknown_parameter."""
-    for name in block.options():
+def _options(task: Task, block: TaskBlock, columns: Mapping[str, str], files: Sequence[FileFacts]) -> dict[str, Any]:
+    """What the request says of the task beyond what all tasks have, completed. Raises InvalidRequest."""
+    options = block.options()
+    for name in options:
         if name not in task.options:
             raise InvalidRequest(
                 "unknown_parameter", f"The task `{task.type}` takes no `{name}`.", param=f"task.{name}"
             )
-    return block.options()
+    if "multi_label" in task.options and "multi_label" not in options:
+        # Lists of classes can mean nothing else.
+        label = files[0].column(columns["label"]) or {}
+        if label.get("type") == "json":
+            options["multi_label"] = True
+    if "range" in task.options:
+        options["range"] = _range(options.get("range"), columns["target"], files)
+    return options
+
+
+def _range(declared: list[float] | None, name: str, files: Sequence[FileFacts]) -> list[float]:
+    """The declared range of targets; of a public training file, its own."""
+    ranges: list[Sequence[float] | None] = [(file.column(name) or {}).get("range") for file in files]
+    for file, values in zip(files, ranges, strict=True):
+        if values is None:
+            raise InvalidRequest(
+                "target_not_a_number", "The column for `target` has cells that are no numbers.", param=file.param
+            )
+    if declared is None and not files[0].public:
+        raise InvalidRequest(
+            "range_required",
+            "Declare task.range, the lowest and the highest target: their true extremes are somebody's own values.",
+            param="task.range",
+        )
+    low, high = declared or ranges[0] or (0.0, 0.0)
+    if not low < high:
+        raise InvalidRequest("invalid_range", "The range's first number must be below its second.", param="task.range")
+    return [float(low), float(high)]
 
 
 def _task(block: TaskBlock, base: BaseModel, training: FileFacts) -> Task:
@@ -140,6 +169,7 @@ def _require_values(file: FileFacts, columns: Mapping[str, str]) -> None:
 def _class_list(
     task: Task,
     block: TaskBlock,
+    options: Mapping[str, Any],
     columns: Mapping[str, str],
     training: FileFacts,
     validation: FileFacts | None,
@@ -153,15 +183,16 @@ def _class_list(
     name = columns[task.class_role]
     if block.labels is None and not by_admin:
         _require_class_column(task, name, training)
-    labels, source = _labels(task, block, name, training)
+    kind = "elements" if task.class_elements or options.get("multi_label") else "classes"
+    labels, source = _labels(task, block, name, training, kind)
     if validation is not None:
-        _require_declared(task, validation, name, labels)
+        _require_declared(validation, name, labels, kind)
     return labels, source
 
 
-def _classes(task: Task, file: FileFacts, name: str) -> Sequence[str] | None:
-    """The distinct classes of a column, as far as the reader kept them."""
-    classes: Sequence[str] | None = (file.column(name) or {}).get("elements" if task.class_elements else "classes")
+def _classes(file: FileFacts, name: str, kind: str) -> Sequence[str] | None:
+    """The distinct classes of a column, as far as the reader kept them. kind: `classes`, or `elements` of lists."""
+    classes: Sequence[str] | None = (file.column(name) or {}).get(kind)
     return classes
 
 
@@ -180,13 +211,13 @@ def _require_class_column(task: Task, name: str, training: FileFacts) -> None:
         )
 
 
-def _labels(task: Task, block: TaskBlock, name: str, training: FileFacts) -> tuple[tuple[str, ...], str]:
-    classes = _classes(task, training, name)
+def _labels(task: Task, block: TaskBlock, name: str, training: FileFacts, kind: str) -> tuple[tuple[str, ...], str]:
+    classes = _classes(training, name, kind)
     if block.labels is not None:
         labels = tuple(block.labels)
         if len(labels) < 2 or len(set(labels)) != len(labels):
             raise InvalidRequest("invalid_labels", "Labels are at least two, each once.", param="task.labels")
-        _require_declared(task, training, name, labels)
+        _require_declared(training, name, labels, kind)
     elif classes is None or (len(classes) > MAX_CLASSES_FROM_FILE and not training.public):
         raise InvalidRequest(
             "too_many_classes",
@@ -203,8 +234,8 @@ def _labels(task: Task, block: TaskBlock, name: str, training: FileFacts) -> tup
     return labels, "file" if block.labels is None else "declared"
 
 
-def _require_declared(task: Task, file: FileFacts, name: str, labels: Sequence[str]) -> None:
-    classes = _classes(task, file, name)
+def _require_declared(file: FileFacts, name: str, labels: Sequence[str], kind: str) -> None:
+    classes = _classes(file, name, kind)
     if classes is None or not set(classes) <= set(labels):
         where = "`task.labels`" if file.param == "training_file" else "the job's labels"
         raise InvalidRequest("label_not_declared", f"A row's class is not one of {where}.", param=file.param)

@@ -50,12 +50,18 @@ class Method(_Strict):
 
 
 class TaskBlock(_Strict):
-    """columns: role → column name; labels: the classes, in the order of the model's outputs; max_length: in tokens."""
+    """columns: role → column name; labels: the classes, in the order of the model's outputs; max_length: in tokens.
+
+    multi_label: a row has any number of the classes. range: [low, high] of a regression's targets, declared since their
+    true extremes are somebody's own; targets beyond it are cut off.
+    """
 
     type: str | None = Field(None, max_length=64)
     columns: dict[str, str] = Field(default_factory=dict, max_length=16)
     labels: list[Annotated[str, Field(min_length=1, max_length=200)]] | None = Field(None, max_length=1000)
     max_length: int | None = Field(None, ge=8)
+    multi_label: bool | None = None
+    range: Annotated[list[Finite], Field(min_length=2, max_length=2)] | None = None
 
     def options(self) -> dict[str, Any]:
         """What only some tasks take, as far as it was said; JSON-ready."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from app.catalog.bases import BaseModel, Source
 from app.catalog.families import COMMON_KEYS, FAMILIES, Family
+from app.catalog.tasks import TASKS
 from app.models.weights import InvalidWeights, TensorInfo, read_header
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -147,7 +148,7 @@ def inspect(folder: Path, root: Path, base_id: str, source: Source = "folder") -
         id=base_id,
         title=_title(config, family, sizes["num_layers"] - bool(marker.get("pooling_layer"))),
         family=family.model_type,
-        tasks=family.tasks,
+        tasks=tuple(name for name in family.tasks if _has_head(name, config)),
         parameters=sum(tensor.size for tensor in tensors.values()),
         layer_parameters=_layer_parameters(tensors),
         bias_parameters=sum(tensor.size for name, tensor in tensors.items() if name.endswith(".bias")),
@@ -257,6 +258,15 @@ class _Reader:
         block = text.split("\n---", 1)[0] if text.startswith("---") else ""
         found = _LICENCE.search(block)
         return found[1].lower() if found else "unknown"
+
+
+def _has_head(task: str, config: Mapping[str, Any]) -> bool:
+    """Whether the weights hold the head that the task trains; an encoder often comes without the one that it was
+    pretrained with."""
+    architectures = config.get("architectures") or []
+    return TASKS[task].model != "masked_lm" or any(
+        str(name).endswith(("ForMaskedLM", "ForPreTraining")) for name in architectures
+    )
 
 
 def _sizes(config: Mapping[str, Any], family: Family) -> dict[str, int]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from app.catalog.recipes import EVALUATION
+from app.catalog.tasks import TASKS
 from app.privacy.plan import GaussianRelease
 from worker.trainer.checkpoint import State
 from worker.trainer.data import Dataset
@@ -21,6 +22,11 @@ from worker.trainer.dp.reduce import sum_over_ranks_
 from worker.trainer.dp.release import bounded_rows, gaussian_release
 from worker.trainer.job import Job, evaluation_sensitivity
 from worker.trainer.loop import progress
+
+#: Statistics are means over units of numbers in [-1, 1]: where the noise's 95 % half-width on one is this large, what
+#: follows from them says nothing, and is not printed.
+_MOST_NOISE = 0.5
+_Z95 = 1.959964
 
 #: Entries of statistics held at once.
 _AT_ONCE = 1 << 20
@@ -58,7 +64,11 @@ def evaluate(job: Job, dataset: Dataset | None, state: State) -> dict[str, Any]:
         "method": "Gaussian noise on sums over units, charged to the plan; the rest follows from them",
         "noise_std": std,
         **evaluated,
-        **job.task.metrics(noised, dataset.num_units, std),
+        **(
+            {"not_released": dict.fromkeys(TASKS[job.spec.task.type].metrics, "noise")}
+            if _Z95 * std >= _MOST_NOISE * dataset.num_units
+            else job.task.metrics(noised, dataset.num_units, std)
+        ),
     }
 
 

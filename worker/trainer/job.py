@@ -151,9 +151,11 @@ def evaluation_sensitivity(task: TaskSpec) -> float:
 
 
 def merge_adaptations(job: Job) -> None:
-    """Folds what the phases added back into the model's own parameters."""
+    """Folds what the phases added back into the model's own parameters, and the task's units into its head."""
     for adaptation in {phase.adaptation.type for phase in job.spec.phases}:
         ADAPTERS[adaptation].merge(job.model)
+    if isinstance(job.family, PooledFamily):
+        job.task.finish(job.family.head_module(job.model))
 
 
 def initial_values(phases: tuple[PreparedPhase, ...]) -> dict[str, Tensor]:

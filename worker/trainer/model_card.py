@@ -141,4 +141,7 @@ def _evaluation(task: TrainerTask, metrics: dict[str, Any]) -> list[str]:
     if metrics["released"] == "none":
         return ["No metrics were released.\n"]
     means = _MEANS if metrics["averaged_over"] == "units" else ""
-    return [f"{metrics['num_units']} units; {metrics['method']}.{means}\n", *task.card(metrics), ""]
+    told = f"{metrics['num_units']} units; {metrics['method']}.{means}\n"
+    if set(metrics.get("not_released", ())) >= set(TASKS[task.spec.type].metrics):
+        return [told, "The noise on so few units is as large as the metrics: none is told.\n"]
+    return [told, *task.card(metrics), ""]

@@ -387,3 +387,65 @@ def test_a_base_of_the_same_classes_is_centred_already():
     assert parts(("pos", "neg")) == ["centring", "head", "evaluation"]
     assert parts(("neg", "pos"), "another") == ["centring", "head", "evaluation"]
     assert parts(()) == ["centring", "head", "evaluation"]
+
+
+# --- other tasks of an encoder ---------------------------------------------------------------------------------------
+
+
+def scored(low: float = 0.5, high: float = 4.0, **changes: Any) -> FileFacts:
+    columns = (column("sentence1"), column("sentence2"), {**column("score"), "range": [low, high]})
+    return file(columns=columns, **changes)
+
+
+def test_a_pair_with_a_score_is_a_regression_over_its_declared_range():
+    planned = plan(scored(), task={"range": [0, 5]})
+    assert planned.resolved["task"] == {
+        "type": "text_regression",
+        "columns": {"text": "sentence1", "text_pair": "sentence2", "target": "score"},
+        "labels": [],
+        "labels_source": "none",
+        "max_length": 128,
+        "options": {"range": [0.0, 5.0]},
+    }
+    release = planned.plan.part("evaluation")
+    assert isinstance(release, GaussianRelease)
+    assert release.sensitivity == pytest.approx(6.0**0.5)
+
+
+def test_a_private_range_is_never_taken_from_the_file():
+    assert refusal(scored()) == ("range_required", "task.range")
+    assert refusal(scored(), task={"range": [5, 5]}) == ("invalid_range", "task.range")
+    public = plan(scored(budget=None))
+    assert public.resolved["task"]["options"] == {"range": [0.5, 4.0]}
+    words = file(columns=(column("text"), {**column("score"), "range": None}))
+    assert refusal(words, task={"range": [0, 5]}) == ("target_not_a_number", "training_file")
+    assert refusal(scored(), file(param="validation_file", columns=(column("sentence1"), column("sentence2"),
+        column("score"))), task={"range": [0, 5]}) == ("target_not_a_number", "validation_file")  # fmt: skip
+
+
+def test_lists_of_classes_are_several_labels_with_their_sensitivity():
+    label = {**column("labels"), "type": "json", "elements": ["a", "b", "c", "d"]}
+    planned = plan(file(columns=(column("text"), label)))
+    task = planned.resolved["task"]
+    assert (task["type"], task["labels"], task["options"]) == (
+        "text_classification", ["a", "b", "c", "d"], {"multi_label": True},
+    )  # fmt: skip
+    release = planned.plan.part("evaluation")
+    assert isinstance(release, GaussianRelease)
+    assert release.sensitivity == pytest.approx(2.0)
+    assert plan().plan.part("evaluation").sensitivity == 1.0  # type: ignore[union-attr]
+
+
+def test_tokens_and_tags_are_token_classification():
+    tags = {**column("ner_tags"), "type": "json", "elements": ["B-PER", "O"]}
+    planned = plan(file(columns=({**column("tokens"), "type": "json", "elements": None}, tags)))
+    assert planned.resolved["task"]["type"] == "token_classification"
+    assert planned.resolved["task"]["labels"] == ["B-PER", "O"]
+    assert [part.name for part in planned.plan.parts] == ["head", "main", "evaluation"]  # tokens are not centred
+
+
+def test_an_option_of_another_task_is_refused_by_name():
+    assert refusal(task={"range": [0, 1]}) == ("unknown_parameter", "task.range")
+    assert refusal(scored(), task={"type": "text_regression", "range": [0, 5], "labels": ["a", "b"]}) == (
+        "unknown_parameter", "task.labels",
+    )  # fmt: skip

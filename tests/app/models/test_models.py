@@ -48,7 +48,7 @@ def test_the_catalog_is_shown(client: TestClient) -> None:
     assert base["sha256"] == BASES[BASE].digest
     task, *_ = client.get("/v1/tasks").json()["data"]
     assert task["type"] == "text_classification"
-    assert [column["role"] for column in task["columns"]] == ["text", "label"]
+    assert [column["role"] for column in task["columns"]] == ["text", "text_pair", "label"]
 
 
 @pytest.mark.parametrize(

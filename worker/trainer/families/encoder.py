@@ -30,6 +30,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 
 from worker.trainer.families.loading import load_base, marker, name_classes, note
 from worker.trainer.spec import TaskSpec
+from worker.trainer.tasks.interface import text_inputs
 
 #: A power of two: exact in every precision; and small enough for the product to stay finite in float16.
 RESIDUAL_SCALE = 1024.0
@@ -67,7 +68,6 @@ class EncoderFamily:
         def new(config: PreTrainedConfig) -> tuple[str, ...]:
             nonlocal grafted, continues
             continues = name_classes(config, task)
-            config.problem_type = "single_label_classification"
             grafted = bool(marker(config).get("pooling_layer"))
             if grafted:
                 return (f"{self.head}.",)
@@ -127,7 +127,7 @@ class EncoderFamily:
         attention = self.pooling_layer(model).get_submodule("attention.output")
         hook = attention.register_forward_hook(lambda module, inputs, output: caught.append(output[:, 0]))
         try:
-            model.get_submodule(self.body)(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+            model.get_submodule(self.body)(**text_inputs(batch))
         finally:
             hook.remove()
         return caught[0].float()

@@ -69,11 +69,22 @@ def note(config: PreTrainedConfig, **facts: Any) -> None:
 
 
 def name_classes(config: PreTrainedConfig, task: TaskSpec) -> bool:
-    """Writes the job's classes into the configuration. True where the base was trained for just these, by the same
-    task: then its head is not replaced, but trained further."""
+    """Writes the job's classes, or a single number as its output, into the configuration.
+
+    True where the base was trained for just these by the same task: its head is then not replaced, but trained further.
+    """
+    if not task.labels:  # one number: the range that it was scaled to is another job's
+        config.num_labels = 1
+        config.problem_type = "regression"
+        note(config, task=task.type)
+        return False
+    several = bool(task.options.get("multi_label"))
+    kind: Any = "multi_label_classification" if several else "single_label_classification"
     names: dict[Any, str] = dict(config.id2label or {})
     known = tuple(names.get(index) for index in range(len(names)))
-    continues = marker(config).get("task") == task.type and known == task.labels
+    same_task = (marker(config).get("task"), getattr(config, "problem_type", None)) == (task.type, kind)
+    continues = same_task and known == task.labels
+    config.problem_type = kind
     note(config, task=task.type)
     config.id2label = dict(enumerate(task.labels))
     config.label2id = {label: index for index, label in enumerate(task.labels)}

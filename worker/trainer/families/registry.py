@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from app.catalog.tasks import TASKS, ModelClass
 from worker.trainer.failure import TrainerFailure
-from worker.trainer.families.bert import BERT
+from worker.trainer.families.bert import BERT, BERT_MASKED, BERT_TOKENS
 from worker.trainer.families.gpt2 import GPT2_CAUSAL
 from worker.trainer.families.interface import Family
 from worker.trainer.families.llama import LLAMA_CAUSAL
-from worker.trainer.families.roberta import ROBERTA
+from worker.trainer.families.roberta import ROBERTA, ROBERTA_MASKED, ROBERTA_TOKENS
 
 FAMILIES: dict[str, dict[ModelClass, Family]] = {
-    "bert": {"sequence_classification": BERT},
-    "roberta": {"sequence_classification": ROBERTA},
+    "bert": {
+        "sequence_classification": BERT,
+        "token_classification": BERT_TOKENS,
+        "masked_lm": BERT_MASKED,
+    },
+    "roberta": {
+        "sequence_classification": ROBERTA,
+        "token_classification": ROBERTA_TOKENS,
+        "masked_lm": ROBERTA_MASKED,
+    },
     "gpt2": {"causal_lm": GPT2_CAUSAL},
     "llama": {"causal_lm": LLAMA_CAUSAL},
 }

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -15,6 +17,12 @@ from worker.trainer.spec import TaskSpec
 from worker.trainer.tasks.examples import Examples, Indices
 
 Batch = Mapping[str, Tensor]
+
+#: Targets that no loss reads, transformers' own value.
+IGNORED = -100
+
+#: Texts handed to the tokenizer at once.
+_CHUNK = 4096
 
 
 class TrainerTask(Protocol):
@@ -27,6 +35,7 @@ class TrainerTask(Protocol):
     """
 
     pipeline_tag: ClassVar[str]
+    spec: TaskSpec
     processor: Any
 
     def encode(self, columns: Mapping[str, Sequence[Any]]) -> Examples:
@@ -67,6 +76,10 @@ class TrainerTask(Protocol):
         """The released metrics as lines of the model card."""
         ...
 
+    def finish(self, head: nn.Module) -> None:
+        """Rewrites a trained pooled head so that the exported model answers in the task's own units."""
+        ...
+
 
 class TextTask:
     """What tasks on text share: the tokenizer, and batches of padded token ids."""
@@ -77,15 +90,57 @@ class TextTask:
         self.max_length = min(spec.max_length, max_length)
         self.processor = load_tokenizer(base)
 
+    def finish(self, head: nn.Module) -> None:
+        """Nothing, for most tasks."""
+
     @property
     def padding(self) -> int:
         """The id that fills up shorter rows; masked, so that any will do."""
         return int(self.processor.pad_token_id or 0)
 
     def padded_inputs(self, examples: Examples, rows: Indices) -> dict[str, Tensor]:
-        """input_ids, attention_mask, (rows, longest)."""
+        """input_ids, attention_mask, and token_type_ids of pairs, (rows, longest)."""
         input_ids, mask = examples.padded("input_ids", rows, self.padding)
-        return {"input_ids": input_ids, "attention_mask": mask}
+        inputs = {"input_ids": input_ids, "attention_mask": mask}
+        if "token_type_ids" in examples.sequences:
+            inputs["token_type_ids"], _ = examples.padded("token_type_ids", rows, 0)
+        return inputs
+
+    def encode_texts(self, columns: Mapping[str, Sequence[Any]]) -> dict[str, list[npt.NDArray[np.int64]]]:
+        """Roles `text` and, where the task reads pairs, `text_pair` → input_ids, and token_type_ids of pairs.
+
+        The longer text of a pair is cut first.
+        """
+        texts = require_texts(columns["text"])
+        pairs = require_texts(columns["text_pair"]) if "text_pair" in columns else None
+        encoded: dict[str, list[npt.NDArray[np.int64]]] = {}
+        for start in range(0, len(texts), _CHUNK):
+            piece = slice(start, start + _CHUNK)
+            answer = self.processor(
+                texts[piece], None if pairs is None else pairs[piece], truncation=True, max_length=self.max_length
+            )
+            for name in ("input_ids",) if pairs is None else ("input_ids", "token_type_ids"):
+                if name in answer:
+                    encoded.setdefault(name, []).extend(np.asarray(row, dtype=np.int64) for row in answer[name])
+        return encoded
+
+    def synthetic_inputs(self, model: PreTrainedModel, rows: int) -> dict[str, list[npt.NDArray[np.int64]]]:
+        """Random token ids in rows of different lengths, the same on every call, in the form of `encode_texts`."""
+        generator = torch.Generator().manual_seed(0)
+        vocabulary = int(model.config.vocab_size)
+        longest = max(2, min(self.max_length, 24))
+        ids = [
+            torch.randint(vocabulary, (2 + row % (longest - 1),), generator=generator).numpy() for row in range(rows)
+        ]
+        inputs = {"input_ids": ids}
+        if "text_pair" in self.spec.columns and "token_type_ids" in self.processor.model_input_names:
+            inputs["token_type_ids"] = [(np.arange(len(row)) >= len(row) // 2).astype(np.int64) for row in ids]
+        return inputs
+
+
+def text_inputs(batch: Batch) -> dict[str, Tensor]:
+    """What a batch holds of an encoder's inputs."""
+    return {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

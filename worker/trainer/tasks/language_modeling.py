@@ -16,11 +16,7 @@ from transformers import PreTrainedModel
 
 from worker.trainer.tasks.confusion import share_interval
 from worker.trainer.tasks.examples import Examples, Indices, lengths_of
-from worker.trainer.tasks.interface import Batch, TextTask, mean_over_tokens, on_device, require_texts
-from worker.trainer.tasks.text_classification import synthetic_ids
-
-#: Targets that no loss reads, transformers' own value.
-IGNORED = -100
+from worker.trainer.tasks.interface import IGNORED, Batch, TextTask, mean_over_tokens, on_device, require_texts
 
 #: A record's mean loss is cut off here before it is released, in nats: about that of a guess among 22,000 tokens.
 MAX_LOSS = 10.0
@@ -44,7 +40,7 @@ class LanguageModeling(TextTask):
 
     def synthetic(self, model: PreTrainedModel, rows: int) -> Examples:
         """Random ids."""
-        ids = synthetic_ids(model, rows, self.max_length)
+        ids = self.synthetic_inputs(model, rows)["input_ids"]
         return Examples({"input_ids": ids, "labels": ids}, {}, lengths_of(ids))
 
     def batch(self, examples: Examples, rows: Indices, device: torch.device) -> dict[str, Tensor]:

@@ -8,9 +8,15 @@ from pathlib import Path
 from worker.trainer.spec import TaskSpec
 from worker.trainer.tasks.interface import TrainerTask
 from worker.trainer.tasks.language_modeling import LanguageModeling
+from worker.trainer.tasks.masked_lm import MaskedLanguageModeling
 from worker.trainer.tasks.text_classification import TextClassification
+from worker.trainer.tasks.text_regression import TextRegression
+from worker.trainer.tasks.token_classification import TokenClassification
 
 TRAINER_TASKS: dict[str, Callable[[TaskSpec, Path, int], TrainerTask]] = {
     "text_classification": TextClassification,
+    "text_regression": TextRegression,
+    "token_classification": TokenClassification,
     "language_modeling": LanguageModeling,
+    "masked_lm": MaskedLanguageModeling,
 }

@@ -1,0 +1,232 @@
+"""Every task on encoders, from a job folder to a bundle, and its loss and statistics against independent figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from sklearn import metrics as oracle
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
+
+from app.catalog.recipes import HEAD_PHASE, MAIN_PHASE, Phase
+from app.catalog.tasks import TASKS
+from tests.trainer.jobs import ADAPTATIONS, BAD, GOOD, KEY, MadeJob, make_base, make_job, rows
+from worker.trainer.control import Control
+from worker.trainer.families.registry import family_for
+from worker.trainer.run import run
+from worker.trainer.spec import TaskSpec
+from worker.trainer.tasks.confusion import binary_cells, binary_metrics
+from worker.trainer.tasks.interface import IGNORED
+from worker.trainer.tasks.masked_lm import MaskedLanguageModeling
+from worker.trainer.tasks.registry import TRAINER_TASKS
+from worker.trainer.tasks.text_regression import TextRegression, regression_metrics
+
+PAIR = TaskSpec("text_classification", {"text": "a", "text_pair": "b", "label": "c"}, ("same", "other"), max_length=16)
+MULTI = TaskSpec(
+    "text_classification", {"text": "a", "label": "c"}, ("good", "film", "plot"), max_length=16,
+    options={"multi_label": True},
+)  # fmt: skip
+REGRESSION = TaskSpec(
+    "text_regression", {"text": "a", "target": "c"}, (), max_length=16, options={"range": [10.0, 50.0]}
+)
+TOKENS = TaskSpec("token_classification", {"tokens": "a", "tags": "c"}, ("O", "GOOD", "BAD"), max_length=16)
+MASKED = TaskSpec("masked_lm", {"text": "a"}, (), max_length=16)
+SPECS = {"pair": PAIR, "multi": MULTI, "regression": REGRESSION, "tokens": TOKENS, "masked": MASKED}
+AUTO = {
+    "pair": AutoModelForSequenceClassification,
+    "multi": AutoModelForSequenceClassification,
+    "regression": AutoModelForSequenceClassification,
+    "tokens": AutoModelForTokenClassification,
+    "masked": AutoModelForMaskedLM,
+}
+
+
+def _table(name: str, count: int) -> dict[str, list[str]]:
+    """Learnable from the words of a text."""
+    texts = [text for text, _ in rows(count)]
+    words = [text.split() for text in texts]
+    if name == "pair":
+        other = [GOOD[0] if index % 4 < 2 else BAD[0] for index in range(count)]
+        good = [bool({*GOOD} & {*each}) for each in words]
+        same = ["same" if first == (second == GOOD[0]) else "other" for first, second in zip(good, other, strict=True)]
+        return {"a": texts, "b": other, "c": same}
+    if name == "multi":
+        facts = [[bool({*GOOD} & {*each}), "film" in each, "plot" in each] for each in words]
+        chosen = [[label for label, holds in zip(MULTI.labels, each, strict=True) if holds] for each in facts]
+        return {"a": texts, "c": [json.dumps(each) for each in chosen]}
+    if name == "regression":
+        return {"a": texts, "c": ["50" if {*GOOD} & {*each} else "10.0" for each in words]}
+    if name == "tokens":
+        tags = [["GOOD" if word in GOOD else "BAD" if word in BAD else "O" for word in each] for each in words]
+        return {"a": [json.dumps(each) for each in words], "c": [json.dumps(each) for each in tags]}
+    return {"a": texts}
+
+
+def _base(folder: Path, name: str, family: str) -> Path:
+    make_base(folder, family)
+    if name == "masked":
+        sizes: dict[str, Any] = {
+            name: value
+            for name, value in json.loads((folder / "config.json").read_text()).items()
+            if name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        }
+        torch.manual_seed(7)
+        model = (
+            BertForMaskedLM(BertConfig(**sizes, max_position_embeddings=34))
+            if family == "bert"
+            else RobertaForMaskedLM(RobertaConfig(**sizes, max_position_embeddings=34, pad_token_id=0))
+        )
+        model.save_pretrained(folder)
+    return folder
+
+
+def _job(
+    folder: Path, base: Path, name: str, family: str, adaptation: str, steps: int = 3, rate: float = 1e-2, **how: Any
+) -> MadeJob:
+    task, count = SPECS[name], how.pop("count", 60)
+    main = Phase(MAIN_PHASE, ADAPTATIONS[adaptation], 0.5, steps, rate, rate)
+    phases = (main,) if TASKS[task.type].head == "pretrained" else (dataclasses.replace(main, name=HEAD_PHASE),)
+    if adaptation != "head" and TASKS[task.type].head != "pretrained":
+        head = Phase(HEAD_PHASE, ADAPTATIONS["head"], 0.5, 2, 1e-2, 1e-2)
+        phases = (head, main)
+    table = _table(name, count)
+    data = [(text, "") for text in table["a"]]
+    made = make_job(folder, base, family=family, task=task, phases=phases, data=data, **how)
+    pq.write_table(pa.table(table), folder / "data/training.parquet")
+    return made
+
+
+@pytest.mark.parametrize("adaptation", ["lora", "full"])
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+@pytest.mark.parametrize("name", SPECS)
+def test_a_private_job_gives_a_bundle_that_plain_transformers_loads(
+    tmp_path: Path, name: str, family: str, adaptation: str
+) -> None:
+    base = _base(tmp_path / "base", name, family)
+    job = _job(tmp_path / "job", base, name, family, adaptation)
+    run(job.folder, KEY, Control(None))
+    got = job.metrics()
+    assert got["released"] == "private"
+    assert {*got["not_released"]} <= {*TASKS[SPECS[name].type].metrics} if "not_released" in got else True
+    bundle = job.folder / "results/model"
+    model, tokenizer = AUTO[name].from_pretrained(bundle), AutoTokenizer.from_pretrained(bundle)
+    before = family_for(family, SPECS[name].type).load(base, SPECS[name])
+    inputs = tokenizer("the film was great", return_tensors="pt")
+    with torch.no_grad():
+        assert not torch.allclose(model(**inputs).logits, before(**inputs).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "least"),
+    [("pair", "accuracy", 0.9), ("multi", "f1_micro", 0.9), ("tokens", "f1_macro", 0.9), ("regression", "r2", 0.9)],
+)
+def test_without_noise_it_learns_the_task(tmp_path: Path, name: str, metric: str, least: float) -> None:
+    base = _base(tmp_path / "base", name, "bert")
+    job = _job(
+        tmp_path / "job", base, name, "bert", "full", steps=60, rate=1e-2, private=False, evaluation="public", count=120
+    )
+    run(job.folder, KEY, Control(None))
+    assert job.metrics()[metric] >= least
+
+
+def test_a_regression_answers_in_the_targets_units(tmp_path: Path) -> None:
+    base = _base(tmp_path / "base", "regression", "bert")
+    job = _job(
+        tmp_path / "job", base, "regression", "bert", "full", steps=60, private=False, evaluation="public", count=120
+    )
+    run(job.folder, KEY, Control(None))
+    bundle = job.folder / "results/model"
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(bundle), AutoTokenizer.from_pretrained(bundle)
+    assert model.config.num_labels == 1
+    table = _table("regression", 120)
+    with torch.no_grad():
+        inputs = tokenizer(table["a"], return_tensors="pt", padding=True)
+        errors = model(**inputs).logits[:, 0] - torch.tensor([float(cell) for cell in table["c"]])
+    assert float(errors.abs().mean()) < 5.0  # of targets that are 10 and 50
+
+
+def test_moments_give_scikit_learns_figures() -> None:
+    random = np.random.default_rng(0)
+    true = random.uniform(-1, 1, 400)
+    predicted = np.clip(0.8 * true + 0.2 * random.normal(size=400), -1, 1)
+    task = TextRegression.__new__(TextRegression)
+    batch = {"targets": torch.from_numpy(true)}
+    statistics = TextRegression.statistics(task, torch.from_numpy(predicted)[:, None], batch)
+    assert float(statistics.norm(dim=1).max()) <= 6.0**0.5
+    got = regression_metrics(statistics.sum(0), 400, 0.0, half=20.0)
+    assert got["mae"] == pytest.approx(20 * oracle.mean_absolute_error(true, predicted))
+    assert got["rmse"] == pytest.approx(20 * oracle.root_mean_squared_error(true, predicted))
+    assert got["r2"] == pytest.approx(oracle.r2_score(true, predicted))
+    assert got["correlation"] == pytest.approx(np.corrcoef(true, predicted)[0, 1])
+    assert got["rmse_interval_95"][0] < got["rmse"] < got["rmse_interval_95"][1]
+    noisy = regression_metrics(statistics.sum(0), 400, 100.0, half=20.0)
+    assert noisy["not_released"] == {"r2": "noise", "correlation": "noise"}
+    assert "r2" not in noisy
+
+
+def test_binary_counts_give_scikit_learns_figures() -> None:
+    random = np.random.default_rng(0)
+    true, predicted = random.random((300, 4)) < 0.3, random.random((300, 4)) < 0.4
+    cells = binary_cells(torch.from_numpy(true), torch.from_numpy(predicted))
+    assert float(cells.norm(dim=1).max()) == pytest.approx(2.0)  # √4 labels: the plan's sensitivity
+    assert TASKS["text_classification"].sensitivity(4, {"multi_label": True}) == pytest.approx(2.0)
+    got = binary_metrics(cells.sum(0).view(4, 4), 300)
+    for average in ("micro", "macro"):
+        assert got[f"f1_{average}"] == pytest.approx(oracle.f1_score(true, predicted, average=average))
+        assert got[f"precision_{average}"] == pytest.approx(oracle.precision_score(true, predicted, average=average))
+    assert got["accuracy"] == pytest.approx(float((true == predicted).mean()))
+
+
+def test_tags_stand_at_the_first_piece_of_each_token(tmp_path: Path) -> None:
+    base = _base(tmp_path / "base", "tokens", "bert")
+    task = TRAINER_TASKS["token_classification"](TOKENS, base, 16)
+    cells = {"tokens": [json.dumps(["the", "film", "great"])], "tags": [json.dumps(["O", "O", "GOOD"])]}
+    examples = task.encode(cells)
+    assert examples.sequences["labels"][0].tolist() == [IGNORED, 0, 0, 1, IGNORED]
+    batch = task.batch(examples, [0], torch.device("cpu"))
+    outputs = torch.zeros(1, 5, 3)
+    outputs[0, 3, 1] = 5.0  # right on the third token
+    outputs[0, 1, 2] = 5.0  # wrong on the first
+    shares = task.statistics(outputs, batch).view(3, 3)
+    assert shares.sum().item() == pytest.approx(1.0)
+    assert (shares[0, 2].item(), shares[0, 0].item(), shares[1, 1].item()) == pytest.approx((1 / 3, 1 / 3, 1 / 3))
+    expected = torch.nn.functional.cross_entropy(outputs[0, 1:4], torch.tensor([0, 0, 1]))
+    torch.testing.assert_close(task.loss(outputs, batch), expected[None])
+
+
+def test_what_is_hidden_of_a_row_does_not_depend_on_other_rows(tmp_path: Path) -> None:
+    base = _base(tmp_path / "base", "masked", "bert")
+    task = MaskedLanguageModeling(MASKED, base, 16)
+    texts = [text for text, _ in rows(20)]
+    first, second = (task.encode({"text": each}) for each in (texts, [*texts[:5], "the plot " * 8, *texts[6:]]))
+    for row in range(20):
+        same = first.sequences["labels"][row].tolist() == second.sequences["labels"][row].tolist()
+        assert same == (row != 5)
+        labels, inputs = first.sequences["labels"][row], first.sequences["input_ids"][row]
+        assert (labels != IGNORED).any()
+        assert (labels[[0, -1]] == IGNORED).all()  # [CLS], [SEP]
+        assert len(labels) == len(inputs)
+    model = BertForMaskedLM.from_pretrained(base)
+    model.train(False)
+    batch = task.batch(first, range(4), torch.device("cpu"))
+    with torch.no_grad():
+        losses = task.loss(task.outputs(model, batch), batch)
+        for row in range(4):
+            ids, labels = (torch.from_numpy(first.sequences[key][row])[None] for key in ("input_ids", "labels"))
+            torch.testing.assert_close(losses[row], model(input_ids=ids, labels=labels).loss)

@@ -1,0 +1,92 @@
+"""Masked language modeling (Devlin et al. 2019): self-supervised adaptation to a domain, without labels.
+
+Which tokens of a row are hidden follows from its own length and place in the file alone: another row never changes it,
+and a replayed step hides the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from worker.trainer.tasks.examples import Examples, Indices, lengths_of
+from worker.trainer.tasks.interface import IGNORED, Batch, TextTask, mean_over_tokens, on_device, text_inputs
+from worker.trainer.tasks.language_modeling import loss_and_accuracy, loss_lines, loss_metrics, token_losses
+
+#: Of a row's tokens so many are predicted; of those the shares that become the mask, and another token.
+_HIDDEN, _MASKED, _REPLACED = 0.15, 0.8, 0.1
+
+
+class MaskedLanguageModeling(TextTask):
+    """The task, bound to one job's tokenizer."""
+
+    pipeline_tag: ClassVar[str] = "fill-mask"
+
+    def encode(self, columns: Mapping[str, Sequence[Any]]) -> Examples:
+        """Role `text`."""
+        inputs, labels = [], []
+        special = set(self.processor.all_special_ids)
+        for row, ids in enumerate(self.encode_texts({"text": columns["text"]})["input_ids"]):
+            candidates = np.flatnonzero([int(token) not in special for token in ids])
+            hidden, targets = self._hide(ids, candidates, len(self.processor), row)
+            inputs.append(hidden)
+            labels.append(targets)
+        return Examples({"input_ids": inputs, "labels": labels}, {}, lengths_of(inputs))
+
+    def _hide(
+        self, ids: npt.NDArray[np.int64], candidates: npt.NDArray[np.int64], vocabulary: int, row: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The row with hidden tokens, and its targets, IGNORED elsewhere. At least one token is predicted, if any."""
+        random = np.random.default_rng(row)
+        count = min(len(candidates), max(1, round(_HIDDEN * len(candidates))))
+        chosen = random.permutation(candidates)[:count]
+        hidden, targets = ids.copy(), np.full_like(ids, IGNORED)
+        targets[chosen] = ids[chosen]
+        fate = random.random(count)
+        hidden[chosen[fate < _MASKED]] = self.processor.mask_token_id
+        replaced = chosen[fate >= 1.0 - _REPLACED]
+        hidden[replaced] = random.integers(vocabulary, size=len(replaced))
+        return hidden, targets
+
+    def synthetic(self, model: PreTrainedModel, rows: int) -> Examples:
+        """Random ids."""
+        ids = self.synthetic_inputs(model, rows)["input_ids"]
+        pairs = [self._hide(row, np.arange(len(row)), int(model.config.vocab_size), n) for n, row in enumerate(ids)]
+        inputs = [hidden for hidden, _ in pairs]
+        return Examples({"input_ids": inputs, "labels": [targets for _, targets in pairs]}, {}, lengths_of(inputs))
+
+    def batch(self, examples: Examples, rows: Indices, device: torch.device) -> dict[str, Tensor]:
+        """input_ids, attention_mask, labels (rows, length); labels are IGNORED where nothing is predicted."""
+        return on_device(self.padded_inputs(examples, rows), device) | self.targets(examples, rows, device)
+
+    def targets(self, examples: Examples, rows: Indices, device: torch.device) -> dict[str, Tensor]:
+        """labels (rows, length)."""
+        labels, _ = examples.padded("labels", rows, IGNORED)
+        return on_device({"labels": labels}, device)
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(rows, length, vocabulary)."""
+        logits: Tensor = model(**text_inputs(batch)).logits
+        return logits.float()
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy, mean over the record's hidden tokens."""
+        return mean_over_tokens(*token_losses(outputs, batch["labels"]))
+
+    def statistics(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """(rows, 2): the record's loss, scaled, and its share of tokens that were the likeliest."""
+        return loss_and_accuracy(outputs, batch["labels"])
+
+    def metrics(self, totals: Tensor, num_units: int, noise_std: float = 0.0) -> dict[str, Any]:
+        """Loss, perplexity, token accuracy, of hidden tokens."""
+        return loss_metrics(totals, num_units, noise_std)
+
+    def card(self, metrics: Mapping[str, Any]) -> list[str]:
+        """Loss and accuracy with their intervals."""
+        return loss_lines(metrics)
