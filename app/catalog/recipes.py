@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from app.catalog.adaptations import Adaptation, Head, Lora, adaptation_from_dict, adaptation_to_dict
 from app.catalog.tasks import TASKS, HeadKind
@@ -19,6 +19,8 @@ from app.privacy.plan import Clipping, GaussianRelease, LossSum, Part, QuantileS
 #: Names of the plan's parts.
 CENTRING, HEAD_PHASE, MAIN_PHASE, EVALUATION = "centring", "head", "main", "evaluation"
 
+OptimizerName = Literal["adamw", "sgd", "dp_adam_bc"]
+ScheduleName = Literal["constant", "linear", "cosine"]
 
 #: What the loss curve takes of each step's privacy: 0.8 % more noise on the gradients, and on the sum of losses four
 #: times their bound for each unit of the noise multiplier.
@@ -41,6 +43,7 @@ class Phase:
     learning_rate: of the adapted body (or of the head where only the head trains); head_learning_rate: of a new head.
     averaging: decay of the exponential moving average whose weights the phase ends with; None: the last weights.
     noise_ratio: this phase's noise multiplier over the main one.
+    momentum: of sgd. schedule: of the learning rates, by step count only, after a linear warm-up of so many steps.
     """
 
     name: str
@@ -52,7 +55,10 @@ class Phase:
     averaging: float | None = None
     noise_ratio: float = 1.0
     weight_decay: float = 0.0
-    optimizer: str = "adamw"
+    optimizer: OptimizerName = "adamw"
+    momentum: float = 0.9
+    schedule: ScheduleName = "constant"
+    num_warmup_steps: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `from_dict` gives the same value back."""

@@ -260,8 +260,10 @@ def _recipe(request: _Request, target_epsilon: float | None) -> tuple[Recipe, di
             f"A job has at most {MAX_STEPS} steps: take a larger batch_size or fewer n_epochs.",
             param="hyperparameters",
         )
+    *before, last = recipe.phases
     bound = targets.loss_bound(request.body, request.reading.task.type, len(request.reading.labels))
-    return dataclasses.replace(recipe, loss_bound=bound), {"adaptation": reason}
+    phases = (*before, targets.optimized(request.body, last))
+    return dataclasses.replace(recipe, phases=phases, loss_bound=bound), {"adaptation": reason}
 
 
 def _with_overrides(body: CreateJob, recipe: Recipe) -> Recipe:

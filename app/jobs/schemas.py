@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from app.catalog.adaptations import ADAPTATIONS, Adaptation
+from app.catalog.recipes import OptimizerName, ScheduleName
 from app.errors import InvalidRequest
 from app.exports.schemas import ExportBlock
 from app.files.limits import MAX_RECORDS_PER_UNIT
@@ -105,6 +106,26 @@ class EvaluationBlock(_Strict):
     epsilon: Annotated[Finite, Field(gt=0)] | None = None
 
 
+class OptimizerBlock(_Strict):
+    """Of the last phase. `sgd` takes a learning rate of its own: the measured ones are AdamW's.
+
+    learning_rate: of all that the phase trains, in place of the recipe's. momentum: of `sgd` (0.9).
+    `dp_adam_bc`: AdamW whose second moment is freed of the noise's known variance (Tang et al. 2023).
+    """
+
+    type: OptimizerName = "adamw"
+    learning_rate: Annotated[Finite, Field(gt=0, le=1000)] | None = None
+    weight_decay: Annotated[Finite, Field(ge=0, le=10)] = 0.0
+    momentum: Annotated[Finite, Field(ge=0, lt=1)] | None = None
+
+
+class ScheduleBlock(_Strict):
+    """Of the last phase's learning rates, by step count only: linear or cosine to zero, after a linear warm-up."""
+
+    type: ScheduleName = "constant"
+    warmup_steps: int = Field(0, ge=0)
+
+
 class CheckpointsBlock(_Strict):
     """count: how many checkpoints on the way are published, evenly spread over the training steps."""
 
@@ -131,6 +152,8 @@ class CreateJob(BaseModel):
     adaptation: dict[str, Any] | None = None
     privacy: PrivacyBlock = Field(default_factory=PrivacyBlock)
     evaluation: Literal["none"] | EvaluationBlock | None = None
+    optimizer: OptimizerBlock | None = None
+    schedule: ScheduleBlock | None = None
     checkpoints: CheckpointsBlock = Field(default_factory=CheckpointsBlock)
     export: ExportBlock | None = None
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from app.catalog import recipes
+from app.catalog.recipes import Phase
 from app.errors import InvalidRequest
 from app.files.limits import DEFAULT_RECORDS_PER_UNIT
 from app.jobs.facts import Defaults, FileFacts
-from app.jobs.schemas import CreateJob, EvaluationBlock
+from app.jobs.schemas import CreateJob, EvaluationBlock, hyperparameters_of
 from app.privacy.accountants import MIN_DELTA
 from app.privacy.filter import MAX_EPSILON_LIMIT
 from app.privacy.plan import PrivacyUnit
@@ -115,6 +117,41 @@ def loss_bound(body: CreateJob, task_type: str, num_classes: int) -> float | Non
     if body.privacy.loss_bound is not None:
         raise InvalidRequest("invalid_request", "Without a loss curve no loss is clipped.", param="privacy.loss_bound")
     return None
+
+
+def optimized(body: CreateJob, phase: Phase) -> Phase:
+    """The phase with the optimizer and the schedule that were asked for. Raises InvalidRequest."""
+    if body.optimizer is not None:
+        asked = body.optimizer
+        if asked.momentum is not None and asked.type != "sgd":
+            raise InvalidRequest("invalid_optimizer", "Only `sgd` has a momentum.", param="optimizer.momentum")
+        if asked.type == "sgd" and asked.learning_rate is None:
+            raise InvalidRequest(
+                "invalid_optimizer",
+                "`sgd` needs a learning_rate: the recipes' own are AdamW's.",
+                param="optimizer.learning_rate",
+            )
+        if asked.learning_rate is not None:
+            if hyperparameters_of(body).learning_rate_multiplier != "auto":
+                raise InvalidRequest(
+                    "invalid_optimizer",
+                    "Give a learning rate or a multiple of the recipe's, not both.",
+                    param="optimizer.learning_rate",
+                )
+            rate = asked.learning_rate
+            phase = dataclasses.replace(phase, learning_rate=rate, head_learning_rate=rate)
+        momentum = phase.momentum if asked.momentum is None else asked.momentum
+        phase = dataclasses.replace(phase, optimizer=asked.type, weight_decay=asked.weight_decay, momentum=momentum)
+    if body.schedule is not None:
+        if body.schedule.warmup_steps >= phase.num_steps:
+            raise InvalidRequest(
+                "invalid_schedule",
+                f"The warm-up must be shorter than the {phase.num_steps} steps of training.",
+                param="schedule.warmup_steps",
+            )
+        schedule, warmup = body.schedule.type, body.schedule.warmup_steps
+        phase = dataclasses.replace(phase, schedule=schedule, num_warmup_steps=warmup)
+    return phase
 
 
 def target(body: CreateJob, training: FileFacts, validation: FileFacts | None, defaults: Defaults) -> Target:

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from app.catalog.recipes import Phase
 from app.exports.schemas import render as render_export
 from app.exports.tables import Export
 from app.jobs.tables import TERMINAL, Job
@@ -49,6 +50,7 @@ def render(job: Job, *, now: float, queue_position: int | None, exports: Sequenc
         "task": resolved.get("task"),
         "adaptation": resolved.get("adaptation"),
         "auto": resolved.get("auto"),
+        "optimizer": _optimizer(resolved),
         "evaluation": _evaluation(job),
         "checkpoint_steps": resolved.get("checkpoint_steps"),
         "export": job.request.get("export"),
@@ -106,6 +108,21 @@ def describe(plan: PrivacyPlan, charges: Sequence[Mapping[str, Any]]) -> dict[st
         "parts": [part for part in plan.to_dict()["parts"]],
         "privacy_budget": charges[0]["budget_id"] if charges else None,
         "privacy_budgets": [charge["budget_id"] for charge in charges],
+    }
+
+
+def _optimizer(resolved: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Of the last phase, which the job is about; None before there is a plan. Plans may be older than a field."""
+    if not resolved.get("phases"):
+        return None
+    last = Phase.from_dict(resolved["phases"][-1])
+    return {
+        "type": last.optimizer,
+        "learning_rate": last.learning_rate,
+        "head_learning_rate": last.head_learning_rate,
+        "weight_decay": last.weight_decay,
+        "momentum": last.momentum if last.optimizer == "sgd" else None,
+        "schedule": {"type": last.schedule, "warmup_steps": last.num_warmup_steps},
     }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from app.privacy import loss_curve
-from app.privacy.plan import GaussianRelease, LossSum, PrivacyPlan, SampledGaussian
+from app.privacy.plan import GaussianRelease, LossSum, PrivacyPlan, QuantileSum, SampledGaussian
 
 BOUND = 2.0
 
@@ -118,3 +118,31 @@ def test_the_interval_holds_the_truth() -> None:
             assert 0.0 <= low <= told["train_loss"] <= high <= BOUND
     assert inside / points >= 0.95
     assert inside / points < 1.0  # or the interval is no statement
+
+
+def test_plans_without_a_curve_keep_the_digest_that_they_had() -> None:
+    old = SampledGaussian("main", 0.01, 1000, 1.0, 1.0, "flat")
+    made = PrivacyPlan("dp_sgd", 1000, (old,), target_epsilon=3.0, target_delta=1e-5)
+    assert made.to_dict()["parts"][0].keys() == {
+        "name", "sample_rate", "num_steps", "noise_multiplier", "max_grad_norm", "clipping", "dataset", "kind",
+    }  # fmt: skip
+    assert made.digest() == "e2f795a2819592328cf295ac374addfb29b3f03df4bc6aec30ea976757f0c8d4"
+    assert PrivacyPlan.from_dict(made.to_dict()) == made
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda: LossSum(0.0, 0.1),
+        lambda: LossSum(math.inf, 0.1),
+        lambda: LossSum(1.0, 0.0),
+        lambda: LossSum(1.0, 0.5),
+        lambda: QuantileSum(0.1, 1.0, 0.2),
+        lambda: QuantileSum(0.1, 0.5, 0.0),
+        lambda: dataclasses.replace(part(), clipping="adaptive"),
+        lambda: dataclasses.replace(part(), quantile=QuantileSum(0.1, 0.5, 0.2)),
+    ],
+)
+def test_a_split_that_makes_no_sense_is_refused(broken) -> None:
+    with pytest.raises(ValueError, match=r"share|bound|quantile"):
+        broken()

@@ -58,7 +58,7 @@ def test_a_checkpoint_is_the_model_of_a_shorter_job(tmp_path: Path, base: Path, 
 def test_a_checkpoint_brings_no_metrics_and_says_what_it_is(tmp_path: Path, base: Path) -> None:
     job = _run(make_job(tmp_path / "job", base, steps=4), published=(3,))
     taken = job.folder / "taken/3/results"
-    assert json.loads((taken / "metrics.json").read_text()).keys() == {"released", "reason"}
+    assert json.loads((taken / "metrics.json").read_text()).keys() == {"released", "reason", "train_loss_curve"}
     card = (taken / "model/README.md").read_text()
     assert "**checkpoint**, taken at step 3 of 6" in card
     assert "No metrics were released" in card

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from tests.trainer.jobs import KEY, MadeJob, make_job
+from tests.trainer.jobs import KEY, MadeJob, make_job, phases_for
 from worker.trainer.control import Control
 from worker.trainer.failure import TrainerFailure
 from worker.trainer.run import run
@@ -90,6 +90,51 @@ def test_weights_are_bit_identical_after_kills(
     assert expected.keys() == got.keys()
     assert all(torch.equal(expected[name], got[name]) for name in expected)
     assert job.metrics() == unbroken["lora"].metrics()
+
+
+def test_what_adapts_and_what_was_released_go_on_after_a_kill(tmp_path: Path, base: Path, attempt: Attempt) -> None:
+    """Norm bound, losses, corrected moments, learning rates and momentum: all as if never killed."""
+    head, main = phases_for("bitfit", 4)
+    phases = (
+        dataclasses.replace(head, optimizer="sgd", schedule="linear"),
+        dataclasses.replace(main, optimizer="dp_adam_bc", schedule="cosine", num_warmup_steps=2),
+    )
+    made = {"adaptation": "bitfit", "phases": phases, "clipping": "adaptive", "checkpoint_seconds": 0}
+    whole, killed = (make_job(tmp_path / name, base, **made) for name in ("whole", "killed"))
+    assert attempt(whole, None) == 0
+    for kill in (2, 3):  # inside the first phase, and in the second
+        assert attempt(killed, kill) == -9
+        _take_over(killed)
+    state = json.loads((killed.folder / "resume/state.json").read_text())
+    assert state["max_grad_norm"].keys() == {"head", "main"}
+    assert 1.0 not in state["max_grad_norm"].values()
+    assert attempt(killed, None) == 0
+    expected, got = _weights(whole), _weights(killed)
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    assert killed.metrics() == whole.metrics()
+    curve = whole.metrics()["train_loss_curve"]
+    assert [(point["phase"], point["step"]) for point in curve] == [
+        *(("head", step) for step in range(2, 6)),
+        *(("main", step) for step in range(6, 10)),
+    ]
+
+
+@pytest.mark.parametrize("missing", ["losses", "max_grad_norm"])
+def test_a_checkpoint_without_what_its_steps_released_is_refused(tmp_path: Path, base: Path, missing: str) -> None:
+    job = make_job(tmp_path / "job", base, clipping="adaptive")
+    run(job.folder, KEY, Control(None))
+    _take_over(job)
+    resume = job.folder / "resume"
+    if missing == "losses":
+        tensors = load_file(resume / "state.safetensors")
+        tensors["losses/head"] = tensors["losses/head"][:-1]
+        save_file(tensors, resume / "state.safetensors")
+    else:
+        state = json.loads((resume / "state.json").read_text())
+        (resume / "state.json").write_text(json.dumps({**state, "max_grad_norm": {}}))
+    with pytest.raises(TrainerFailure) as caught:
+        run(job.folder, KEY, Control(None))
+    assert caught.value.code == "resume_mismatch"
 
 
 def test_a_kill_without_a_checkpoint_starts_from_the_start(

@@ -64,6 +64,37 @@ def test_without_noise_it_learns_the_task(tmp_path: Path, base: Path) -> None:
     assert job.metrics()["accuracy"] >= 0.9  # half of the rows have either class
 
 
+@pytest.mark.parametrize("clipping", ["flat", "per_layer", "adaptive"])
+@pytest.mark.parametrize(("adaptation", "units"), [("head", False), ("lora", True)])
+def test_every_clipping_trains_and_tells_its_losses(
+    tmp_path: Path, base: Path, clipping: Any, adaptation: str, units: bool
+) -> None:
+    data = rows()
+    patients = [f"p{index // 2:02}" for index in range(len(data))] if units else None
+    job = make_job(
+        tmp_path / "job", base, adaptation=adaptation, clipping=clipping, units=patients, num_held_out=6, data=data
+    )
+    run(job.folder, KEY, Control(None))
+    curve = job.metrics()["train_loss_curve"]
+    assert [point["phase"] for point in curve][-4:] == [job.spec.phases[-1].name] * 4
+    assert all(0.0 <= point["train_loss"] <= 2.0 for point in curve)
+
+
+def test_without_noise_the_curve_is_the_loss(tmp_path: Path, base: Path) -> None:
+    data = rows(120)
+    job = make_job(tmp_path / "job", base, private=False, evaluation="public", steps=80, data=data)
+    run(job.folder, KEY, Control(None))
+    losses = [point["train_loss"] for point in job.metrics()["train_loss_curve"]]
+    assert {point["train_loss_noise_std"] for point in job.metrics()["train_loss_curve"]} == {0.0}
+    assert losses[0] > 0.5 > 0.35 > losses[-1]  # from about ln 2
+
+
+def test_without_a_curve_nothing_of_the_losses_is_told(tmp_path: Path, base: Path) -> None:
+    job = make_job(tmp_path / "job", base, loss_bound=None)
+    run(job.folder, KEY, Control(None))
+    assert "train_loss_curve" not in job.metrics()
+
+
 def test_roberta_trains_and_loads(tmp_path: Path, roberta_base: Path) -> None:
     job = make_job(tmp_path / "job", roberta_base, adaptation="lora", family="roberta")
     run(job.folder, KEY, Control(None))

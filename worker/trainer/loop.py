@@ -25,7 +25,7 @@ from worker.trainer.data import Dataset
 from worker.trainer.dp.batching import physical_batches
 from worker.trainer.dp.engine import Batch, GradientEngine
 from worker.trainer.dp.engines import make_engine
-from worker.trainer.dp.optimizers import WeightAverage, make_optimizer
+from worker.trainer.dp.optimizers import WeightAverage, learning_rate_factor, make_optimizer
 from worker.trainer.dp.partition import units_of_rank
 from worker.trainer.dp.reduce import from_first_rank, rank_and_world_size, ranks_agree, sum_over_ranks_
 from worker.trainer.dp.release import bounded_rows, gaussian_release
@@ -58,6 +58,7 @@ def train(
         part, name = prepared.part, prepared.phase.name
         _require_gradients(job, prepared)
         optimizer = _optimizer(job, prepared)
+        rates = [group["lr"] for group in optimizer.param_groups]
         decay = prepared.phase.averaging
         average = None if decay is None else WeightAverage(prepared.parameters, decay)
         if state.phase == name:
@@ -78,6 +79,14 @@ def train(
             units = poisson_batch(
                 job.randomness, phase=name, step=index, num_units=dataset.num_units, sample_rate=part.sample_rate
             )
+            factor = learning_rate_factor(
+                prepared.phase.schedule,
+                index,
+                num_steps=part.num_steps,
+                num_warmup_steps=prepared.phase.num_warmup_steps,
+            )
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
             released = step.run(index, micro_batches(job, prepared, dataset, features, units, index))
             if average is not None:
                 average.update(prepared.parameters)
@@ -176,7 +185,13 @@ def _optimizer(job: Job, prepared: PreparedPhase) -> Optimizer:
     body = [parameter for name, parameter in prepared.parameters.items() if name not in names]
     rate = phase.head_learning_rate if body else phase.learning_rate
     groups = [{"params": group, "lr": lr} for group, lr in ((body, phase.learning_rate), (head, rate)) if group]
-    return make_optimizer(phase.optimizer, groups, learning_rate=phase.learning_rate, weight_decay=phase.weight_decay)
+    return make_optimizer(
+        phase.optimizer,
+        groups,
+        learning_rate=phase.learning_rate,
+        weight_decay=phase.weight_decay,
+        momentum=phase.momentum,
+    )
 
 
 def micro_batches(

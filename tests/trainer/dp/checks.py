@@ -146,7 +146,7 @@ def check_noise(randomness: JobRandomness) -> None:
 #: Losses above the bound among them, and units on either side of the norm bound.
 RIDING = dataclasses.replace(
     PART,
-    max_grad_norm=0.9,
+    max_grad_norm=1.45,
     clipping="adaptive",
     loss=LossSum(bound=0.9, share=1 / 64),
     quantile=QuantileSum(share=1 / 32, target_quantile=0.5, learning_rate=0.2),

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from app.privacy.plan import PrivacyPlan, SampledGaussian
 from tests.trainer.dp.cases import CASES, Batch, build, to_dtype, trainable
-from tests.trainer.dp.checks import check_loop, check_noise, check_sensitivity, with_scale
+from tests.trainer.dp.checks import (
+    RIDING,
+    check_loop,
+    check_noise,
+    check_riders,
+    check_scalar_noise,
+    check_sensitivity,
+    with_scale,
+)
 from tests.trainer.dp.oracles import norm
 from worker.trainer.dp import outer
+from worker.trainer.dp import step as step_module
 from worker.trainer.dp.book_keeping import BookKeepingEngine
 from worker.trainer.dp.engine import UnitValues, zero_sums
 from worker.trainer.dp.engines import make_engine
 from worker.trainer.dp.randomness import JobRandomness
+from worker.trainer.dp.step import PrivateStep
 from worker.trainer.dp.tape import Tape
 
 RANDOMNESS = JobRandomness(bytes(range(32)))
@@ -147,3 +159,69 @@ def test_noise_in_half_precision_is_caught() -> None:
 
     with pytest.raises(AssertionError):
         check_noise(Halved(bytes(range(32))))
+
+
+LOSS_ONLY = dataclasses.replace(RIDING, clipping="flat", quantile=None)
+
+
+def test_a_loss_that_is_not_clipped_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_riders(LOSS_ONLY)
+    monkeypatch.setattr(
+        step_module, "centred_losses", lambda losses, rider: losses.to(torch.float64) - rider.bound / 2.0
+    )
+    with pytest.raises(AssertionError):
+        check_riders(LOSS_ONLY)
+
+
+@pytest.mark.parametrize("coordinate", ["gradient", "loss", "quantile"])
+def test_a_standard_deviation_without_its_share_is_caught(monkeypatch: pytest.MonkeyPatch, coordinate: str) -> None:
+    """The whole noise multiplier for one coordinate, as if it were released alone."""
+    check_riders(RIDING)
+    noise_std = step_module.noise_std
+
+    def forgetful(plan: PrivacyPlan, part: SampledGaussian, name: str = "gradient", **options: object) -> float:
+        share = part.noise_multipliers[name] / part.noise_multiplier
+        return noise_std(plan, part, name, **options) / (share if name == coordinate else 1.0)
+
+    monkeypatch.setattr(step_module, "noise_std", forgetful)
+    with pytest.raises(AssertionError):
+        check_riders(RIDING)
+    if coordinate != "gradient":  # whose share is nearly all: the law alone cannot tell
+        with pytest.raises(AssertionError):
+            check_scalar_noise(dataclasses.replace(RIDING, sample_rate=1.0))
+
+
+def test_a_count_that_is_not_centred_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    centred = step_module.centred_count
+    monkeypatch.setattr(step_module, "centred_count", lambda squared, bound: centred(squared, bound) + 0.5)
+    with pytest.raises(AssertionError):
+        check_riders(RIDING)
+
+
+def test_the_drawn_batch_as_a_divisor_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = PrivateStep.run
+
+    def divides_by_what_was_drawn(self: PrivateStep, step: int, batches: Iterable[tuple[Batch, Tensor]]) -> object:
+        drawn = list(batches)
+        self._divisor = max(1, sum(len(units) for _, units in drawn))
+        return run(self, step, drawn)
+
+    monkeypatch.setattr(PrivateStep, "run", divides_by_what_was_drawn)
+    with pytest.raises(AssertionError):
+        check_riders(RIDING)
+
+
+def test_noise_that_does_not_follow_the_bound_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    noise_std = step_module.noise_std
+    monkeypatch.setattr(
+        step_module, "noise_std", lambda *arguments, max_grad_norm=None, **options: noise_std(*arguments, **options)
+    )
+    with pytest.raises(AssertionError):
+        check_riders(RIDING)
+
+
+def test_a_stream_shared_by_losses_and_counts_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The count's noise is the loss's, over again."""
+    monkeypatch.setattr(step_module, "CLIP", step_module.LOSS)
+    with pytest.raises(AssertionError):
+        check_scalar_noise(dataclasses.replace(RIDING, sample_rate=1.0))

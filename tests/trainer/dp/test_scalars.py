@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from app.privacy.plan import LossSum, PrivacyPlan, SampledGaussian
+from app.privacy.plan import LossSum, PrivacyPlan, QuantileSum, SampledGaussian
 from tests.trainer.dp.cases import CASES, Batch, build, to_dtype, trainable
 from tests.trainer.dp.checks import RIDING, check_riders, check_scalar_noise, with_scale
 from tests.trainer.dp.training import DATA, NUM_UNITS, PART, Training, plan_for
 from worker.trainer.dp.book_keeping import BookKeepingEngine
 from worker.trainer.dp.functional import FunctionalEngine
-from worker.trainer.dp.scalars import centred_losses
+from worker.trainer.dp.optimizers import AdamBC
+from worker.trainer.dp.scalars import adapted, centred_count, centred_losses
 from worker.trainer.dp.step import TOLERANCE, noise_std
 
 LOSS = LossSum(bound=1.5, share=1 / 64)
@@ -71,20 +72,82 @@ def test_steps_release_the_loop_over_units_but_for_the_noise() -> None:
     check_riders(dataclasses.replace(RIDING, clipping="flat", quantile=None))
 
 
-@pytest.mark.parametrize(("shares", "gradient"), [((), 1.0), ((1 / 64,), 63 / 64)])
-def test_all_that_is_noised_together_is_one_mechanism(shares: tuple[float, ...], gradient: float) -> None:
-    """E: Σ (Δ / s)² of what is executed never exceeds the σ⁻² that is accounted."""
-    part = dataclasses.replace(PART, loss=LossSum(1.5, shares[0]) if shares else None)
+def test_adaptive_steps_are_the_loop_over_units_with_noise_that_follows_the_bound() -> None:
+    check_riders(RIDING)
+    check_riders(dataclasses.replace(RIDING, loss=None))
+
+
+@pytest.mark.parametrize("now", [0.9, 0.05, 7.0])
+@pytest.mark.parametrize(
+    ("part", "gradient"),
+    [(PART, 1.0), (WITH_LOSS, 63 / 64), (RIDING, 61 / 64), (dataclasses.replace(RIDING, loss=None), 62 / 64)],
+    ids=["alone", "loss", "both", "count"],
+)
+def test_all_that_is_noised_together_is_one_mechanism(part: SampledGaussian, gradient: float, now: float) -> None:
+    """E: Σ (Δ / s)² of what is executed is the σ⁻² that is accounted, whatever the bound has come to."""
     plan = plan_for(part)
-    sensitivities = {"gradient": 0.5, "loss": 0.75}
-    stds = {name: noise_std(plan, part, name) for name in part.noise_multipliers}
+    sensitivities = {"gradient": now, "loss": part.loss.bound / 2 if part.loss else 0.0, "quantile": 0.5}
+    stds = {name: noise_std(plan, part, name, max_grad_norm=now) for name in part.noise_multipliers}
     spent = sum((sensitivities[name] * (1 + TOLERANCE) / std) ** 2 for name, std in stds.items())
     assert spent == pytest.approx(part.noise_multiplier**-2, rel=1e-12)
-    assert stds["gradient"] == pytest.approx(2.0 * 0.5 / math.sqrt(gradient) * (1 + TOLERANCE))
+    assert stds["gradient"] == pytest.approx(2.0 * now / math.sqrt(gradient) * (1 + TOLERANCE))
 
 
-def test_the_losses_noise_is_the_plans_and_its_own() -> None:
-    check_scalar_noise(WITH_LOSS)
+def test_the_bound_finds_the_median_whatever_it_starts_from() -> None:
+    """On fixed norms, with hardly any noise: the geometric update converges to the quantile."""
+    norms = torch.linspace(0.2, 4.0, 401, dtype=torch.float64)
+    for quantile in (0.5, 0.9):
+        rider = QuantileSum(share=1 / 64, target_quantile=quantile, learning_rate=0.2)
+        for start in (1e-2, 30.0):
+            bound = start
+            for _ in range(250):
+                bound = adapted(bound, float(centred_count(norms**2, bound).sum()), rider, len(norms), start)
+            assert bound == pytest.approx(float(norms.quantile(quantile)), rel=0.02)
+
+
+@pytest.mark.parametrize("total", [-1e9, 1e9])
+def test_one_noisy_step_moves_the_bound_by_no_more_than_a_full_count_would(total: float) -> None:
+    rider = QuantileSum(share=1 / 64, target_quantile=0.5, learning_rate=0.2)
+    assert abs(math.log(adapted(1.0, total, rider, 10.0, 1.0))) == pytest.approx(0.1)
+    bound = 1.0
+    for _ in range(2000):
+        bound = adapted(bound, total, rider, 10.0, 1.0)
+    assert 1e-4 <= bound <= 1e4
+
+
+def test_a_unit_moves_the_count_by_a_half() -> None:
+    """S: whatever its norm, broken ones included."""
+    for squared in (0.0, 0.8, 1.0, 1e30, torch.inf, torch.nan):
+        assert abs(float(centred_count(torch.tensor([squared]), 1.0))) == 0.5
+
+
+def test_the_bound_is_state_that_a_resumed_step_takes_over() -> None:
+    whole, first, second = Training(RIDING), Training(RIDING), Training(RIDING)
+    for index in range(4):
+        whole.step(index)
+    for index in range(2):
+        first.step(index)
+    second.model.load_state_dict(first.model.state_dict())
+    second.optimizer.load_state_dict(first.optimizer.state_dict())
+    second.private_step.max_grad_norm = first.private_step.max_grad_norm
+    for index in range(2, 4):
+        second.step(index)
+    assert torch.equal(second.weights(), whole.weights())
+    assert second.private_step.max_grad_norm == whole.private_step.max_grad_norm != RIDING.max_grad_norm
+
+
+def test_the_optimizer_is_told_the_noise_of_the_step_at_hand() -> None:
+    training = Training(RIDING)
+    training.private_step._optimizer = optimizer = AdamBC(training.parameters.values(), lr=1e-3)
+    for index in range(3):
+        bound = training.private_step.max_grad_norm
+        training.step(index)
+        std = noise_std(training.plan, RIDING, max_grad_norm=bound) / training.plan.expected_batch_size(RIDING)
+        assert optimizer.noise_variance == pytest.approx(std**2)
+
+
+def test_the_noise_of_what_rides_along_is_the_plans_and_its_own() -> None:
+    check_scalar_noise(dataclasses.replace(RIDING, sample_rate=1.0))
 
 
 def test_the_loss_does_not_change_the_update_but_for_its_share_of_the_noise() -> None:
