@@ -116,6 +116,18 @@ def test_a_student_has_fewer_layers_and_follows_the_model(make: Make, bundle: Pa
     assert metrics["relative_difference"] < 0.6
 
 
+def test_a_student_of_labels_that_are_each_true_or_not(
+    make: Make, bundle: Path, texts: list[str], tmp_path: Path
+) -> None:
+    other = tmp_path / "labels"
+    shutil.copytree(bundle, other)
+    config = json.loads((bundle / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "problem_type": "multi_label_classification"}))
+    _, metrics = make("student", of=other, texts=texts)
+    assert metrics["agreement"] >= 0.8
+    assert metrics["relative_difference"] < 0.6
+
+
 def test_each_export_says_what_it_is_and_what_it_cost(make: Make, bundle: Path) -> None:
     for format_ in ("safetensors", "fp16"):
         folder, metrics = make(format_)

@@ -1,0 +1,176 @@
+"""Models of other kinds than a classifier of texts: tiny random ones, as plain transformers saves them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from peft import PeftModel
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertTokenizerFast,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from tests.trainer.jobs import BAD, FILLER, GOOD
+from worker.exporter.spec import ExportFailure
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+]
+
+Make = Callable[..., tuple[Path, dict[str, Any]]]
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *FILLER]
+SIZES: dict[str, Any] = {
+    "vocab_size": len(WORDS),
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 32,
+    "initializer_range": 0.5,
+    "pad_token_id": 0,
+}
+
+
+def build(kind: str) -> Any:
+    """A random model of that kind."""
+    torch.manual_seed(3)
+    match kind:
+        case "tokens":
+            return BertForTokenClassification(BertConfig(**SIZES, num_labels=3))
+        case "masked":
+            return BertForMaskedLM(BertConfig(**SIZES))
+        case "number":
+            return BertForSequenceClassification(BertConfig(**SIZES, num_labels=1, problem_type="regression"))
+        case "labels":
+            config = BertConfig(**SIZES, num_labels=3, problem_type="multi_label_classification")
+            return BertForSequenceClassification(config)
+        case "gpt2":
+            sizes = {"vocab_size": len(WORDS), "n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 32}
+            return GPT2LMHeadModel(GPT2Config(**sizes, initializer_range=0.5, bos_token_id=2, eos_token_id=3))
+        case "llama":
+            return LlamaForCausalLM(LlamaConfig(**SIZES, num_key_value_heads=1, bos_token_id=2, eos_token_id=3))
+        case "t5":
+            sizes = {"vocab_size": len(WORDS), "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+            return T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0, pad_token_id=0))
+        case "image":
+            sizes = {name: SIZES[name] for name in ("hidden_size", "num_attention_heads", "intermediate_size")}
+            config = ViTConfig(**sizes, num_hidden_layers=2, image_size=16, patch_size=8, num_labels=3)
+            return ViTForImageClassification(config)
+    raise AssertionError(kind)
+
+
+@pytest.fixture
+def bundle_of(tmp_path: Path) -> Callable[[str], Path]:
+    """A folder as plain transformers saves it."""
+
+    def save(kind: str) -> Path:
+        folder = tmp_path / f"bundle-{kind}"
+        build(kind).save_pretrained(folder)
+        if kind != "image":
+            (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+            BertTokenizerFast(vocab=str(tmp_path / "vocab.txt"), model_max_length=32).save_pretrained(folder)
+        (folder / "privacy_report.json").write_text("{}")
+        return folder
+
+    return save
+
+
+@pytest.mark.parametrize("kind", ["tokens", "masked", "number", "labels", "gpt2", "llama", "t5", "image"])
+def test_half_precision_of_every_kind(make: Make, bundle_of: Any, kind: str) -> None:
+    folder, metrics = make("fp16", of=bundle_of(kind))
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "float16"
+    assert metrics["relative_difference"] < 0.05
+    assert (metrics["agreement"] is None) == (kind == "number")
+
+
+@pytest.mark.parametrize("kind", ["tokens", "gpt2", "image"])
+def test_onnx_of_other_kinds(make: Make, bundle_of: Any, kind: str) -> None:
+    of = bundle_of(kind)
+    folder, metrics = make("onnx", of=of)
+    assert metrics["agreement"] == 1.0
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    taken = [entry.name for entry in session.get_inputs()]
+    if kind == "image":
+        inputs = {"pixel_values": torch.randn(5, 3, 16, 16)}
+    else:
+        inputs = dict(
+            AutoTokenizer.from_pretrained(folder)(["good", "the plot was awful"], padding=True, return_tensors="pt")
+        )
+    (logits,) = session.run(None, {name: inputs[name].numpy() for name in taken})
+    with torch.inference_mode():
+        expected = build(kind).eval()(**{name: inputs[name] for name in taken}).logits
+    places = inputs["attention_mask"].bool() if kind != "image" else slice(None)
+    assert np.allclose(torch.from_numpy(logits)[places], expected[places], rtol=1e-3, atol=1e-4)
+
+
+def test_an_adapter_of_a_causal_language_model(make: Make, bundle_of: Any, tmp_path: Path) -> None:
+    """GPT-2 keeps its matrices transposed."""
+    base = bundle_of("gpt2")
+    changed = build("gpt2")
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, value in changed.named_parameters():
+            if name.endswith("c_attn.weight"):
+                left, right = (torch.randn(size, 2, generator=generator) for size in value.shape)
+                value += 0.3 * left @ right.T
+    merged = tmp_path / "merged"
+    for path in base.iterdir():
+        merged.mkdir(exist_ok=True)
+        (merged / path.name).write_bytes(path.read_bytes())
+    changed.save_pretrained(merged)
+    folder, metrics = make("adapter", of=merged, base_path=str(base))
+    assert metrics["adapted_matrices"] == 3
+    inputs = AutoTokenizer.from_pretrained(folder)(["the plot was awful"], return_tensors="pt")
+    inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    adapted = PeftModel.from_pretrained(GPT2LMHeadModel.from_pretrained(base), folder).eval()
+    with torch.inference_mode():
+        assert torch.allclose(adapted(**inputs).logits, changed.eval()(**inputs).logits, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "number"])
+def test_students_of_other_kinds(make: Make, bundle_of: Any, texts: list[str], kind: str) -> None:
+    folder, metrics = make("student", of=bundle_of(kind), texts=texts, num_layers=2, n_epochs=4)
+    assert (metrics["num_layers"], metrics["model_num_layers"]) == (2, 3)
+    assert metrics["relative_difference"] < 0.95
+    layers = json.loads((folder / "config.json").read_text())
+    assert layers.get("num_hidden_layers", layers.get("n_layer")) == 2
+
+
+@pytest.mark.parametrize("format_", ["onnx", "student"])
+def test_an_encoder_with_a_decoder_is_no_single_graph(
+    make: Make, bundle_of: Any, texts: list[str], format_: str
+) -> None:
+    with pytest.raises(ExportFailure) as caught:
+        make(format_, of=bundle_of("t5"), texts=texts if format_ == "student" else None)
+    assert caught.value.code == "format_not_supported"
+
+
+def test_an_unknown_architecture_is_refused_by_name(make: Make, bundle_of: Any) -> None:
+    folder = bundle_of("number")
+    config = json.loads((folder / "config.json").read_text())
+    for architectures in (["BertForQuestionAnswering"], [], None):
+        (folder / "config.json").write_text(json.dumps({**config, "architectures": architectures}))
+        with pytest.raises(ExportFailure) as caught:
+            make("fp16", of=folder)
+        assert caught.value.code == "format_not_supported"
