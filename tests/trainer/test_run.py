@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from app.privacy.plan import GaussianRelease
@@ -19,6 +20,7 @@ from worker.trainer import loop
 from worker.trainer import run as run_module
 from worker.trainer.control import Control
 from worker.trainer.dp.engine import EngineError
+from worker.trainer.dp.layers import HANDLERS
 from worker.trainer.failure import TrainerFailure
 from worker.trainer.run import attempt, run
 
@@ -263,6 +265,22 @@ def test_no_step_is_made_without_norms(tmp_path: Path, base: Path, monkeypatch: 
     with pytest.raises(TrainerFailure) as caught:
         run(job.folder, KEY, Control(None))
     assert caught.value.code == "missing_gradient_norm"
+
+
+def test_layers_without_a_fast_way_are_told(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+
+    class Listening(Control):
+        def send(self, message: object) -> None:
+            sent.append(message)
+
+    without = {function: handler for function, handler in HANDLERS.items() if function is not F.layer_norm}
+    monkeypatch.setattr("worker.trainer.dp.book_keeping.HANDLERS", without)
+    job = make_job(tmp_path / "job", base, adaptation="last_layers", steps=1)
+    run(job.folder, KEY, Listening(None))
+    notices = [(message.code, message.data) for message in sent if message.type == "notice"]
+    assert ("slow_gradients", {"phase": "main", "parameters": 1}) in notices
+    assert (job.folder / "results/model/model.safetensors").exists()
 
 
 @pytest.mark.parametrize(

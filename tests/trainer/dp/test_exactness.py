@@ -12,6 +12,7 @@ from tests.trainer.dp.cases import CASES, Batch, build, to_dtype, trainable
 from tests.trainer.dp.checks import check_loop, check_sensitivity, distance, with_scale
 from worker.trainer.dp.book_keeping import BookKeepingEngine
 from worker.trainer.dp.functional import FunctionalEngine
+from worker.trainer.dp.step import TOLERANCE
 
 ADAPTED = [(name, lora) for name, case in CASES.items() for lora in (False, True) if not lora or case.lora_targets]
 # transformers offers none for the others.
@@ -110,6 +111,21 @@ def _more_padding(batch: Batch) -> Batch:
         if key in batch:
             widened[key] = F.pad(batch[key], (0, 3), value=value)
     return widened
+
+
+@pytest.mark.parametrize(("name", "lora"), CHECKPOINTED)
+def test_sensitivity_and_the_cut_with_checkpointing(name: str, lora: bool) -> None:
+    """S and I in float32 where forwards are computed again."""
+    model = build(name, lora=lora, dtype=torch.float32, checkpointing=True)
+    batch, names, loss = CASES[name].batch(6), trainable(model), CASES[name].loss
+    engine = BookKeepingEngine(model, names, loss, clipping="flat", max_grad_norm=0.05)
+    engine.accumulate(batch, SEVERAL_ROWS)
+    expected = engine.take()
+    for rows in ([0, 3], [1, 2, 4], [5]):
+        engine.accumulate({key: value[rows] for key, value in batch.items()}, SEVERAL_ROWS[rows])
+    assert distance(engine.take(), expected) < 0.05 * TOLERANCE
+    batch["scale"] = torch.tensor([1.0, 1e6, 1e-4, torch.inf, 30.0, torch.nan])
+    check_sensitivity(BookKeepingEngine, model, names, with_scale(loss), batch, OWN_UNIT, "flat")
 
 
 def test_unclipped_gradients_never_reach_autograd() -> None:

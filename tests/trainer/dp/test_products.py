@@ -12,6 +12,7 @@ from tests.trainer.dp.checks import check_loop, check_sensitivity, with_scale
 from tests.trainer.dp.test_rounding import _cancelling, _loss
 from worker.trainer.dp import products
 from worker.trainer.dp.book_keeping import BookKeepingEngine
+from worker.trainer.dp.functional import FunctionalEngine
 from worker.trainer.dp.step import TOLERANCE
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
@@ -99,3 +100,23 @@ def test_frozen_layers_take_it_and_are_differentiated_through(calls: list[int]) 
     assert calls
     for one, other in zip(found, expected, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_fallback_maps_over_fast_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vmap refuses autograd functions like ours: the frozen layer takes torch's own product there."""
+    monkeypatch.setattr(products, "ONEDNN", True)
+    model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
+    data = {"x": torch.randn(5, 6), "y": torch.arange(5) % 3}
+
+    def loss(module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return nn.functional.cross_entropy(module(batch["x"]), batch["y"], reduction="none")
+
+    engine = FunctionalEngine(model, [n for n, _ in model.named_parameters()], loss, clipping="flat", max_grad_norm=1.0)
+    engine.accumulate(data, torch.arange(5))
+    expected = engine.take()
+    with products.FastLinear():
+        engine.accumulate(data, torch.arange(5))
+    assert engine._mapped
+    for name, value in engine.take().items():
+        torch.testing.assert_close(value, expected[name])
+    assert nn.functional.linear is products._LINEAR

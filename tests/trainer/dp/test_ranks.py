@@ -19,10 +19,17 @@ import sys
 import torch
 import torch.distributed as dist
 from tests.trainer.dp.test_ranks import run_share
+from worker.trainer.dp.reduce import from_first_rank, ranks_agree
 
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=int(sys.argv[2]), world_size=2)
 torch.save(run_share(), sys.argv[3])
+rank = dist.get_rank()
+assert from_first_rank(rank == 0, rank == 1) == (True, False)
+weights = [torch.ones(3, 2), torch.zeros(4)]
+assert ranks_agree(weights)
+weights[1][2] += 1e-38 * rank
+assert not ranks_agree(weights)
 dist.destroy_process_group()
 """
 

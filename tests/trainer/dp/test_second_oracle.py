@@ -13,12 +13,12 @@ from worker.trainer.dp.book_keeping import BookKeepingEngine
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["roberta", "vit", "llama"])
+@pytest.mark.parametrize("name", ["roberta", "xlm_roberta", "vit", "deit", "llama", "qwen2"])
 def test_norms_equal_opacus(name: str) -> None:
     model = build(name)
-    if name == "vit":  # Opacus knows no raw parameters
-        model.vit.embeddings.requires_grad_(False)
-    if name == "llama":  # nor transformers' norms
+    if name in ("vit", "deit"):  # Opacus knows no raw parameters
+        getattr(model, name).embeddings.requires_grad_(False)
+    if name in ("llama", "qwen2"):  # nor transformers' norms
         for key, parameter in model.named_parameters():
             parameter.requires_grad_("norm" not in key)
     train_without_dropout(model)  # Opacus captures nothing in eval mode

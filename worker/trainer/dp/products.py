@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+from torch.overrides import has_torch_function
 
+#: torch's own, whatever F.linear stands for at the moment.
+_LINEAR = F.linear
 #: Multiply-adds below which the call itself costs more than oneDNN saves.
 _MIN_WORK = 1 << 21
 
@@ -45,7 +47,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x: (…, d), weight: (p, d) with any strides, bias: (p,). x weightᵀ + bias, (…, p); not differentiable."""
     if _by_onednn(x, weight, x.numel() * weight.shape[0]) and (bias is None or bias.dtype == torch.float32):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return F.linear(x, weight, bias)
+    return _LINEAR(x, weight, bias)
 
 
 def add_product_(target: Tensor, left: Tensor, right: Tensor) -> None:
@@ -78,15 +80,28 @@ def outer(left: Tensor, right: Tensor) -> Tensor:
     return result
 
 
-class FastLinear(TorchFunctionMode):
-    """Within it, F.linear of plain tensors takes `linear` above, differentiably: for layers that do not train."""
+class FastLinear:
+    """Within it, F.linear of plain tensors takes `linear` above, differentiably: for layers that do not train.
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is F.linear and not types and _on_cpu(args[0]):
-            return _FastLinear.apply(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+    By its name in torch, not by a TorchFunctionMode: that is off during backward, where checkpointed forwards run
+    again and must save what they saved before.
+    """
+
+    def __enter__(self) -> None:
+        self._before = F.linear
+        F.linear = _fast_linear
+
+    def __exit__(self, *_: object) -> None:
+        F.linear = self._before
+
+
+def _fast_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    mapped = torch._C._functorch.peek_interpreter_stack() is not None  # vmap knows no autograd functions of ours
+    if mapped or not _on_cpu(input) or has_torch_function((input, weight, bias)):
+        return _LINEAR(input, weight, bias)
+    result = _FastLinear.apply(input, weight, bias)
+    assert isinstance(result, Tensor)
+    return result
 
 
 def _on_cpu(x: Tensor) -> bool:
