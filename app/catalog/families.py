@@ -69,6 +69,14 @@ _BERT_KEYS = frozenset(
 )  # fmt: skip
 
 
+_DISTILBERT_KEYS = frozenset(
+    {
+        "activation", "attention_dropout", "dim", "dropout", "hidden_dim", "max_position_embeddings", "n_heads",
+        "n_layers", "qa_dropout", "seq_classif_dropout", "sinusoidal_pos_embds",
+    }
+)  # fmt: skip
+
+
 def _bert(model_type: str, position_offset: int = 0) -> Family:
     return Family(
         model_type,
@@ -105,6 +113,16 @@ FAMILIES: dict[str, Family] = {
     for family in (
         _bert("bert"),
         _bert("roberta", position_offset=2),  # positions start behind the padding index, which is 1
+        _bert("xlm-roberta", position_offset=2),
+        Family(
+            "distilbert",
+            "encoder",
+            "dim",
+            "n_layers",
+            "max_position_embeddings",
+            _DISTILBERT_KEYS,
+            centred=True,
+        ),
         Family("gpt2", "causal", "n_embd", "n_layer", "n_positions", _GPT2_KEYS),
         Family(
             "llama",

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from transformers import AutoConfig
 
 from app.catalog.adaptations import ADAPTATIONS, adaptation_from_dict, adaptation_to_dict
 from app.catalog.bases import BASES, BaseModel
 from app.catalog.exports import EXPORT_FORMATS
-from app.catalog.families import FAMILIES
+from app.catalog.families import COMMON_KEYS, FAMILIES, Family
 from app.catalog.tasks import TASKS
 from app.exports.lifecycle import FAILURES as EXPORT_FAILURES
 from app.exports.schemas import FormatName
@@ -104,3 +105,15 @@ def _header(weights: Path) -> dict[str, Any]:
         header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     header.pop("__metadata__", None)
     return header
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_every_key_that_a_familys_config_reads_is_passed_on(family: Family) -> None:
+    """Dropping one would make another model of it, and no error."""
+    config = AutoConfig.for_model(family.model_type)
+    read = {name for name in config.to_dict() if not name.startswith("_")}
+    # How it is called and what it answers with is the trainer's to say.
+    read -= {"output_attentions", "output_hidden_states", "return_dict"}
+    assert read - COMMON_KEYS - family.keys == set()
+    for key in (family.hidden_size, family.num_layers, family.max_length):
+        assert not key or hasattr(config, key)

@@ -13,6 +13,11 @@ encoder's own class is put behind the last one, with weights that make it the po
 What is trained is what is exported: nothing is approximated between the two. The pooling layer and the pooler stay
 frozen in every adaptation. The price is one layer more at inference.
 
+Where the pooler is followed by a ReLU instead of a tanh (DistilBERT), half of its outputs are a random projection of
+the unit vector to half of its width, the other half the same with the other sign: a ReLU keeps one of each pair, so
+that any linear function of the projection is still one of the head's, and inner products are those of the vectors up to
+the projection's distortion (Johnson & Lindenstrauss 1984).
+
 Dropout is off everywhere (the model is in evaluation mode throughout): noise regularises private training already, and
 frozen features must not change from step to step.
 """
@@ -41,6 +46,9 @@ class EncoderFamily:
     """Where such a model keeps its parts, as attribute paths.
 
     unmovable: softmax ignores a shift of all keys. position_offset: position embeddings that no token takes.
+    stack: the blocks, below the body. Below a block: value, the matrix of the attention's values; mixing, that of its
+    outputs, and mixing_norm behind it; feed_forward, the second matrix of that layer, and the block's norm.
+    rectified: the pooler is followed by a ReLU.
     """
 
     auto_class: ClassVar[Any] = AutoModelForSequenceClassification
@@ -53,6 +61,13 @@ class EncoderFamily:
     lora_targets: tuple[str, ...] = ("query", "value")
     unmovable: tuple[str, ...] = ("attention.self.key.bias",)
     position_offset: int = 0
+    stack: str = "encoder.layer"
+    value: str = "attention.self.value"
+    mixing: str = "attention.output.dense"
+    mixing_norm: str = "attention.output.LayerNorm"
+    feed_forward: str = "output.dense"
+    norm: str = "output.LayerNorm"
+    rectified: bool = False
 
     def max_length(self, model: PreTrainedModel) -> int:
         """Tokens that the position embeddings carry."""
@@ -73,7 +88,7 @@ class EncoderFamily:
                 return (f"{self.head}.",)
             config.num_hidden_layers += 1
             note(config, pooling_layer=True)
-            layer = f"{self.body}.encoder.layer.{config.num_hidden_layers - 1}."
+            layer = f"{self.body}.{self.stack}.{config.num_hidden_layers - 1}."
             return (layer, f"{self.pooler}.", f"{self.head}.")
 
         model = load_base(path, self.auto_class, self.model_type, new=new)
@@ -91,11 +106,12 @@ class EncoderFamily:
         identity = torch.eye(model.config.hidden_size)
         for parameter in layer.parameters():
             parameter.zero_()
-        layer.get_parameter("attention.self.value.weight").copy_(identity)
-        layer.get_parameter("attention.output.dense.weight").copy_(RESIDUAL_SCALE * identity)
-        layer.get_parameter("attention.output.LayerNorm.weight").fill_(1.0)
-        layer.get_parameter("output.LayerNorm.weight").fill_(1.0)
-        model.get_parameter(f"{self.pooler}.weight").copy_(identity / math.sqrt(len(identity)))
+        layer.get_parameter(f"{self.value}.weight").copy_(identity)
+        layer.get_parameter(f"{self.mixing}.weight").copy_(RESIDUAL_SCALE * identity)
+        layer.get_parameter(f"{self.mixing_norm}.weight").fill_(1.0)
+        layer.get_parameter(f"{self.norm}.weight").fill_(1.0)
+        projection = _signed_halves(len(identity)) if self.rectified else identity
+        model.get_parameter(f"{self.pooler}.weight").copy_(projection / math.sqrt(len(identity)))
         model.get_parameter(f"{self.pooler}.bias").zero_()
 
     def pooling_layer(self, model: nn.Module) -> nn.Module:
@@ -115,7 +131,7 @@ class EncoderFamily:
     def body_parameters(self, model: nn.Module, *, last_layers: int | None = None) -> list[str]:
         """Names of the base's own parameters, or of its last layers'; never the pooling layer's or the pooler's."""
         depth = len(self._stack(model)) - 1
-        stack = f"{self.body}.encoder.layer."
+        stack = f"{self.body}.{self.stack}."
         first = 0 if last_layers is None else max(0, depth - last_layers)
         kept = tuple(f"{stack}{index}." for index in range(first, depth))
         rest = () if last_layers is not None else (f"{self.body}.embeddings.",)
@@ -124,7 +140,7 @@ class EncoderFamily:
     def pooled(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """The mean vectors before centring, (rows, width), of norm √width up to rounding."""
         caught: list[Tensor] = []
-        attention = self.pooling_layer(model).get_submodule("attention.output")
+        attention = self.pooling_layer(model).get_submodule(self.mixing_norm)
         hook = attention.register_forward_hook(lambda module, inputs, output: caught.append(output[:, 0]))
         try:
             model.get_submodule(self.body)(**text_inputs(batch))
@@ -135,16 +151,27 @@ class EncoderFamily:
     @torch.no_grad()
     def set_centre(self, model: nn.Module, centre: Tensor) -> None:
         """centre: (width,), the mean of the pooled vectors, each scaled to unit norm."""
-        self.pooling_layer(model).get_parameter("output.dense.bias").copy_(-math.sqrt(len(centre)) * centre)
+        self.pooling_layer(model).get_parameter(f"{self.feed_forward}.bias").copy_(-math.sqrt(len(centre)) * centre)
 
     def features(self, model: nn.Module, pooled: Tensor) -> Tensor:
         """The head's inputs, (rows, width), from `pooled`: the rest of the pooling layer, and the pooler."""
         layer = self.pooling_layer(model)
-        centred = layer.get_submodule("output")(layer.get_submodule("intermediate")(pooled), pooled)
-        features: Tensor = torch.tanh(model.get_submodule(self.pooler)(centred))
-        return features
+        feed_forward = layer.get_submodule(self.feed_forward)
+        assert isinstance(feed_forward, nn.Linear)
+        nothing = pooled.new_zeros(len(pooled), feed_forward.in_features)  # what weights of 0 make of anything
+        centred = layer.get_submodule(self.norm)(feed_forward(nothing) + pooled)
+        projected: Tensor = model.get_submodule(self.pooler)(centred)
+        return torch.relu(projected) if self.rectified else torch.tanh(projected)
 
     def _stack(self, model: nn.Module) -> nn.ModuleList:
-        stack = model.get_submodule(f"{self.body}.encoder.layer")
+        stack = model.get_submodule(f"{self.body}.{self.stack}")
         assert isinstance(stack, nn.ModuleList)
         return stack
+
+
+def _signed_halves(width: int) -> Tensor:
+    """(width, width): random signs scaled to keep norms, the same on every machine, and below them their negatives."""
+    half = width // 2
+    signs = 2.0 * torch.randint(2, (half, width), generator=torch.Generator().manual_seed(0)) - 1.0
+    projection = signs / math.sqrt(max(half, 1))
+    return torch.cat([projection, -projection, torch.zeros(width - 2 * half, width)])

@@ -5,10 +5,12 @@ from __future__ import annotations
 from app.catalog.tasks import TASKS, ModelClass
 from worker.trainer.failure import TrainerFailure
 from worker.trainer.families.bert import BERT, BERT_MASKED, BERT_TOKENS
+from worker.trainer.families.distilbert import DISTILBERT, DISTILBERT_MASKED, DISTILBERT_TOKENS
 from worker.trainer.families.gpt2 import GPT2_CAUSAL
 from worker.trainer.families.interface import Family
 from worker.trainer.families.llama import LLAMA_CAUSAL
 from worker.trainer.families.roberta import ROBERTA, ROBERTA_MASKED, ROBERTA_TOKENS
+from worker.trainer.families.xlm_roberta import XLM_ROBERTA, XLM_ROBERTA_MASKED, XLM_ROBERTA_TOKENS
 
 FAMILIES: dict[str, dict[ModelClass, Family]] = {
     "bert": {
@@ -20,6 +22,16 @@ FAMILIES: dict[str, dict[ModelClass, Family]] = {
         "sequence_classification": ROBERTA,
         "token_classification": ROBERTA_TOKENS,
         "masked_lm": ROBERTA_MASKED,
+    },
+    "xlm-roberta": {
+        "sequence_classification": XLM_ROBERTA,
+        "token_classification": XLM_ROBERTA_TOKENS,
+        "masked_lm": XLM_ROBERTA_MASKED,
+    },
+    "distilbert": {
+        "sequence_classification": DISTILBERT,
+        "token_classification": DISTILBERT_TOKENS,
+        "masked_lm": DISTILBERT_MASKED,
     },
     "gpt2": {"causal_lm": GPT2_CAUSAL},
     "llama": {"causal_lm": LLAMA_CAUSAL},

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from worker.trainer.families.loading import load_base, name_classes
+from worker.trainer.families.loading import load_base, marker, name_classes, note
 from worker.trainer.spec import TaskSpec
 
 #: Where the configuration does not say how much the positions carry (rotary and relative ones carry any length).
@@ -39,6 +39,9 @@ class TransformerFamily:
 
         def new(config: PreTrainedConfig) -> tuple[str, ...]:
             nonlocal continues
+            if marker(config).get("pooling_layer"):  # a classifier's of this service: of no use to a token
+                config.num_hidden_layers -= 1
+                note(config, pooling_layer=False)
             if task.labels:
                 continues = name_classes(config, task)
             return (self.head,) if self.head else ()

@@ -1,0 +1,41 @@
+"""DistilBERT (Sanh et al. 2019): half of BERT's layers, no token types; its classifier has a ReLU behind the pooler."""
+
+from __future__ import annotations
+
+from transformers import AutoModelForMaskedLM, AutoModelForTokenClassification
+
+from worker.trainer.families.encoder import EncoderFamily
+from worker.trainer.families.transformer import TransformerFamily
+
+DISTILBERT = EncoderFamily(
+    model_type="distilbert",
+    body="distilbert",
+    pooler="pre_classifier",
+    head="classifier",
+    lora_targets=("q_lin", "v_lin"),
+    unmovable=("attention.k_lin.bias",),
+    stack="transformer.layer",
+    value="attention.v_lin",
+    mixing="attention.out_lin",
+    mixing_norm="sa_layer_norm",
+    feed_forward="ffn.lin2",
+    norm="output_layer_norm",
+    rectified=True,
+)
+
+DISTILBERT_TOKENS = TransformerFamily(
+    model_type="distilbert",
+    auto_class=AutoModelForTokenClassification,
+    stacks=("distilbert.transformer.layer",),
+    head="classifier.",
+    lora_targets=DISTILBERT.lora_targets,
+    unmovable=DISTILBERT.unmovable,
+)
+
+DISTILBERT_MASKED = TransformerFamily(
+    model_type="distilbert",
+    auto_class=AutoModelForMaskedLM,
+    stacks=("distilbert.transformer.layer",),
+    lora_targets=DISTILBERT.lora_targets,
+    unmovable=DISTILBERT.unmovable,
+)
