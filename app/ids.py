@@ -18,6 +18,17 @@ def new_id(prefix: Prefix) -> str:
     return f"{prefix}-{sortable_token()}"
 
 
+def made_at(identifier: str) -> float:
+    """When an id of `new_id` was made, in Unix seconds. Raises ValueError for anything else."""
+    _, _, token = identifier.partition("-")
+    if len(token) != _DIGITS:
+        raise ValueError("not an id")
+    number = 0
+    for character in token:
+        number = number << 5 | _ALPHABET.index(character)
+    return (number >> 80) / 1000  # the first 48 of 128 bits
+
+
 def sortable_token() -> str:
     """26 characters of [0-9a-z] that sort by creation time."""
     number = uuid_utils.uuid7().int

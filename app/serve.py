@@ -59,6 +59,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 def _work(arguments: argparse.Namespace) -> int:
     """Becomes the worker: `app` may not import it, and nothing of this process is needed any more."""
     settings = _settings(arguments.data_dir)
+    _keep_to_ourselves(settings.data_dir)
     argv = [*tether.python("-m", "worker"), "--queues", arguments.queues]
     os.execve(argv[0], argv, _child_environment(settings))  # noqa: S606
     return 1  # not reached
@@ -70,7 +71,7 @@ def serve(settings: Settings, host: str, port: int, *, with_worker: bool = True)
     Raises StartError when the port is taken, another service uses the data folder, or the broker does not start.
     """
     tether.become_unreadable()
-    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _keep_to_ourselves(settings.data_dir)
     with _only_one(settings.data_dir), _listen(host, port) as listener:
         migrate.upgrade(settings.database)
         _first_start(settings)
@@ -93,6 +94,18 @@ def serve(settings: Settings, host: str, port: int, *, with_worker: bool = True)
             with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises again the signal that ended it
                 uvicorn.Server(config).run(sockets=[listener])
             _say("privtune stops.")
+
+
+def _keep_to_ourselves(data_dir: Path) -> None:
+    """What this process and its children make is their user's alone; and so is what an older version left open.
+
+    A folder that belongs to somebody else stays as its owner has it.
+    """
+    os.umask(0o077)
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path, mode in [(data_dir, 0o700), *((found, 0o600) for found in data_dir.glob("privtune.db*"))]:
+        with contextlib.suppress(PermissionError, FileNotFoundError):
+            path.chmod(mode)
 
 
 def _settings(data_dir: Path | None) -> Settings:

@@ -19,6 +19,9 @@ from worker.workplace import Workplace
 
 log = structlog.get_logger(__name__)
 
+#: Seconds between two looks through the whole store.
+_ORPHANS_EVERY = 3600.0
+
 
 def process_file(workplace: Workplace, file_id: str) -> None:
     """Reads and checks an upload, then plans the jobs that waited for it."""
@@ -45,6 +48,7 @@ def sweep(workplace: Workplace) -> None:
         plan_waiting,
         _clear_incoming,
         _erase_files,
+        _erase_orphans,
         _erase_models,
         _erase_exports,
         leftovers.erase,
@@ -88,6 +92,11 @@ def _clear_incoming(workplace: Workplace) -> None:
 
 def _erase_files(workplace: Workplace) -> None:
     files.sweep(workplace.database, workplace.storage)
+
+
+def _erase_orphans(workplace: Workplace) -> None:
+    if workplace.due("orphans", _ORPHANS_EVERY):
+        files.sweep_orphans(workplace.database, workplace.storage)
 
 
 def _erase_models(workplace: Workplace) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from dataclasses import dataclass, field
 
 from app.budgets import heads
@@ -19,7 +20,10 @@ from app.storage.interface import Storage
 
 @dataclass(frozen=True)
 class Workplace:
-    """name: of this worker, for operators. shutting_down: set once the process was asked to end."""
+    """name: of this worker, for operators. shutting_down: set once the process was asked to end.
+
+    done_at: when what is not done in every sweep was done last, by the monotonic clock.
+    """
 
     settings: Settings
     database: Database
@@ -29,6 +33,7 @@ class Workplace:
     report_keys: ReportKeys
     name: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
     shutting_down: threading.Event = field(default_factory=threading.Event)
+    done_at: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def open(cls, settings: Settings) -> Workplace:
@@ -44,6 +49,14 @@ class Workplace:
             secret_key=secret_key,
             report_keys=load_report_keys(settings, secret_key),
         )
+
+    def due(self, chore: str, seconds: float) -> bool:
+        """Whether the chore was not done for so long; it counts as done from here on."""
+        current = time.monotonic()
+        if current - self.done_at.get(chore, -seconds) < seconds:
+            return False
+        self.done_at[chore] = current
+        return True
 
     def close(self) -> None:
         """Closes what was opened."""

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from app.db.session import Database
@@ -33,9 +35,6 @@ from app.settings import Settings
 from app.storage import Storage
 
 log = structlog.get_logger(__name__)
-
-#: Beyond the reader's own time: to fetch the file and to store the rows.
-_TRANSFER_SECONDS = 600.0
 
 #: A folder younger than this may be one that its worker is just about to lock.
 _UNLOCKED_SECONDS = 60.0
@@ -50,14 +49,15 @@ def process(database: Database, storage: Storage, settings: Settings, file_id: s
         found = session.get(File, file_id)
         limits = limits_for(found.bytes if found else 0)
     with database.writing() as session:
-        file = repository.claim(session, file_id, limits.wall_seconds + _TRANSFER_SECONDS)
+        file = repository.claim(session, file_id, settings.lease_seconds)
     if file is None:
         return False
     try:
         if file.attempts > settings.max_attempts:  # earlier ones ended with their worker
             outcome: dict[str, Any] = {"problem": {"code": "processing_failed"}}
         else:
-            outcome = _read(storage, settings, file, limits)
+            with _kept_claim(database, settings, file):
+                outcome = _read(storage, settings, file, limits)
     except Exception:
         with database.writing() as session:
             session.get_one(File, file_id, with_for_update=True).claimed_until = None
@@ -68,6 +68,29 @@ def process(database: Database, storage: Storage, settings: Settings, file_id: s
         storage.delete_prefix(_prefix(file))
     log.info("file_processed", file_id=file_id, code=outcome.get("problem", {}).get("code"))
     return True
+
+
+@contextmanager
+def _kept_claim(database: Database, settings: Settings, file: File) -> Iterator[None]:
+    """Renews the claim while the block runs, from a thread: of a worker that is killed it ends with its last lease."""
+    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(settings.heartbeat_seconds):
+            try:
+                with database.writing() as session:
+                    if not repository.renew(session, file.id, file.attempts, settings.lease_seconds):
+                        return  # another reads it by now; the first to finish wins
+            except SQLAlchemyError:
+                log.warning("claim_not_renewed", file_id=file.id, exc_info=True)
+
+    thread = threading.Thread(target=beat, name="file-claim", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def _read(storage: Storage, settings: Settings, file: File, limits: ReaderLimits) -> dict[str, Any]:
@@ -145,6 +168,7 @@ def _run_reader(
         "rows": str(rows),
         "profile": str(profile),
         "limits": asdict(limits),
+        "parent": os.getpid(),
     }
     try:
         child = subprocess.run(  # noqa: S603 - our own module, arguments as a list

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import resource
 import signal
 import sys
@@ -52,6 +53,8 @@ def main(job: Mapping[str, Any]) -> None:
     """One file, from limits to profile."""
     tether.become_unreadable()
     _confine(ReaderLimits(**job["limits"]))
+    if os.getppid() != job["parent"]:
+        raise SystemExit(1)  # the worker died before the kernel was asked to say so
     try:
         found = read(Path(job["source"]), job["filename"], Path(job["rows"]), job["unit_column"])
     except ReadError as error:

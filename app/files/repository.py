@@ -105,6 +105,18 @@ def claim(session: Session, file_id: str, seconds: float) -> File | None:
     ).one_or_none()
 
 
+def renew(session: Session, file_id: str, attempt: int, seconds: float) -> bool:
+    """Extends the claim that was the file's attempt of that number; False where it is another's by now."""
+    renewed = session.scalars(
+        update(File)
+        .where(File.id == file_id, File.attempts == attempt, File.claimed_until.is_not(None))
+        .values(claimed_until=now() + seconds)
+        .returning(File.id)
+        .execution_options(synchronize_session=False)
+    )
+    return renewed.one_or_none() is not None
+
+
 def expired(session: Session, limit: int) -> Sequence[File]:
     """Files whose time is over and that no job needs, under their locks."""
     return session.scalars(
@@ -121,6 +133,16 @@ def to_erase(session: Session, limit: int) -> Sequence[tuple[str, str]]:
         select(File.project_id, File.id).where(File.deleted_at.is_not(None), File.erased_at.is_(None)).limit(limit)
     )
     return [(project_id, file_id) for project_id, file_id in rows]
+
+
+def projects(session: Session) -> Sequence[str]:
+    """Ids of all projects."""
+    return session.scalars(select(Project.id).order_by(Project.id)).all()
+
+
+def known(session: Session, file_ids: Sequence[str]) -> set[str]:
+    """Those of the ids that have a row, deleted or not."""
+    return set(session.scalars(select(File.id).where(File.id.in_(file_ids))))
 
 
 def _unclaimed() -> ColumnElement[bool]:

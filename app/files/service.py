@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,15 +20,30 @@ from app.files import repository
 from app.files.processing import process
 from app.files.schemas import UnitColumn
 from app.files.tables import File, FileUse
+from app.ids import made_at
 from app.storage import Storage
 
-__all__ = ["NewFile", "create", "delete", "erase", "files_to_process", "get", "hold", "process", "release", "sweep"]
+__all__ = [
+    "NewFile",
+    "create",
+    "delete",
+    "erase",
+    "files_to_process",
+    "get",
+    "hold",
+    "process",
+    "release",
+    "sweep",
+    "sweep_orphans",
+]
 
 log = structlog.get_logger(__name__)
 
 FINE_TUNE = "fine-tune"
 #: Rows that a sweep takes at once.
 _AT_ONCE = 100
+#: Longer than any upload takes.
+_ORPHAN_SECONDS = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,3 +251,31 @@ def sweep(database: Database, storage: Storage) -> None:
         deleted = repository.to_erase(session, _AT_ONCE)
     for project_id, file_id in deleted:
         erase(database, storage, project_id, file_id)
+
+
+def sweep_orphans(database: Database, storage: Storage) -> int:
+    """Removes uploads that were cut off between the store and their row; the number of them.
+
+    An upload takes its id when it begins: what has none of the rows a day later never gets one.
+    """
+    with database.reading() as session:
+        projects = repository.projects(session)
+    removed = 0
+    for project_id in projects:
+        old = [name for name in storage.names(f"projects/{project_id}/files") if _is_old(name)]
+        for start in range(0, len(old), _AT_ONCE):
+            several = old[start : start + _AT_ONCE]
+            with database.reading() as session:
+                orphans = set(several) - repository.known(session, several)
+            for file_id in sorted(orphans):
+                storage.delete_prefix(prefix(project_id, file_id))
+                log.warning("orphaned_upload_removed", file_id=file_id)
+                removed += 1
+    return removed
+
+
+def _is_old(file_id: str) -> bool:
+    try:
+        return time.time() - made_at(file_id) > _ORPHAN_SECONDS
+    except ValueError:
+        return False

@@ -6,7 +6,7 @@ atomic: a reader sees the whole object, the one before it, or none.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +79,10 @@ class Storage(Protocol):
 
     def delete_prefix(self, prefix: str, keep: Collection[str] = ()) -> None:
         """Removes every object below `prefix/`, but for those below one of `keep/`."""
+        ...
+
+    def names(self, prefix: str) -> Sequence[str]:
+        """The names that come next in keys below `prefix/`, where more follows them; none without such keys."""
         ...
 
     def local_path(self, key: str) -> Path | None:

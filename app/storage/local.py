@@ -10,7 +10,7 @@ import asyncio
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -98,6 +98,11 @@ class LocalStorage:
                         path.unlink()
                     else:
                         self.delete_prefix(f"{prefix}/{path.name}", keep)
+
+    def names(self, prefix: str) -> Sequence[str]:
+        with suppress(FileNotFoundError):
+            return [path.name for path in self._path(prefix).iterdir() if path.is_dir() and any(path.iterdir())]
+        return []
 
     def local_path(self, key: str) -> Path | None:
         return self._path(key)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,11 @@ class ObjectStorage:
                 found = [one["path"] for one in page]
                 if gone := [path for path in found if not path.startswith(kept)]:
                     obstore.delete(self._store, gone)
+
+    def names(self, prefix: str) -> Sequence[str]:
+        with _store_errors():
+            found = obstore.list_with_delimiter(self._store, check_key(prefix))
+            return [path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"]]
 
     def local_path(self, key: str) -> Path | None:
         return None

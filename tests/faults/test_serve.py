@@ -37,6 +37,8 @@ def test_the_first_start_shows_its_key_once_and_refuses_a_second_service_beside_
         key = (data_dir / "api_key").read_text().strip()
         assert stat.S_IMODE((data_dir / "api_key").stat().st_mode) == 0o600
         assert stat.S_IMODE(data_dir.stat().st_mode) == 0o700
+        for path in data_dir.rglob("*"):
+            assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0 or path.is_socket(), path
         assert "".join(service.output).count(key) == 1
         answer = httpx.get(f"{service.url}/v1/files", headers={"authorization": f"Bearer {key}"})
         assert answer.status_code == 200
@@ -45,7 +47,11 @@ def test_the_first_start_shows_its_key_once_and_refuses_a_second_service_beside_
         assert "another `privtune serve` uses" in refused.stderr
         assert "Traceback" not in refused.stderr
         assert service.stop(signal.SIGTERM) == 0
+    data_dir.chmod(0o755)  # as an older version left them
+    (data_dir / "privtune.db").chmod(0o644)
     with Running(data_dir, "--no-worker") as service:
+        assert stat.S_IMODE(data_dir.stat().st_mode) == 0o700
+        assert stat.S_IMODE((data_dir / "privtune.db").stat().st_mode) == 0o600
         assert key not in "".join(service.output)
         assert httpx.get(f"{service.url}/v1/files", headers={"authorization": f"Bearer {key}"}).status_code == 200
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,18 @@ from sqlalchemy.orm import Session
 
 from app.auth import service as auth
 from app.auth.service import Caller
+from app.auth.tables import Project
 from app.budgets import service as budgets
 from app.budgets.tables import LedgerEntry
 from app.db.session import Database
 from app.errors import Conflict, NotFound
 from app.files import processing, service
 from app.files.tables import File
-from app.ids import new_id
+from app.ids import made_at, new_id
 from app.settings import Settings
 from app.storage import Storage
 from tests.app.files.conftest import Upload
+from tests.running import until
 
 DATA = b"text,label\ngood,pos\nbad,neg\n"
 
@@ -118,6 +121,53 @@ def test_a_file_whose_workers_die_ends_in_error(
         with database.writing() as session:  # claimed, and never heard of again
             assert processing.repository.claim(session, file["id"], -1.0) is not None
     assert process(file["id"])["error"]["code"] == "processing_failed"
+
+
+def test_a_claim_is_short_and_renewed_while_the_file_is_read(
+    upload: Upload, database: Database, app: FastAPI, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = settings.model_copy(update={"lease_seconds": 0.5, "heartbeat_seconds": 0.05})
+    file = upload(DATA)
+    read = processing._read
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(1.0)  # two leases
+        assert service.process(database, app.state.storage, quick, file["id"]) is False
+        return read(*arguments)
+
+    monkeypatch.setattr(processing, "_read", slow)
+    assert service.process(database, app.state.storage, quick, file["id"])
+    with database.reading() as session:
+        row = session.get_one(File, file["id"])
+        assert (row.status, row.attempts, row.claimed_until) == ("processed", 1, None)
+
+    # A worker that was killed holds it no longer than its last lease.
+    lost = upload(DATA + b"one more,row\n")
+    with database.writing() as session:
+        assert processing.repository.claim(session, lost["id"], 0.2) is not None
+        assert processing.repository.renew(session, lost["id"], 1, 0.2)
+        assert not processing.repository.renew(session, lost["id"], 2, 60.0)  # another attempt's
+    until(lambda: service.process(database, app.state.storage, quick, lost["id"]), 5)
+
+
+def test_an_upload_that_was_cut_off_before_its_row_is_removed(
+    upload: Upload, database: Database, app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = app.state.storage
+    with database.reading() as session:
+        (project,) = session.scalars(select(Project.id)).all()
+    kept = upload(DATA)["id"]
+    orphan = new_id("file")
+    assert abs(made_at(orphan) - time.time()) < 5.0
+    for name in (orphan, "something-else"):
+        storage.put_bytes(f"{service.prefix(project, name)}/source", b"rows")
+    assert service.sweep_orphans(database, storage) == 0  # its row may still come
+    later = time.time() + 2 * 86400.0
+    monkeypatch.setattr(service.time, "time", lambda: later)
+    assert service.sweep_orphans(database, storage) == 1
+    assert not storage.exists(f"{service.prefix(project, orphan)}/source")
+    assert storage.exists(f"{service.prefix(project, kept)}/source")
+    assert storage.exists(f"{service.prefix(project, 'something-else')}/source")
 
 
 def test_one_worker_at_a_time_processes_a_file(

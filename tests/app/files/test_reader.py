@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict
@@ -214,10 +215,13 @@ def test_every_problem_has_words() -> None:
 # --- the process ---------------------------------------------------------------------------------------------------
 
 
-def run_reader(tmp_path: Path, data: bytes, filename: str, limits: ReaderLimits) -> tuple[int, dict[str, Any] | None]:
+def run_reader(
+    tmp_path: Path, data: bytes, filename: str, limits: ReaderLimits, parent: int | None = None
+) -> tuple[int, dict[str, Any] | None]:
     (tmp_path / "source").write_bytes(data)
     output = tmp_path / "output"
     output.mkdir(exist_ok=True)
+    (output / "profile.json").unlink(missing_ok=True)
     job = {
         "source": str(tmp_path / "source"),
         "filename": filename,
@@ -225,10 +229,16 @@ def run_reader(tmp_path: Path, data: bytes, filename: str, limits: ReaderLimits)
         "rows": str(output / "rows.parquet"),
         "profile": str(output / "profile.json"),
         "limits": asdict(limits),
+        "parent": os.getpid() if parent is None else parent,
     }
     done = subprocess.run([sys.executable, "-m", "app.files.reader", json.dumps(job)], capture_output=True, check=False)
     profile = output / "profile.json"
     return done.returncode, json.loads(profile.read_text()) if profile.exists() else None
+
+
+def test_a_reader_whose_worker_is_gone_reads_nothing(tmp_path: Path) -> None:
+    assert run_reader(tmp_path, b"text\na\n", "a.csv", limits_for(7), parent=1) == (1, None)
+    assert not (tmp_path / "output" / "rows.parquet").exists()
 
 
 def test_the_reader_keeps_its_limits(tmp_path: Path) -> None:

@@ -55,6 +55,13 @@ def test_a_missing_key_is_absent_everywhere(storage: Storage, tmp_path: Path) ->
         storage.get_file("no/such", tmp_path / "copy")
     storage.delete("no/such")
     storage.delete_prefix("no/such")
+    assert storage.names("no/such") == []
+
+
+def test_the_names_below_a_prefix(storage: Storage) -> None:
+    for key in ("n/files/a/source", "n/files/b/source", "n/files/b/deep/rows", "n/files/flat", "n/files2/c/source"):
+        storage.put_bytes(key, b"x")
+    assert sorted(storage.names("n/files")) == ["a", "b"]
 
 
 def test_deleting_a_prefix_leaves_its_neighbours(storage: Storage) -> None:
