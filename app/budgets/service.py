@@ -186,16 +186,20 @@ def require_unlocked(budget: PrivacyBudget) -> None:
         )
 
 
-def require_unit(budget_id: str, budgets_column: str | None, jobs_column: str | None) -> None:
+def require_unit(
+    budget_id: str, budgets_column: str | None, column: str | None, *, param: str = "privacy.privacy_unit"
+) -> None:
     """Raises InvalidRequest (code privacy_unit_mismatch) for another unit than the one that the budget declares.
+
+    column: of the job's unit, or of a file's.
 
     A budget that declares none is about the unit of each file; ε for a record says nothing about a person.
     """
-    if budgets_column is not None and budgets_column != jobs_column:
+    if budgets_column is not None and budgets_column != column:
         raise InvalidRequest(
             "privacy_unit_mismatch",
-            "This privacy budget protects another privacy unit than the job does.",
-            param="privacy.privacy_unit",
+            "This privacy budget fixes another privacy unit.",
+            param=param,
             privacy_budget=budget_id,
         )
 

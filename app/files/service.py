@@ -92,7 +92,8 @@ def create(session: Session, caller: Caller, new: NewFile, idempotency_key: str 
     file: then the id is not `new.id`, and the caller removes the bytes.
 
     Raises Conflict (idempotency_mismatch, file_deleted, was_private, budget_mismatch, privacy_unit_mismatch),
-    PermissionDenied, NotFound (privacy_budget).
+    PermissionDenied, NotFound (privacy_budget), InvalidRequest (privacy_unit_mismatch) where the budget fixes another
+    unit.
     """
     repository.lock_project(session, caller.project_id)
     if idempotency_key is not None:
@@ -104,17 +105,21 @@ def create(session: Session, caller: Caller, new: NewFile, idempotency_key: str 
                 raise Conflict("file_deleted", "The file that this Idempotency-Key made was deleted; take another key.")
             return before
     created_at = session.scalars(select(now())).one()
+    budget_id, unit_column = _attach(session, caller, new), _unit_column(session, caller, new)
+    if budget_id is not None:
+        fixed = budgets.get(session, caller.project_id, budget_id).privacy_unit["column"]
+        budgets.require_unit(budget_id, fixed, unit_column, param="privacy_unit")
     file = File(
         id=new.id,
         project_id=caller.project_id,
-        budget_id=_attach(session, caller, new),
+        budget_id=budget_id,
         filename=new.filename,
         bytes=new.bytes,
         sha256=new.sha256,
         purpose=new.purpose,
         status="uploaded",
         public=new.public,
-        unit_column=_unit_column(session, caller, new),
+        unit_column=unit_column,
         source_key=source_key(caller.project_id, new.id),
         attempts=0,
         created_at=created_at,

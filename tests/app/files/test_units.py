@@ -179,3 +179,23 @@ def test_an_upload_sent_twice_with_its_key_names_the_same_unit(client: TestClien
     first = post(privacy_unit="patient_id").json()
     assert post(privacy_unit='{"column": "patient_id"}').json()["id"] == first["id"]
     assert code(post(privacy_unit="record")) == "idempotency_mismatch"
+
+
+def test_a_budget_that_fixes_a_unit_takes_no_file_of_another(client: TestClient) -> None:
+    made = client.post(
+        "/v1/privacy_budgets",
+        json={"name": "ward", "epsilon_limit": 4.0, "delta": 1e-6, "privacy_unit": {"column": "patient_id"}},
+    ).json()
+
+    def post(**fields: str) -> httpx.Response:
+        form = {"purpose": "fine-tune", "privacy_budget": made["id"], **fields}
+        return client.post("/v1/files", files={"file": ("a.csv", DATA)}, data=form)
+
+    for fields in ({}, {"privacy_unit": "record"}, {"privacy_unit": "doctor"}):
+        refused = post(**fields)
+        assert (refused.status_code, code(refused)) == (400, "privacy_unit_mismatch")
+        assert refused.json()["error"]["param"] == "privacy_unit"
+    assert client.get("/v1/files").json()["data"] == []
+    entries = client.get(f"/v1/privacy_budgets/{made['id']}/entries").json()["data"]
+    assert [entry["kind"] for entry in entries] == ["opened"]
+    assert post(privacy_unit="patient_id").status_code == 200
