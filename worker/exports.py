@@ -225,7 +225,7 @@ def _stored(workplace: Workplace, claimed: ClaimedExport, exporter: TrainerProce
     made = folder / EXPORT_FOLDER
     try:
         metrics = _cleared(json.loads((folder / METRICS_FILE).read_text(encoding="utf-8")))
-    except ValueError:
+    except (FileNotFoundError, ValueError):
         raise _Unworkable("exporter_error") from None
     if claimed.format == _BUNDLE:
         own = {"storage_prefix": claimed.model_prefix, "files": claimed.files, "archives": claimed.archives}

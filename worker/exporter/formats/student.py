@@ -117,13 +117,14 @@ def distil(reference: Reference, student: PreTrainedModel, texts: list[list[str]
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
     )
+    scale = max(float(reference.logits.float().std()), 1e-6)  # of numbers, which may be in any unit
     generator = torch.Generator().manual_seed(0)
     for _ in range(epochs):
         order = torch.randperm(rows, generator=generator).tolist()
         for start in range(0, rows, _BATCH):
             batch = reference.encode(*([column[row] for row in order[start : start + _BATCH]] for column in texts))
             target = answer(reference.model, batch).clone()
-            loss = _loss(target, student(**batch).logits, reference.meaning, reference.mask(batch))
+            loss = _loss(target, student(**batch).logits, reference.meaning, reference.mask(batch), scale)
             torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(student.parameters(), 1.0)
             optimizer.step()
@@ -132,11 +133,11 @@ def distil(reference: Reference, student: PreTrainedModel, texts: list[list[str]
     student.requires_grad_(False)
 
 
-def _loss(target: Tensor, logits: Tensor, meaning: Answers, mask: Tensor | None) -> Tensor:
+def _loss(target: Tensor, logits: Tensor, meaning: Answers, mask: Tensor | None, scale: float) -> Tensor:
     if mask is not None:
         target, logits = target[mask], logits[mask]
     if meaning == "number":
-        return nn.functional.mse_loss(logits, target)
+        return nn.functional.mse_loss(logits / scale, target / scale)
     if meaning == "labels":
         return nn.functional.binary_cross_entropy_with_logits(logits, torch.sigmoid(target))
     soft = torch.log_softmax(target / _TEMPERATURE, -1)
