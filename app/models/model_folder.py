@@ -125,6 +125,8 @@ def inspect(folder: Path, root: Path, base_id: str, source: Source = "folder") -
     family = FAMILIES.get(str(config.get("model_type")))
     if family is None:
         raise Refused("unknown_family", f"model_type is none of {', '.join(FAMILIES)}")
+    if config.get("position_embedding_type") not in (None, "absolute"):
+        raise Refused("unknown_family", "transformers has no relative positions for this architecture any more")
     sizes = _sizes(config, family)
     weights = reader.weights()
     tensors = _tensors(reader, weights)

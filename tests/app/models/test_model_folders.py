@@ -90,6 +90,7 @@ HOSTILE: dict[str, tuple[str, dict[str, Any]]] = {
     "quantized": ("quantized", {"config__json": {**CONFIG, "quantization_config": {"bits": 4}}}),
     "integers for weights": ("quantized", {"model__safetensors": safetensors(SHAPES, "I8", 1)}),
     "another architecture": ("unknown_family", {"config__json": {**CONFIG, "model_type": "mamba"}}),
+    "relative positions": ("unknown_family", {"config__json": {**CONFIG, "position_embedding_type": "relative_key"}}),
     "no architecture": ("unknown_family", {"config__json": {}}),
     "a list for a config": ("invalid_json", {"config__json": [1]}),
     "a deep config": ("invalid_json", {"config__json": "[" * 200_000}),
