@@ -78,7 +78,10 @@ class Settings(BaseSettings):
         0, ge=0, le=64, description="Processes that train a job together; 0: one for each GPU, one on a CPU."
     )
     max_physical_batch_tokens: int = Field(
-        4096, ge=1, description="Tokens that one forward pass takes: memory, not privacy."
+        0,
+        ge=0,
+        description="Tokens that one forward pass takes (memory, not privacy); 0: what a dry run on synthetic rows and "
+        "the free memory allow, at most 4096 on a CPU and 32768 on a GPU.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is logged.")
 

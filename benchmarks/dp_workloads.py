@@ -64,6 +64,42 @@ def _last_two_layers() -> nn.Module:
     return model
 
 
+def _head() -> nn.Module:
+    model = _minilm().requires_grad_(False)
+    model.classifier.requires_grad_(True)
+    return model
+
+
+def _roberta(hidden: int, layers: int, heads: int) -> nn.Module:
+    config = hf.RobertaConfig(
+        vocab_size=50265,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
+        max_position_embeddings=514,
+        type_vocab_size=1,
+        num_labels=2,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    return hf.RobertaForSequenceClassification(config)
+
+
+def _causal_1b_lora() -> nn.Module:
+    """Llama's shape with 1.2 billion weights, frozen in bf16; the adapters are float32."""
+    config = hf.LlamaConfig(
+        vocab_size=32000,
+        hidden_size=2048,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        intermediate_size=8192,
+    )
+    base = hf.LlamaForCausalLM(config).to(torch.bfloat16)
+    return get_peft_model(base, LoraConfig(r=8, target_modules=["q_proj", "v_proj"]))
+
+
 def _lora() -> nn.Module:
     return get_peft_model(_minilm(), LoraConfig(r=8, target_modules=["query", "value"]))
 
@@ -115,12 +151,20 @@ def snippet_lengths(rows: int) -> list[int]:
 
 WORKLOADS: dict[str, Workload] = {
     "minilm full T=128 B=64": Workload(_minilm, _classification, text(128), 64),
-    "minilm full T=512 B=16": Workload(_minilm, _classification, text(512), 16),
+    "minilm full T=512 B=4": Workload(_minilm, _classification, text(512), 4),
     "minilm full T=32 B=64": Workload(_minilm, _classification, text(32), 64),
-    "bert d=768 4 layers T=128 B=16": Workload(lambda: _bert(768, 4, 12), _classification, text(128), 16),
+    "bert d=768 4 layers T=128 B=8": Workload(lambda: _bert(768, 4, 12), _classification, text(128), 8),
     "gpt2 d=768 4 layers T=256 B=4": Workload(_gpt2, _causal, _tokens(256), 4),
-    "vit-small B=8": Workload(_vit_small, _classification, _images, 8),
-    "minilm lora r=8 T=128 B=64": Workload(_lora, _classification, text(128), 64),
-    "minilm last two layers T=128 B=64": Workload(_last_two_layers, _classification, text(128), 64),
-    "minilm full, real lengths B=256": Workload(_minilm, _classification, text(128), 256, snippet_lengths),
+    "vit-small T=197 B=8": Workload(_vit_small, _classification, _images, 8),
+    "minilm lora r=8 T=128 B=16": Workload(_lora, _classification, text(128), 16),
+    "minilm last two layers T=128 B=16": Workload(_last_two_layers, _classification, text(128), 16),
+    "minilm head T=128 B=16": Workload(_head, _classification, text(128), 16),
+    "minilm full, real lengths B=128": Workload(_minilm, _classification, text(128), 128, snippet_lengths),
+}
+
+#: What `--device cuda` measures, under bf16 autocast.
+CUDA_WORKLOADS: dict[str, Workload] = {
+    "roberta-base full T=128 B=64": Workload(lambda: _roberta(768, 12, 12), _classification, text(128), 64),
+    "roberta-large full T=128 B=32": Workload(lambda: _roberta(1024, 24, 16), _classification, text(128), 32),
+    "causal 1B lora r=8 T=512 B=8": Workload(_causal_1b_lora, _causal, _tokens(512), 8),
 }

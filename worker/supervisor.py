@@ -232,7 +232,13 @@ class Attempt:
 
     def _freeze_what_runs(self, started: Started) -> None:
         """`auto` and 0 were this machine's to choose: what it chose holds for every later attempt, and is reported."""
-        ran = dataclasses.replace(self._runtime, device=started.device, threads=started.threads, ranks=started.ranks)
+        ran = dataclasses.replace(
+            self._runtime,
+            max_physical_batch_tokens=started.max_physical_batch_tokens,
+            device=started.device,
+            threads=started.threads,
+            ranks=started.ranks,
+        )
         if ran != self._runtime:
             claimed, self._runtime = self._claimed, ran
             with self._workplace.database.writing() as session:

@@ -33,6 +33,11 @@ def trained_parameters(base: BaseModel, adaptation: Adaptation) -> int:
     return 0
 
 
+#: The largest physical batch that a trainer chooses by itself. More is not faster: on a CPU products of this many rows
+#: run at full speed already (benchmarks/RESULTS.md).
+MOST_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
+
+
 def training_bytes(base: BaseModel, adaptation: Adaptation, batch_tokens: int) -> int:
     """batch_tokens: of one physical batch, padding included."""
     trained = trained_parameters(base, adaptation)

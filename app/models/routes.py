@@ -10,6 +10,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from sqlalchemy.orm import Session
 
 from app.auth.service import Caller
+from app.catalog.memory import MOST_BATCH_TOKENS
 from app.catalog.tasks import TASKS
 from app.db.session import after_commit
 from app.errors import InvalidRequest, NotFound
@@ -67,7 +68,7 @@ def list_base_models(
     if asked is None and (num_units, epsilon, device) != (None, None, None):
         raise InvalidRequest("invalid_request", "A recommendation is for a task: name one.", param="task")
     entries, has_more = listing.page_of(service.bases(settings), PageParams(after, limit), asked, settings)
-    tokens = settings.max_physical_batch_tokens
+    tokens = settings.max_physical_batch_tokens or MOST_BATCH_TOKENS["cpu"]
     return BaseModelList(data=[render_base(base, tokens, why) for base, why in entries], has_more=has_more)
 
 
@@ -79,7 +80,7 @@ def retrieve_base_model(
     base = service.find_base_for(session, settings, caller.project_id, base_model_id)
     if base is None:
         raise NotFound("model")
-    return render_base(base, settings.max_physical_batch_tokens)
+    return render_base(base, settings.max_physical_batch_tokens or MOST_BATCH_TOKENS["cpu"])
 
 
 @router.get("/tasks")

@@ -23,11 +23,13 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m worker.trainer [JOB_FOLDER]", file=sys.stderr)  # noqa: T201
         return 2
     # After the environment is set, and before a spare waits: these imports take seconds.
-    from worker.trainer import ranks
+    from worker.trainer import memory, ranks
     from worker.trainer.messages import Notice
     from worker.trainer.run import attempt
     from worker.trainer.spec import LOG_FILE
 
+    if not arguments:
+        memory.warm_up()
     received = ranks.receive(arguments)
     if received is None:
         return 0

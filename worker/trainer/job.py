@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,6 +149,12 @@ def check_plan(spec: TrainerSpec) -> None:
 def evaluation_sensitivity(task: TaskSpec) -> float:
     """L2 norm that one unit adds to the task's statistics."""
     return TASKS[task.type].sensitivity(len(task.labels), task.options)
+
+
+def with_physical_batch(job: Job, tokens: int) -> Job:
+    """The job with that physical batch."""
+    runtime = dataclasses.replace(job.spec.runtime, max_physical_batch_tokens=tokens)
+    return dataclasses.replace(job, spec=dataclasses.replace(job.spec, runtime=runtime))
 
 
 def merge_adaptations(job: Job) -> None:

@@ -56,7 +56,7 @@ def train(
     last_checkpoint, kept = time.monotonic(), dict(state.executed)
     for prepared, engine in list(zip(phases, engines, strict=True))[resumed:]:
         part, name = prepared.part, prepared.phase.name
-        _require_gradients(job, prepared)
+        require_gradients(job, prepared)
         optimizer = _optimizer(job, prepared)
         rates = [group["lr"] for group in optimizer.param_groups]
         decay = prepared.phase.averaging
@@ -128,7 +128,7 @@ def make_engines(job: Job, phases: tuple[PreparedPhase, ...]) -> list[GradientEn
         features = {"features": vectors, **targets}
     engines: list[GradientEngine] = []
     for prepared in phases:
-        _require_gradients(job, prepared)
+        require_gradients(job, prepared)
         engines.append(
             make_engine(
                 _pooled_family(job).head_module(job.model) if prepared.on_features else job.model,
@@ -164,7 +164,7 @@ def _pooled_family(job: Job) -> PooledFamily:
     return job.family
 
 
-def _require_gradients(job: Job, prepared: PreparedPhase) -> None:
+def require_gradients(job: Job, prepared: PreparedPhase) -> None:
     """From here on exactly the phase's parameters require gradients."""
     job.model.requires_grad_(False)
     for parameter in prepared.parameters.values():

@@ -19,8 +19,18 @@ from worker.trainer.dp.reduce import RankLost, rank_and_world_size
 from worker.trainer.evaluate import evaluate
 from worker.trainer.export import export
 from worker.trainer.failure import StopRequested, TrainerFailure
-from worker.trainer.job import Job, PreparedPhase, adapt, all_parameters, check_plan, initial_values, load_job
+from worker.trainer.job import (
+    Job,
+    PreparedPhase,
+    adapt,
+    all_parameters,
+    check_plan,
+    initial_values,
+    load_job,
+    with_physical_batch,
+)
 from worker.trainer.loop import loss_curve, make_engines, train
+from worker.trainer.memory import physical_batch_tokens
 from worker.trainer.messages import Failed, Finished, Notice, Started, Stopped
 from worker.trainer.spec import TrainerSpec
 
@@ -37,6 +47,8 @@ def run(folder: Path, key: bytes, control: Control) -> None:
     job = load_job(folder, key, control, spec, device)
     phases = adapt(job)
     engines = check(job, phases)
+    tokens = physical_batch_tokens(job, phases, engines)
+    job = with_physical_batch(job, tokens)
     data = load_data(folder, spec, job.task, job.randomness)
     state = read_checkpoint(folder, spec) or State()
     control.send(
@@ -44,7 +56,7 @@ def run(folder: Path, key: bytes, control: Control) -> None:
             device=device.torch_device.type,
             trainable_parameters=sum(parameter.numel() for parameter in all_parameters(phases).values()),
             total_parameters=sum(parameter.numel() for parameter in job.model.parameters()),
-            max_physical_batch_tokens=spec.runtime.max_physical_batch_tokens,
+            max_physical_batch_tokens=tokens,
             threads=device.threads,
             ranks=rank_and_world_size()[1],
         )

@@ -79,14 +79,14 @@ class DataSpec:
 class RuntimeOptions:
     """Speed and memory only, frozen on the job at its first attempt; never privacy.
 
-    max_physical_batch_tokens: tokens, padding included, that one forward pass takes.
+    max_physical_batch_tokens: tokens, padding included, that one forward pass takes; 0: measured at the start.
     threads: 0 leaves torch's own choice, shared among the ranks.
     ranks: processes that train together; 0: one for each GPU, one on a CPU.
     """
 
     device: str = "auto"
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    max_physical_batch_tokens: int = 4096
+    max_physical_batch_tokens: int = 0
     threads: int = 0
     ranks: int = 0
 

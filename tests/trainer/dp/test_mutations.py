@@ -96,7 +96,7 @@ def test_a_reused_stream_is_caught(monkeypatch: pytest.MonkeyPatch, forgotten: s
 @pytest.mark.parametrize("name", ["gpt2", "qwen3_tied", "t5", "bart"])
 def test_a_dropped_cross_term_of_tied_weights_is_caught(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     _loop(name)
-    monkeypatch.setattr(outer, "instantiates", lambda left, right: False)
+    monkeypatch.setattr(outer, "instantiates", lambda left, right, units: False)
     _loop(name)  # ghost norms everywhere, still exact
     cross = outer.cross_gather
     monkeypatch.setattr(outer, "cross_gather", lambda *arguments: torch.zeros_like(cross(*arguments)))
@@ -106,6 +106,7 @@ def test_a_dropped_cross_term_of_tied_weights_is_caught(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "vit"])
 def test_dropped_cross_terms_between_rows_are_caught(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(outer, "instantiates", lambda left, right, units: False)
     monkeypatch.setattr(outer, "row_pairs", lambda units: (OWN_UNIT[:0], OWN_UNIT[:0]))
     _loop(name)  # one row each: there are none
     with pytest.raises(AssertionError):

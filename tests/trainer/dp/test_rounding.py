@@ -36,7 +36,7 @@ def _cancelling(scale: float, remainder: float) -> Batch:
 def test_cancelling_records_stay_within_the_bound(
     monkeypatch: pytest.MonkeyPatch, clipping: str, scale: float, unit_index: Tensor, ghost: bool
 ) -> None:
-    monkeypatch.setattr(outer, "instantiates", lambda left, right: not ghost)
+    monkeypatch.setattr(outer, "instantiates", lambda left, right, units: not ghost)
     model = nn.Linear(WIDTH, WIDTH, bias=False)
     engine = BookKeepingEngine(model, ["weight"], _loss, clipping=clipping, max_grad_norm=1.0)
     for remainder in (0.0, 1e-7, 1e-5, 1e-3):
@@ -51,7 +51,7 @@ def test_cancelling_records_stay_within_the_bound(
 @pytest.mark.parametrize("clipping", ["flat", "automatic"])
 def test_cancelling_lookups_stay_within_the_bound(monkeypatch: pytest.MonkeyPatch, clipping: str, scale: float) -> None:
     """One word whose uses cancel, in an embedding that is tied to the head."""
-    monkeypatch.setattr(outer, "instantiates", lambda left, right: False)
+    monkeypatch.setattr(outer, "instantiates", lambda left, right, units: False)
     model = nn.Embedding(300, WIDTH)
 
     def loss(module: nn.Module, batch: Batch) -> Tensor:

@@ -5,11 +5,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from worker.trainer.dp import products
 from worker.trainer.dp.engine import UnitRows
+
+Form = Literal["ghost", "instantiate"]
 
 _CACHED = 1 << 18  # elements of one operand
 _MAX_GATHERED = 1 << 24  # elements gathered at a time for cross terms between rows
@@ -47,15 +51,37 @@ def cached_pieces(rows: int, width: int, device: torch.device) -> list[slice]:
     return [slice(start, start + size) for start in range(0, rows, size)]
 
 
-def instantiates(left: Tensor, right: Tensor) -> bool:
-    """Whether l · r a row is cheaper to hold than its factors: then they can be dropped at once."""
-    time = left.shape[1]
-    return left.shape[2] * right.shape[2] <= time * (left.shape[2] + right.shape[2])
+def planned_form(*, rows: int, units: int, time: int, left: int, right: int) -> Form:
+    """How a layer's norms are had: from Gram matrices, or from each unit's gradient written out.
+
+    Written out, a gradient takes the place of the product that the clipped sum needs anyway, T·l·r a row, and the Gram
+    matrices' T²(l + r) are saved. But it is held until all layers are visited, l·r a unit, where the factors
+    are T(l + r) a row. So memory decides: 128 tokens and a square layer of 384 take the Gram matrices, 512 tokens,
+    LoRA's narrow factors and units of many rows are written out. The numbers are the same (tests I and L).
+    """
+    return "instantiate" if units * left * right <= rows * time * (left + right) else "ghost"
+
+
+def instantiates(left: Tensor, right: Tensor, units: UnitRows) -> bool:
+    """Whether `planned_form` writes these out."""
+    rows, time, width = left.shape
+    form = planned_form(rows=rows, units=units.num_units, time=time, left=width, right=right.shape[2])
+    return form == "instantiate"
 
 
 def instantiate(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     """(rows, l, r) in `dtype`."""
     return products.outer(left.to(dtype), right.to(dtype))
+
+
+def instantiate_by_unit(left: Tensor, right: Tensor, units: UnitRows, dtype: torch.dtype) -> Tensor:
+    """(units, l · r) in `dtype`: sums over each unit's rows, a few rows at a time."""
+    numel = left.shape[2] * right.shape[2]
+    total = torch.zeros(units.num_units, numel, dtype=dtype, device=left.device)
+    size = max(1, _MAX_GATHERED // numel)
+    for a, b, unit in zip(left.split(size), right.split(size), units.unit_of_row.split(size), strict=True):
+        total.index_add_(0, unit, instantiate(a, b, dtype).flatten(1))
+    return total
 
 
 def joined(uses: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -46,6 +46,15 @@ def from_first_rank(*flags: bool) -> tuple[bool, ...]:
     return tuple(bool(flag) for flag in word.tolist())
 
 
+def least_of_ranks(value: int) -> int:
+    """The smallest of what the ranks pass. A collective."""
+    if rank_and_world_size()[1] == 1:
+        return value
+    word = torch.tensor([value])
+    _reduce(word, dist.ReduceOp.MIN)
+    return int(word)
+
+
 def ranks_agree(tensors: Iterable[Tensor]) -> bool:
     """Whether these float32 tensors have the same bits on every rank. A collective."""
     if rank_and_world_size()[1] == 1:

@@ -59,15 +59,22 @@ class Tape:
         if not self.units.one_row_each:
             total = torch.zeros(self.units.num_units, flat.shape[1], dtype=flat.dtype, device=flat.device)
             flat = total.index_add_(0, self.units.unit_of_row, flat)
-        uses.dense = flat if uses.dense is None else uses.dense + flat
+        self._add_to_dense(uses, flat)
+
+    @staticmethod
+    def _add_to_dense(uses: Uses, units: Tensor) -> None:
+        uses.dense = units if uses.dense is None else uses.dense + units
 
     def add_outer(self, name: str, left: Tensor, right: Tensor) -> None:
         """left: (rows, T, l), right: (rows, T, r); the parameter's shape, flattened, is l · r."""
         uses = self._uses[name]
         self._note_precision(left)
         left, right = left.detach(), right.detach()  # an input carries its graph: do not keep that alive
-        if outer.instantiates(left, right):
-            self.add_dense(name, outer.instantiate(left, right, uses.dtype))
+        if outer.instantiates(left, right, self.units):
+            if self.units.one_row_each:
+                self.add_dense(name, outer.instantiate(left, right, uses.dtype))
+            else:
+                self._add_to_dense(uses, outer.instantiate_by_unit(left, right, self.units, uses.dtype))
         else:
             uses.outers.append((left, right))
 

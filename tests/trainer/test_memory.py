@@ -1,0 +1,142 @@
+"""The physical batch from a measurement: the need's line, what is free, and that it changes no model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.trainer.jobs import make_job
+from worker.trainer import memory
+from worker.trainer.control import Control
+from worker.trainer.device import set_up_device
+from worker.trainer.job import Job, PreparedPhase, adapt, load_job
+from worker.trainer.loop import make_engines
+from worker.trainer.memory import LEAST_TOKENS, Need, free_bytes, measured, peak_bytes, physical_batch_tokens, stretched
+from worker.trainer.messages import Message, Started
+from worker.trainer.run import run
+
+CPU = torch.device("cpu")
+
+
+@given(
+    fixed=st.integers(0, 10**6),
+    per_token=st.integers(1, 10**5),
+    state=st.integers(0, 10**6),
+    free=st.integers(0, 10**10),
+    most=st.sampled_from([64, 4096, 32768]),
+)
+def test_what_is_chosen_fits_and_no_step_more_would(
+    fixed: int, per_token: int, state: int, free: int, most: int
+) -> None:
+    need = Need.through((100, fixed + 100 * per_token), (300, fixed + 300 * per_token), state)
+    tokens = need.tokens_within(free, most)
+    assert tokens % LEAST_TOKENS == 0
+    assert LEAST_TOKENS <= tokens <= most
+    if tokens > LEAST_TOKENS:
+        assert fixed + state + tokens * per_token <= free
+    if tokens < most:
+        assert fixed + state + (tokens + LEAST_TOKENS) * per_token > free
+
+
+def test_peak_counts_what_lives_at_once() -> None:
+    mebibyte = 1 << 18  # float32 elements
+
+    def run() -> None:
+        first = torch.ones(4 * mebibyte)
+        second = first + 1.0
+        del first
+        third = second + 1.0
+        del second, third
+        torch.ones(mebibyte)
+
+    assert peak_bytes(run, CPU) == pytest.approx(8 << 20, rel=0.01)
+
+
+def test_stretched_rows_are_as_many_and_as_long_as_asked_for() -> None:
+    batch = {
+        "input_ids": torch.tensor([[7, 8, 0], [9, 5, 6]]),
+        "attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]]),
+        "labels": torch.tensor([0, 1]),
+        "pixel_values": torch.zeros(2, 3, 4, 4),
+    }
+    made = stretched(batch, 5, 8)
+    assert made["input_ids"].tolist()[0] == [7, 8, 0, 7, 8, 0, 7, 8]
+    assert bool((made["attention_mask"] == 1).all())
+    assert made["labels"].tolist() == [0, 1, 0, 1, 0]
+    assert made["pixel_values"].shape == (5, 3, 4, 4)
+
+
+def _machine(root: Path, **files: str) -> Path:
+    for name, content in {"proc/meminfo": "MemTotal: 99 kB\nMemAvailable: 50000 kB\n", **files}.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return root
+
+
+def test_free_memory_is_the_machines(tmp_path: Path) -> None:
+    assert free_bytes(CPU, _machine(tmp_path)) == 50_000 * 1024
+
+
+def test_free_memory_is_what_every_group_around_leaves(tmp_path: Path) -> None:
+    group = {
+        "proc/self/cgroup": "0::/outer/inner\n",
+        "sys/fs/cgroup/outer/inner/memory.max": "max\n",
+        "sys/fs/cgroup/outer/memory.max": "30000000\n",
+        "sys/fs/cgroup/outer/memory.current": "10000000\n",
+        "sys/fs/cgroup/outer/memory.stat": "anon 1\ninactive_file 5\n",
+    }
+    assert free_bytes(CPU, _machine(tmp_path, **group)) == 20_000_005
+
+
+def test_free_memory_under_the_older_groups(tmp_path: Path) -> None:
+    group = {
+        "proc/self/cgroup": "8:memory:/box\n2:cpu:/box\n",
+        "sys/fs/cgroup/memory/box/memory.limit_in_bytes": "1000\n",
+        "sys/fs/cgroup/memory/box/memory.usage_in_bytes": "400\n",
+        "sys/fs/cgroup/memory/box/memory.stat": "inactive_file 100\n",
+    }
+    assert free_bytes(CPU, _machine(tmp_path, **group)) == 700
+
+
+def _loaded(folder: Path, base: Path, adaptation: str, tokens: int = 0) -> tuple[Job, tuple[PreparedPhase, ...], list]:
+    made = make_job(folder, base, adaptation=adaptation, tokens=tokens)
+    job = load_job(made.folder, bytes(32), Control(None), made.spec, set_up_device(made.spec.runtime))
+    phases = adapt(job)
+    return job, phases, make_engines(job, phases)
+
+
+@pytest.mark.parametrize("adaptation", ["head", "full", "lora"])
+def test_the_line_foretells_a_larger_batch(tmp_path: Path, base: Path, adaptation: str) -> None:
+    job, phases, engines = _loaded(tmp_path / "job", base, adaptation)
+    near = measured(job, phases[-1], engines[-1], rows=(8, 24), length=16)
+    far = measured(job, phases[-1], engines[-1], rows=(64, 96), length=16)
+    foretold, found = (need.fixed + need.per_token * 96 * 16 for need in (near, far))
+    assert found == pytest.approx(foretold, rel=0.25)
+    assert near.per_token > 0
+
+
+def test_little_memory_makes_small_batches_and_the_operators_word_holds(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, phases, engines = _loaded(tmp_path / "measured", base, "full")
+    assert physical_batch_tokens(job, phases, engines) == memory.MOST_BATCH_TOKENS["cpu"]
+    need = measured(job, phases[-1], engines[-1], rows=(2, 6), length=16)
+    free = need.fixed + need.state + 1000 * need.per_token
+    monkeypatch.setattr(memory, "free_bytes", lambda device: int(free / 0.5))
+    assert 500 < physical_batch_tokens(job, phases, engines) <= 1000
+    said, phases, engines = _loaded(tmp_path / "said", base, "full", tokens=77)
+    assert physical_batch_tokens(said, phases, engines) == 77
+
+
+def test_the_trainer_says_what_it_measured(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[Message] = []
+    control = Control(None)
+    monkeypatch.setattr(control, "send", heard.append)
+    run(make_job(tmp_path / "job", base, tokens=0).folder, bytes(32), control)
+    started = next(message for message in heard if isinstance(message, Started))
+    assert started.max_physical_batch_tokens == memory.MOST_BATCH_TOKENS["cpu"]

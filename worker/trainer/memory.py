@@ -1,0 +1,182 @@
+"""The physical batch in tokens, measured: a dry run on synthetic rows at two sizes, against the memory that is free.
+
+Speed and memory only, never privacy: the update is the same whatever the cut. What is measured is public (no private
+row is read before), and frozen on the job at its first attempt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from app.catalog.memory import MOST_BATCH_TOKENS
+from worker.trainer.dp.engine import Batch, GradientEngine
+from worker.trainer.dp.reduce import least_of_ranks, rank_and_world_size
+from worker.trainer.job import Job, PreparedPhase
+from worker.trainer.loop import require_gradients
+
+LEAST_TOKENS = 64
+
+#: What may be planned with: a CPU's memory is shared with everything else, and its allocator leaves holes.
+_SHARE = {"cpu": 0.5, "cuda": 0.9}
+_SHORT = 128  # tokens of a dry run's row, at first
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes of one physical batch: `fixed` and `per_token`, a line through two measurements. state: what the optimizer
+    keeps."""
+
+    fixed: float
+    per_token: float
+    state: int
+
+    @classmethod
+    def through(cls, small: tuple[int, int], large: tuple[int, int], state: int) -> Need:
+        """small, large: (tokens, bytes at the peak)."""
+        per_token = max(0.0, (large[1] - small[1]) / (large[0] - small[0]))
+        return cls(max(0.0, small[1] - per_token * small[0]), per_token, state)
+
+    def tokens_within(self, free: float, most: int) -> int:
+        """The largest multiple of LEAST_TOKENS that fits `free` bytes, at most `most`, at least LEAST_TOKENS."""
+        left = free - self.fixed - self.state
+        fit = most if self.per_token == 0.0 else min(most, int(max(0.0, left) / self.per_token))
+        return max(LEAST_TOKENS, fit // LEAST_TOKENS * LEAST_TOKENS)
+
+
+def physical_batch_tokens(job: Job, phases: Sequence[PreparedPhase], engines: Sequence[GradientEngine]) -> int:
+    """Tokens, padding included, that one forward pass takes: as the operator said, else what fits, the same on every
+    rank. A row longer than that still goes through, alone."""
+    said = job.spec.runtime.max_physical_batch_tokens
+    if said:
+        return said
+    device = job.device.torch_device
+    kind = "cuda" if device.type == "cuda" else "cpu"
+    free = _SHARE[kind] * free_bytes(device)
+    if kind == "cpu":
+        free /= rank_and_world_size()[1]
+    longest = min(job.spec.task.max_length, job.family.max_length(job.model))
+    fits = MOST_BATCH_TOKENS[kind]
+    for prepared, engine in zip(phases, engines, strict=True):
+        need = measured(job, prepared, engine, rows=(2, 6), length=min(longest, _SHORT))
+        # Nothing grows faster than with the square of a row's length: where even that fits, longer rows need no run.
+        worst = Need(need.fixed, need.per_token * max(1.0, longest / _SHORT), need.state)
+        if longest > _SHORT and worst.tokens_within(free, fits) < fits:
+            worst = measured(job, prepared, engine, rows=(1, 2), length=longest)
+        fits = worst.tokens_within(free, fits)
+    return least_of_ranks(fits)
+
+
+def measured(job: Job, prepared: PreparedPhase, engine: GradientEngine, *, rows: tuple[int, int], length: int) -> Need:
+    """A phase's need, from dry runs on two numbers of synthetic rows of that length."""
+    device = job.device.torch_device
+    examples = job.task.synthetic(job.model, rows=4)
+    example = job.task.batch(examples, range(len(examples)), device)
+    require_gradients(job, prepared)
+    peaks = []
+    for count in rows:
+        batch = stretched(example, count, length)
+
+        def run(batch: Batch = batch, count: int = count) -> None:
+            if prepared.on_features:  # the body runs once over all rows, and keeps nothing
+                with torch.no_grad():
+                    job.task.outputs(job.model, batch)
+            else:
+                engine.accumulate(batch, torch.arange(count, device=device))
+                engine.reset()
+
+        peaks.append((count * length, peak_bytes(run, device)))
+    # Two moments, the noised sums, and the average of the weights where there is one.
+    copies = 3 + (prepared.phase.averaging is not None)
+    state = copies * 4 * sum(parameter.numel() for parameter in prepared.parameters.values())
+    return Need.through(peaks[0], peaks[1], state)
+
+
+def stretched(batch: Batch, rows: int, length: int) -> dict[str, Tensor]:
+    """Synthetic rows again, as many and as long as asked for: sequences are repeated along both dimensions, masks are
+    ones, anything else is repeated along its rows."""
+    made = {}
+    for name, value in batch.items():
+        sequence = value.ndim == 2 and not value.is_floating_point()
+        times = -(-rows // len(value))
+        if sequence:
+            tiled = value.repeat(times, -(-length // value.shape[1]))[:rows, :length]
+            made[name] = torch.ones_like(tiled) if "mask" in name else tiled
+        else:
+            made[name] = value.repeat(times, *(1,) * (value.ndim - 1))[:rows]
+    return made
+
+
+def peak_bytes(run: Callable[[], None], device: torch.device) -> int:
+    """Tensors alive at once while `run` runs, beyond those that were before."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    # The resident set would not show what the allocator had kept from before.
+    results = profiler.profiler.kineto_results
+    changes = sorted((e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]")
+    peak = alive = 0
+    for _, change in changes:
+        alive += change
+        peak = max(peak, alive)
+    return peak
+
+
+def warm_up() -> None:
+    """The first measurement of a process takes a second: a spare makes it before its job comes."""
+    peak_bytes(lambda: None, torch.device("cpu"))
+
+
+def free_bytes(device: torch.device, root: Path = Path("/")) -> int:
+    """Of the GPU; or what the machine and every control group around this process leave. root: for tests."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = [_available(root / "proc/meminfo"), *_left_in_groups(root)]
+    return max(0, min(value for value in free if value is not None))
+
+
+def _available(meminfo: Path) -> int:
+    line = next(line for line in meminfo.read_text(encoding="ascii").splitlines() if line.startswith("MemAvailable"))
+    return int(line.split()[1]) * 1024
+
+
+def _left_in_groups(root: Path) -> list[int | None]:
+    """Limits of cgroup v2 (each group from ours up) and v1, less what is used and could not be reclaimed."""
+    base, left = root / "sys/fs/cgroup", []
+    try:
+        groups = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    for line in groups:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        top, names = (base, ("memory.max", "memory.current")) if not controllers else (
+            base / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        )  # fmt: skip
+        group = top / path.strip("/")
+        for folder in (group, *group.parents):
+            left.append(_left(folder, *names))
+            if folder == top:
+                break
+    return left
+
+
+def _left(folder: Path, limit: str, used: str) -> int | None:
+    try:
+        ceiling = (folder / limit).read_text(encoding="ascii").strip()
+        if ceiling == "max":
+            return None
+        statistics = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+        return int(ceiling) - int((folder / used).read_text(encoding="ascii")) + int(statistics.get("inactive_file", 0))
+    except (OSError, ValueError):
+        return None
