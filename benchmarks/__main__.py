@@ -1,4 +1,4 @@
-"""`make bench`: the private step beside non-private PyTorch and Opacus, then the API's requests per CPU-second.
+"""`make bench`: the private step beside non-private PyTorch and Opacus, submit to first step, requests per CPU-second.
 
     python -m benchmarks [--all]
 
@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 #: Parts of workload names; Opacus beside the first one only, because its steps take longest.
-SHORT = ("minilm lora r=8", "minilm last two layers", "real lengths")
+SHORT = ("minilm lora r=8", "minilm last two layers", "minilm head", "real lengths")
 
 
 def main(arguments: list[str]) -> None:
@@ -20,7 +20,9 @@ def main(arguments: list[str]) -> None:
     run([*step, *(() if "--all" in arguments else ("--workload", "minilm full T=128"))])
     if "--all" not in arguments:
         chosen = [word for name in SHORT for word in ("--workload", name)]
-        run([*step, *chosen, "--engine", "non-private", "--engine", "ours", "--no-memory"])
+        engines = [word for name in ("non-private", "same products", "ours") for word in ("--engine", name)]
+        run([*step, *chosen, *engines, "--no-memory"])
+    run([sys.executable, "-m", "benchmarks.first_step"])
     run([sys.executable, "-m", "benchmarks.api_requests"])
 
 
