@@ -96,6 +96,11 @@ def _privacy(plan: PrivacyPlan, released: str) -> list[str]:
             )
         elif isinstance(part, GaussianRelease):
             lines.append(f"| {part.name} | 1 | 1 | {part.noise_multiplier:.6g} | {part.sensitivity:g} |")
+    if any(isinstance(part, SampledGaussian) and part.loss is not None for part in plan.parts):
+        lines.append(
+            "\nClipped losses were noised together with each step's gradients, as one mechanism of that noise multiplier: "
+            "the training loss in `metrics.json` (`train_loss_curve`) is covered, too."
+        )
     if column is not None:
         lines.append(
             f"\nA step takes at most {plan.privacy_unit.max_records_per_unit} records of a unit, a random choice among "
