@@ -99,12 +99,27 @@ def test_events_tell_the_story_in_order_and_hold_nothing_private(
     assert codes[-1] == "job_succeeded"
     assert "trainer_started" in codes
     metrics = [event for event in events if event.type == "metrics"]
-    steps = [event.data["step"] for event in metrics]
-    assert steps == sorted(steps)
-    assert 1 < len(steps) <= 25
-    everything = "".join(event.to_json() for event in events)
+    for of, most in (("progress", 25), ("train_loss", 50)):
+        steps = [event.data["step"] for event in metrics if event.model_extra["code"] == of]
+        assert steps == sorted(set(steps))
+        assert 1 < len(steps) <= most
+    everything = "".join(event.to_json() for event in events if event.model_extra["code"] != "train_loss")
     assert "loss" not in everything
     assert "norm" not in everything
+
+
+def test_the_training_loss_is_read_by_any_client(client: openai.OpenAI, trained: Any) -> None:
+    losses = [event.data for event in events_of(client, trained.id) if event.model_extra["code"] == "train_loss"]
+    assert losses[-1]["step"] <= losses[-1]["total_steps"] == trained.progress["num_steps"]
+    for told in losses:
+        low, high = told["train_loss_interval_95"]
+        assert 0.0 <= low <= told["train_loss"] <= high <= trained.privacy["loss_curve"]["bound"]
+        assert told["train_loss_noise_std"] > 0.0
+    (checkpoint,) = client.fine_tuning.jobs.checkpoints.list(trained.id)
+    assert checkpoint.metrics.train_loss == losses[-1]["train_loss"]
+    model = client.get(f"/models/{trained.fine_tuned_model}", cast_to=object)
+    curve = model["metrics"]["train_loss_curve"]
+    assert curve == [{key: value for key, value in told.items() if key != "total_steps"} for told in losses]
 
 
 def test_events_stream_live_and_resume(client: openai.OpenAI, trained: Any) -> None:

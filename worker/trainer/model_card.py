@@ -98,7 +98,7 @@ def _privacy(plan: PrivacyPlan, released: str) -> list[str]:
             lines.append(f"| {part.name} | 1 | 1 | {part.noise_multiplier:.6g} | {part.sensitivity:g} |")
     if any(isinstance(part, SampledGaussian) and part.loss is not None for part in plan.parts):
         lines.append(
-            "\nClipped losses were noised together with each step's gradients, as one mechanism of that noise multiplier: "
+            "\nClipped losses were noised together with each step's gradients, as one mechanism of that multiplier: "
             "the training loss in `metrics.json` (`train_loss_curve`) is covered, too."
         )
     if column is not None:
