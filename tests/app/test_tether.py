@@ -25,6 +25,23 @@ def test_it_becomes_unreadable() -> None:
     assert (dumpable("pass"), dumpable("tether.become_unreadable()")) == ("1", "0")
 
 
+@pytest.mark.parametrize(
+    "program",
+    [
+        "from app import serve; serve.serve(None, '', 0)",
+        "from worker import __main__; __main__.main()",
+        "from worker import main; main.main('training')",
+        "from app.files import reader; reader.main({})",
+    ],
+    ids=["serve", "worker", "one-queue", "reader"],
+)
+def test_each_program_with_credentials_or_rows_does_so_first(program: str) -> None:
+    """Before anything else: what it is given here would stop it at once. (The trainer: tests/trainer/test_sandbox.)"""
+    stop = "import sys; sys.argv = ['x']; from app import tether; tether.become_unreadable = lambda: sys.exit(7); "
+    done = subprocess.run([sys.executable, "-c", stop + program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 7, done.stderr
+
+
 def test_whichever_command_makes_the_data_folder_it_is_private(tmp_path: Path) -> None:
     by_key, by_migration = Settings(data_dir=tmp_path / "key"), Settings(data_dir=tmp_path / "migration")
     load_secret_key(by_key)
