@@ -80,10 +80,11 @@ _AT_ONCE = 100
 def model_id(base: str, suffix: str | None, step_number: int | None = None) -> str:
     """`ft-<base>-<suffix>-<short id>`: a path segment, a repository name, 96 characters of [A-Za-z0-9._-] at most.
 
-    Of a fine-tuned base its own base's name is kept: ids do not grow from job to job. A checkpoint's has
+    Of a fine-tuned base its name is kept without its short id: ids do not grow from job to job. A checkpoint's has
     `step-<number>` before the short id.
     """
-    base = base.removeprefix(FINE_TUNED)
+    if base.startswith(FINE_TUNED):
+        base = re.sub(rf"-[0-9a-z]{{{_SHORT_ID}}}$", "", base.removeprefix(FINE_TUNED))
     short = sortable_token()[-_SHORT_ID:]
     step = "" if step_number is None else f"step-{step_number}"
     tail = "-".join(part for part in (_segment(suffix or ""), step, short) if part)

@@ -58,6 +58,7 @@ def test_the_catalog_is_shown(client: TestClient) -> None:
         (BASE, None, r"ft-all-MiniLM-L6-v2-[0-9a-z]{8}"),
         ("org/model", "Größe & co./../x", r"ft-org-model-Gr-e-co\.x-[0-9a-z]{8}"),
         ("b" * 200, "s" * 64, r"ft-b{19}-s{64}-[0-9a-z]{8}"),
+        ("ft-all-MiniLM-L6-v2-mine-0a1b2c3d", None, r"ft-all-MiniLM-L6-v2-mine-[0-9a-z]{8}"),
         (BASE, "...--", r"ft-all-MiniLM-L6-v2-[0-9a-z]{8}"),
     ],
 )
