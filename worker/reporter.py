@@ -286,6 +286,8 @@ METRICS: dict[str, Mapping[str, Check]] = {
     "token_classification": _CONFUSION,
     "language_modeling": _LOSS,
     "masked_lm": _LOSS,
+    "chat": _LOSS,
+    "instruction": _LOSS,
 }
 
 _METHODS = {

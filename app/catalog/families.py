@@ -107,6 +107,42 @@ _LLAMA_KEYS = frozenset(
     }
 )  # fmt: skip
 
+#: Of both; neither slides its window in the checkpoints that are small enough for this service.
+_QWEN_KEYS = _LLAMA_KEYS | {"layer_types", "max_window_layers", "sliding_window", "use_sliding_window"}
+
+_T5_KEYS = frozenset(
+    {
+        "classifier_dropout", "d_ff", "d_kv", "d_model", "dense_act_fn", "dropout_rate", "feed_forward_proj",
+        "initializer_factor", "is_decoder", "is_gated_act", "layer_norm_epsilon", "n_positions", "num_decoder_layers",
+        "num_heads", "num_layers", "output_past", "relative_attention_max_distance", "relative_attention_num_buckets",
+        "scale_decoder_outputs", "task_specific_params",
+    }
+)  # fmt: skip
+
+_BART_KEYS = frozenset(
+    {
+        "activation_dropout", "activation_function", "attention_dropout", "classifier_dropout", "d_model",
+        "decoder_attention_heads", "decoder_ffn_dim", "decoder_layerdrop", "decoder_layers", "dropout",
+        "encoder_attention_heads", "encoder_ffn_dim", "encoder_layerdrop", "encoder_layers", "init_std", "is_decoder",
+        "max_position_embeddings", "num_hidden_layers", "scale_embedding", "task_specific_params",
+    }
+)  # fmt: skip
+
+_MARIAN_KEYS = _BART_KEYS | {"decoder_vocab_size", "share_encoder_decoder_embeddings", "static_position_embeddings"}
+
+
+def _rotary(model_type: str, keys: frozenset[str]) -> Family:
+    """A causal model whose positions are rotations."""
+    return Family(
+        model_type,
+        "causal",
+        "hidden_size",
+        "num_hidden_layers",
+        "max_position_embeddings",
+        keys,
+        position_table=False,
+    )
+
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -124,14 +160,8 @@ FAMILIES: dict[str, Family] = {
             centred=True,
         ),
         Family("gpt2", "causal", "n_embd", "n_layer", "n_positions", _GPT2_KEYS),
-        Family(
-            "llama",
-            "causal",
-            "hidden_size",
-            "num_hidden_layers",
-            "max_position_embeddings",
-            _LLAMA_KEYS,
-            position_table=False,
-        ),
+        _rotary("llama", _LLAMA_KEYS),
+        _rotary("qwen2", _QWEN_KEYS),
+        _rotary("qwen3", _QWEN_KEYS),
     )
 }

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from app.catalog.chat_format import Holds
+
 #: Which of transformers' model classes a task trains: AutoModelFor…
 ModelClass = Literal[
     "sequence_classification",
@@ -42,11 +44,15 @@ class Column:
     """One role that a task reads from a dataset.
 
     names: column names, lower case, by which the role is inferred where the request names none, in order of preference.
+    required: an optional column is read where the file has it; nullable: and may have rows without a value. holds: what
+    its cells must be, where they are JSON.
     """
 
     role: str
     names: tuple[str, ...]
     required: bool = True
+    nullable: bool = False
+    holds: Holds | None = None
 
 
 def _one_cell(num_labels: int, options: Mapping[str, Any]) -> float:
@@ -63,6 +69,7 @@ class Task:
     metrics: what an evaluation releases. sensitivity: of the statistics that they follow from.
     options: fields of the request's `task` block that this task takes, beside columns, labels and max_length.
     loss_bound: where the loss curve clips a record's loss; None: at twice that of a guess among the classes.
+    max_length: of a record, in tokens, where the request names no other number; no more than the base reads.
     """
 
     type: str
@@ -75,6 +82,7 @@ class Task:
     sensitivity: Sensitivity = _one_cell
     options: tuple[str, ...] = ()
     loss_bound: float | None = None
+    max_length: int = 128
 
     @property
     def labelled(self) -> bool:
@@ -154,6 +162,34 @@ TASKS: dict[str, Task] = {
             columns=(_TEXT,),
             metrics=("loss", "perplexity", "token_accuracy"),
             sensitivity=_loss_and_accuracy,
+            loss_bound=10.0,
+        ),
+        Task(
+            type="chat",
+            title="Chat (causal, loss on what the assistant says)",
+            model="causal_lm",
+            columns=(
+                Column("messages", ("messages", "conversation", "chat"), holds="messages"),
+                Column("tools", ("tools",), required=False, nullable=True, holds="tools"),
+            ),
+            metrics=("loss", "perplexity", "token_accuracy"),
+            sensitivity=_loss_and_accuracy,
+            loss_bound=10.0,
+            max_length=512,
+        ),
+        Task(
+            type="instruction",
+            title="Instruction following (causal, loss on the response)",
+            model="causal_lm",
+            columns=(
+                Column("instruction", ("instruction", "prompt", "question")),
+                Column("context", ("context", "input"), required=False, nullable=True),
+                Column("response", ("response", "completion", "output", "answer")),
+            ),
+            metrics=("loss", "perplexity", "token_accuracy"),
+            sensitivity=_loss_and_accuracy,
+            loss_bound=10.0,
+            max_length=512,
         ),
     )
 }

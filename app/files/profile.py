@@ -2,8 +2,10 @@
 
 Facts of a column: name, type; distinct (up to MAX_CLASSES, else null); classes, its values where they are few and
 short (else null); elements, the same of what the lists of a `json` column hold where every cell is a list of strings
-(labels, tags); range, [smallest, largest] where every cell is a finite decimal number, in whatever type; nulls:
-{count, row, line} with the place of the first missing cell. An image column has only its nulls.
+(labels, tags); chat, {holds, invalid} where the first cell is a chat or tools in OpenAI's format: which of them, and
+code and place of the first cell that is not (null: none); range, [smallest, largest] where every cell is a finite
+decimal number, in whatever type; nulls: {count, row, line} with the place of the first missing cell.
+An image column has only its nulls.
 """
 
 # ruff: noqa: S608 - names are quoted, and the database is this process's own memory
@@ -18,6 +20,7 @@ from typing import Any
 
 import duckdb
 
+from app.catalog.chat_format import READERS, InvalidChat, looks_like
 from app.files.formats.interface import Column, Table, identifier, literal
 from app.files.limits import MAX_CELL_BYTES, MAX_CLASS_LENGTH, MAX_CLASSES, MAX_RECORDS_PER_UNIT, MAX_ROWS
 from app.files.problems import ReadError
@@ -36,10 +39,12 @@ def profile(connection: duckdb.DuckDBPyConnection, table: Table, rows: Path, mos
     if num_rows > MAX_ROWS:
         raise ReadError("too_many_rows")
     columns = [_column(connection, column, n, table, rows, most) for n, column in enumerate(table.columns, start=1)]
-    missing = {column["nulls"]["row"] for column in columns if column["nulls"]["row"] is not None}
-    lines = table.lines(missing) if missing else {}
-    for column in columns:
-        column["nulls"]["line"] = lines.get(column["nulls"]["row"])
+    places = [column["nulls"] for column in columns]
+    places += [column["chat"]["invalid"] for column in columns if (column["chat"] or {}).get("invalid")]
+    rows_of_interest = {place["row"] for place in places if place["row"] is not None}
+    lines = table.lines(rows_of_interest) if rows_of_interest else {}
+    for place in places:
+        place["line"] = lines.get(place["row"])
     return {"num_rows": num_rows, "columns": columns}
 
 
@@ -76,7 +81,7 @@ def _column(
         f"(SELECT {identifier(column.name)} AS cell, row_number() OVER () AS place FROM read_parquet({literal(rows)}))"
     )
     facts: dict[str, Any] = {"name": column.name, "type": column.type}
-    facts |= dict.fromkeys(("distinct", "classes", "elements", "range"))
+    facts |= dict.fromkeys(("distinct", "classes", "elements", "chat", "range"))
     found = connection.execute(
         f"SELECT count(*) FILTER (cell IS NULL), min(place) FILTER (cell IS NULL) FROM {values}"
     ).fetchone()
@@ -107,6 +112,8 @@ def _column(
             facts["classes"] = sorted(cells)
         if table.has_header and column.name in cells:
             raise ReadError("no_header", line=1, column=position)
+    if present and column.type in ("string", "json", "mixed"):
+        facts["chat"] = _chat(connection, values)
     if present and listed and column.type in ("string", "json", "mixed"):
         are_lists, facts["elements"] = _elements(_cells(connection, values))
         if are_lists:
@@ -126,6 +133,22 @@ def _cells(connection: duckdb.DuckDBPyConnection, values: str) -> Iterator[str]:
     while batch := found.fetchmany(_CELLS_AT_ONCE):
         for (cell,) in batch:
             yield cell
+
+
+def _chat(connection: duckdb.DuckDBPyConnection, values: str) -> dict[str, Any] | None:
+    """What the cells hold by the first of them, and the first that is not so."""
+    found = connection.execute(f"SELECT cell, place FROM {values} WHERE cell IS NOT NULL")
+    holds = None
+    while batch := found.fetchmany(_CELLS_AT_ONCE):
+        holds = holds or looks_like(batch[0][0])
+        if holds is None:
+            return None
+        for cell, row in batch:
+            try:
+                READERS[holds](cell)
+            except InvalidChat as error:
+                return {"holds": holds, "invalid": {"code": error.code, "row": row, "line": None}}
+    return {"holds": holds, "invalid": None}
 
 
 def _elements(cells: Iterator[str]) -> tuple[bool, list[str] | None]:

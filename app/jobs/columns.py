@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.catalog.bases import BaseModel
+from app.catalog.chat_format import PROBLEMS as CHAT_PROBLEMS
 from app.catalog.tasks import TASKS, Column, Task
 from app.errors import InvalidRequest
 from app.jobs.facts import FileFacts
 from app.jobs.schemas import TaskBlock
-
-#: Tokens of a record, where the request names no other number: enough for a paragraph, and a forward pass stays cheap.
-DEFAULT_MAX_LENGTH = 128
 
 #: Of a private file, this many values at most are taken as a public class list; more are declared.
 MAX_CLASSES_FROM_FILE = 200
@@ -59,10 +57,10 @@ def resolve(
         raise InvalidRequest("column_not_found", "Each role needs a column of its own.", param="task.columns")
     files = [training] if validation is None else [training, validation]
     for file in files:
-        _require_values(file, columns)
+        _require_values(file, columns, task)
     options = _options(task, block, columns, files)
     labels, source = _class_list(task, block, options, columns, training, validation, by_admin)
-    longest = block.max_length or min(DEFAULT_MAX_LENGTH, base.max_length)
+    longest = block.max_length or min(task.max_length, base.max_length)
     if longest > base.max_length:
         raise InvalidRequest(
             "invalid_max_length", f"This base model reads at most {base.max_length} tokens.", param="task.max_length"
@@ -146,7 +144,8 @@ def _inferred(role: Column, file: FileFacts) -> str | None:
     return next((by_name[name] for name in role.names if name in by_name), None)
 
 
-def _require_values(file: FileFacts, columns: Mapping[str, str]) -> None:
+def _require_values(file: FileFacts, columns: Mapping[str, str], task: Task) -> None:
+    roles = {role.role: role for role in task.columns}
     for role, name in columns.items():
         column = file.column(name)
         if column is None:
@@ -156,7 +155,7 @@ def _require_values(file: FileFacts, columns: Mapping[str, str]) -> None:
                 param=file.param,
             )
         nulls = column.get("nulls") or {}
-        if nulls.get("count"):
+        if nulls.get("count") and not roles[role].nullable:
             place = ", ".join(f"{kind} {nulls[kind]}" for kind in ("line", "row") if nulls.get(kind) is not None)
             raise InvalidRequest(
                 "missing_values",
@@ -164,6 +163,23 @@ def _require_values(file: FileFacts, columns: Mapping[str, str]) -> None:
                 param=file.param,
                 **{kind: nulls.get(kind) for kind in ("line", "row")},
             )
+        if roles[role].holds is not None and nulls.get("count", 0) < file.num_rows:
+            _require_format(file, column, roles[role])
+
+
+def _require_format(file: FileFacts, column: Mapping[str, Any], role: Column) -> None:
+    """Raises InvalidRequest with the reader's reason and place."""
+    found = column.get("chat") or {}
+    code = "not_messages" if role.holds == "messages" else "not_tools"
+    wrong = found.get("invalid") if found.get("holds") == role.holds else {"code": code}
+    if wrong is not None:
+        place = ", ".join(f"{kind} {wrong[kind]}" for kind in ("line", "row") if wrong.get(kind) is not None)
+        raise InvalidRequest(
+            f"invalid_{role.holds}",
+            (f"{place[0].upper()}{place[1:]}: " if place else "") + CHAT_PROBLEMS[wrong["code"]],
+            param=file.param,
+            **{kind: wrong.get(kind) for kind in ("line", "row")},
+        )
 
 
 def _class_list(

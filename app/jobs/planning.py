@@ -13,7 +13,7 @@ from typing import Any
 from app.budgets import service as budgets
 from app.budgets.service import Charge
 from app.budgets.status import remaining_epsilon
-from app.catalog.adaptations import Head, adaptation_to_dict
+from app.catalog.adaptations import BitFit, Head, adaptation_to_dict
 from app.catalog.bases import BaseModel
 from app.catalog.families import FAMILIES
 from app.catalog.recipes import EVALUATION, Recipe, recipe_for
@@ -243,6 +243,10 @@ def _recipe(request: _Request, target_epsilon: float | None) -> tuple[Recipe, di
             "adaptation_not_supported",
             f"The task `{task.type}` trains the base's own head: there is no new one to train alone.",
             param="adaptation.type",
+        )
+    if isinstance(adaptation, BitFit) and request.base.bias_parameters == 0:
+        raise InvalidRequest(
+            "adaptation_not_supported", "This base model has no bias terms that could train.", param="adaptation.type"
         )
     recipe, reason = recipe_for(
         task.type,

@@ -22,7 +22,7 @@ from worker.trainer.tasks.language_modeling import MAX_LOSS, LanguageModeling, l
 TASK = TaskSpec("language_modeling", {"text": "review"}, (), max_length=16)
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama"])
+@pytest.fixture(scope="module", params=["gpt2", "llama", "qwen2", "qwen3"])
 def causal(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """Family and folder."""
     family = str(request.param)
@@ -33,11 +33,13 @@ def _phases(adaptation: str, steps: int, rate: float) -> tuple[Phase, ...]:
     return (Phase(MAIN_PHASE, ADAPTATIONS[adaptation], 0.5, steps, rate, rate),)
 
 
-@pytest.mark.parametrize("adaptation", ["lora", "last_layers", "full"])
+@pytest.mark.parametrize("adaptation", ["lora", "last_layers", "full", "bitfit"])
 def test_a_private_job_gives_a_bundle_that_plain_transformers_loads(
     tmp_path: Path, causal: tuple[str, Path], adaptation: str
 ) -> None:
     family, base = causal
+    if adaptation == "bitfit" and family in ("llama", "qwen3"):
+        pytest.skip("the family has no bias terms")
     job = make_job(
         tmp_path / "job",
         base,
@@ -53,20 +55,22 @@ def test_a_private_job_gives_a_bundle_that_plain_transformers_loads(
     assert got["noise_std"] == pytest.approx(2.0 * 2.0**0.5)
     bundle = job.folder / "results/model"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(bundle), AutoTokenizer.from_pretrained(bundle)
-    assert model.generate(**tokenizer("the cat", return_tensors="pt"), max_new_tokens=3, min_new_tokens=3).shape == (
-        1,
-        5,
-    )
+    asked = tokenizer("the cat", return_tensors="pt")
+    answer = model.generate(**asked, max_new_tokens=3, min_new_tokens=3)
+    assert answer.shape[1] == asked["input_ids"].shape[1] + 3
     before, after = load_file(base / "model.safetensors"), load_file(bundle / "model.safetensors")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert before.keys() == after.keys()
     assert changed
     assert all(".0." not in name for name in changed) == (adaptation == "last_layers")
+    assert all(name.endswith(".bias") for name in changed) == (adaptation == "bitfit")
     assert ("embed" in str(changed) or "wte" in str(changed)) == (adaptation == "full")
 
 
 def test_without_noise_it_learns_the_language(tmp_path: Path, causal: tuple[str, Path]) -> None:
     family, base = causal
+    if family.startswith("qwen"):
+        pytest.skip("a Llama to the trainer; transformers gives it another tokenizer than the words'")
     losses = []
     for steps in (1, 60):
         job = make_job(

@@ -40,7 +40,7 @@ def model_card(spec: TrainerSpec, task: TrainerTask, metrics: dict[str, Any], st
         [
             f"---\n{front}\n---\n",
             f"# {spec.base.id}, fine-tuned: {kind.title.lower()}\n",
-            f"{said}Inputs are cut to {spec.task.max_length} tokens.\n",
+            said + " ".join(task.notes()) + "\n",
             _USE.format(tag=task.pipeline_tag) + "\n",
             *([] if step is None else [_checkpoint(spec.plan, step)]),
             "## Privacy\n",

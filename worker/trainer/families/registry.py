@@ -9,6 +9,7 @@ from worker.trainer.families.distilbert import DISTILBERT, DISTILBERT_MASKED, DI
 from worker.trainer.families.gpt2 import GPT2_CAUSAL
 from worker.trainer.families.interface import Family
 from worker.trainer.families.llama import LLAMA_CAUSAL
+from worker.trainer.families.qwen import QWEN2_CAUSAL, QWEN3_CAUSAL
 from worker.trainer.families.roberta import ROBERTA, ROBERTA_MASKED, ROBERTA_TOKENS
 from worker.trainer.families.xlm_roberta import XLM_ROBERTA, XLM_ROBERTA_MASKED, XLM_ROBERTA_TOKENS
 
@@ -35,6 +36,8 @@ FAMILIES: dict[str, dict[ModelClass, Family]] = {
     },
     "gpt2": {"causal_lm": GPT2_CAUSAL},
     "llama": {"causal_lm": LLAMA_CAUSAL},
+    "qwen2": {"causal_lm": QWEN2_CAUSAL},
+    "qwen3": {"causal_lm": QWEN3_CAUSAL},
 }
 
 

@@ -80,6 +80,10 @@ class TrainerTask(Protocol):
         """Rewrites a trained pooled head so that the exported model answers in the task's own units."""
         ...
 
+    def notes(self) -> list[str]:
+        """What the model's users must know about its inputs, as sentences of the model card."""
+        ...
+
 
 class TextTask:
     """What tasks on text share: the tokenizer, and batches of padded token ids."""
@@ -92,6 +96,10 @@ class TextTask:
 
     def finish(self, head: nn.Module) -> None:
         """Nothing, for most tasks."""
+
+    def notes(self) -> list[str]:
+        """Where inputs are cut."""
+        return [f"Inputs are cut to {self.max_length} tokens."]
 
     @property
     def padding(self) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from worker.trainer.spec import TaskSpec
+from worker.trainer.tasks.chat import Chat, Instruction
 from worker.trainer.tasks.interface import TrainerTask
 from worker.trainer.tasks.language_modeling import LanguageModeling
 from worker.trainer.tasks.masked_lm import MaskedLanguageModeling
@@ -19,4 +20,6 @@ TRAINER_TASKS: dict[str, Callable[[TaskSpec, Path, int], TrainerTask]] = {
     "token_classification": TokenClassification,
     "language_modeling": LanguageModeling,
     "masked_lm": MaskedLanguageModeling,
+    "chat": Chat,
+    "instruction": Instruction,
 }

@@ -1,0 +1,88 @@
+"""Planning for bases that generate: tasks inferred from columns, chats that are none refused with their place."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from app.catalog.bases import BaseModel
+from app.catalog.families import FAMILIES
+from app.errors import ApiError
+from app.jobs import planning
+from app.jobs.planning import Planned
+from app.jobs.schemas import CreateJob, parsed
+from tests.app.jobs.test_planning import BASE, DEFAULTS, column, file
+
+
+def base(family: str, **changes: Any) -> BaseModel:
+    return dataclasses.replace(BASE, id="tiny", family=family, tasks=FAMILIES[family].tasks, max_length=256, **changes)
+
+
+def plan(family: str, *columns: dict[str, Any], bias_parameters: int = 0, **body: Any) -> Planned:
+    request = parsed(CreateJob.model_validate({"model": "tiny", "training_file": "file-1", **body}))
+    planned_on = base(family, bias_parameters=bias_parameters)
+    return planning.plan(request, planned_on, file(columns=columns), None, DEFAULTS)
+
+
+def chat(name: str, holds: str = "messages", **invalid: Any) -> dict[str, Any]:
+    return {**column(name), "type": "json", "chat": {"holds": holds, "invalid": invalid or None}}
+
+
+@pytest.mark.parametrize(
+    ("columns", "task", "roles"),
+    [
+        ((chat("messages"),), "chat", {"messages": "messages"}),
+        ((chat("Messages"), chat("tools", "tools")), "chat", {"messages": "Messages", "tools": "tools"}),
+        ((column("prompt"), column("completion")), "instruction", {"instruction": "prompt", "response": "completion"}),
+        (
+            (column("instruction"), column("context"), column("response"), column("text")),
+            "instruction",
+            {"instruction": "instruction", "context": "context", "response": "response"},
+        ),
+        ((column("text"),), "language_modeling", {"text": "text"}),
+    ],
+)
+def test_the_task_of_a_causal_base_follows_from_the_columns(
+    columns: tuple[dict[str, Any], ...], task: str, roles: dict[str, str]
+) -> None:
+    resolved = plan("llama", *columns).resolved
+    assert (resolved["task"]["type"], resolved["task"]["columns"]) == (task, roles)
+    assert resolved["task"]["max_length"] == (128 if task == "language_modeling" else 256)
+    assert resolved["auto"]["adaptation"] == "pretrained_head"
+
+
+def test_rows_may_be_without_tools_and_context() -> None:
+    missing = {"count": 3, "row": 1, "line": 2}
+    told = plan("llama", chat("messages"), {**chat("tools", "tools"), "nulls": missing}).resolved["task"]["columns"]
+    assert told == {"messages": "messages", "tools": "tools"}
+    with pytest.raises(ApiError) as refused:
+        plan("llama", {**chat("messages"), "nulls": missing})
+    assert refused.value.code == "missing_values"
+
+
+@pytest.mark.parametrize(
+    ("columns", "code", "says"),
+    [
+        ((chat("messages", code="no_assistant_message", row=7, line=9),), "invalid_messages", "Line 9, row 7: A chat"),
+        ((column("messages"),), "invalid_messages", "A chat is a JSON list"),
+        ((chat("messages", "tools"),), "invalid_messages", "A chat is a JSON list"),
+        ((chat("messages"), chat("tools", "tools", code="not_tools", row=1)), "invalid_tools", "Row 1: Tools"),
+    ],
+)
+def test_what_is_no_chat_is_refused_before_anything_is_spent(
+    columns: tuple[dict[str, Any], ...], code: str, says: str
+) -> None:
+    with pytest.raises(ApiError) as refused:
+        plan("llama", *columns)
+    assert (refused.value.code, refused.value.param) == (code, "training_file")
+    assert refused.value.message.startswith(says)
+
+
+def test_bias_terms_that_there_are_none_of_cannot_train() -> None:
+    body = {"adaptation": {"type": "bitfit"}}
+    with pytest.raises(ApiError) as refused:
+        plan("llama", column("text"), **body)
+    assert refused.value.code == "adaptation_not_supported"
+    assert plan("gpt2", column("text"), bias_parameters=9, **body).resolved["adaptation"]["type"] == "bitfit"
