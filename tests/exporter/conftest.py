@@ -66,7 +66,7 @@ def make(
         shutil.copytree(of, folder / "model")
         student = None
         if texts is not None:
-            student = StudentSpec({"text": "review"}, fields.pop("num_layers", None), fields.pop("n_epochs", 12))
+            student = StudentSpec({"text": "review"}, fields.pop("num_layers", None), fields.pop("n_epochs", 30))
             (folder / "data").mkdir()
             pq.write_table(pa.table({"review": texts}), folder / PUBLIC_FILE)
         spec = ExportSpec(

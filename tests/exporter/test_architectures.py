@@ -150,7 +150,7 @@ def test_an_adapter_of_a_causal_language_model(make: Make, bundle_of: Any, tmp_p
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "number"])
 def test_students_of_other_kinds(make: Make, bundle_of: Any, texts: list[str], kind: str) -> None:
-    folder, metrics = make("student", of=bundle_of(kind), texts=texts, num_layers=2, n_epochs=4)
+    folder, metrics = make("student", of=bundle_of(kind), texts=texts, num_layers=2, n_epochs=20)
     assert (metrics["num_layers"], metrics["model_num_layers"]) == (2, 3)
     assert metrics["relative_difference"] < 0.95
     layers = json.loads((folder / "config.json").read_text())

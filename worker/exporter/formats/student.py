@@ -28,7 +28,7 @@ from worker.exporter.spec import PUBLIC_FILE, ExportFailure, ExportSpec, Student
 #: Rows of the public file: fewer teach nothing, more are not read. One in ten is held out, at most so many.
 FEWEST_ROWS, MOST_ROWS, MOST_HELD_OUT = 40, 20_000, 1000
 
-_BATCH, _LEARNING_RATE, _WARMUP, _TEMPERATURE = 16, 2e-4, 0.1, 2.0
+_BATCH, _LEARNING_RATE, _WARMUP, _TEMPERATURE = 16, 1e-4, 0.1, 2.0
 
 #: Where families number their layers.
 _LAYER = re.compile(r"\.(?:layer|layers|h|block|blocks)\.(\d+)\.")
@@ -109,8 +109,8 @@ def drop_layers(model: PreTrainedModel, num_layers: int | None) -> PreTrainedMod
 def distil(reference: Reference, student: PreTrainedModel, texts: list[list[str]], epochs: int) -> None:
     """Trains the student in place: AdamW, learning rate warmed up and let down to zero, no dropout, no noise."""
     torch.manual_seed(0)
-    student.requires_grad_(True)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=_LEARNING_RATE, weight_decay=0.01)
+    trained = _trainable(student)
+    optimizer = torch.optim.AdamW(trained, lr=_LEARNING_RATE, weight_decay=0.01)
     rows = len(texts[0])
     steps = epochs * math.ceil(rows / _BATCH)
     warmup = max(1, round(_WARMUP * steps))
@@ -126,11 +126,25 @@ def distil(reference: Reference, student: PreTrainedModel, texts: list[list[str]
             target = answer(reference.model, batch).clone()
             loss = _loss(target, student(**batch).logits, reference.meaning, reference.mask(batch), scale)
             torch.autograd.backward(loss)
-            nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             schedule.step()
     student.requires_grad_(False)
+
+
+def _trainable(student: PreTrainedModel) -> list[nn.Parameter]:
+    """All parameters but those of layers that were built by hand to pool (`worker.trainer.families.encoder`): they hold
+    matrices that are zero or diagonal, and steps as large as the other layers need would wreck them."""
+    student.requires_grad_(True)
+    for name, module in student.named_modules():
+        weight = getattr(module, "weight", None)
+        if not isinstance(module, nn.Linear) or weight is None or weight.shape[0] != weight.shape[1]:
+            continue
+        if torch.equal(weight, torch.diag(weight.diagonal())):
+            layer = _LAYER.search(f"{name}.")
+            student.get_submodule(name[: layer.end(1)] if layer else name).requires_grad_(False)
+    return [parameter for parameter in student.parameters() if parameter.requires_grad]
 
 
 def _loss(target: Tensor, logits: Tensor, meaning: Answers, mask: Tensor | None, scale: float) -> Tensor:
