@@ -284,6 +284,7 @@ METRICS: dict[str, Mapping[str, Check]] = {
     "text_classification": {**_CONFUSION, **_BINARY},
     "text_regression": _ERRORS,
     "token_classification": _CONFUSION,
+    "image_classification": _CONFUSION,
     "language_modeling": _LOSS,
     "masked_lm": _LOSS,
     "chat": _LOSS,

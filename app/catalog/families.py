@@ -39,6 +39,7 @@ class Family:
     position_offset: position embeddings that no token takes. unlimited: the length that is offered then.
     position_table: positions are learnt, so that there is a weight of them; extra_positions: rows that it has besides.
     keys: what the family's config class reads besides `COMMON_KEYS`.
+    lora: whether it has matrices for LoRA; nets of convolutions have none.
     centred: whether its pooled vectors are centred by a privately released mean (see the trainer's encoders).
     """
 
@@ -53,6 +54,7 @@ class Family:
     extra_positions: int = 0
     unlimited: int = 512
     centred: bool = False
+    lora: bool = True
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -144,12 +146,55 @@ def _rotary(model_type: str, keys: frozenset[str]) -> Family:
     )
 
 
+_VIT_KEYS = frozenset(
+    {
+        "attention_probs_dropout_prob", "encoder_stride", "hidden_act", "hidden_dropout_prob", "hidden_size",
+        "image_size", "intermediate_size", "layer_norm_eps", "num_attention_heads", "num_channels",
+        "num_hidden_layers", "patch_size", "pooler_act", "pooler_output_size", "qkv_bias",
+    }
+)  # fmt: skip
+
+_CONVNEXT_KEYS = frozenset(
+    {
+        "depths", "drop_path_rate", "hidden_act", "hidden_sizes", "image_size", "layer_norm_eps",
+        "layer_scale_init_value", "num_channels", "num_stages", "out_features", "out_indices", "patch_size",
+        "stage_names",
+    }
+)  # fmt: skip
+
+_RESNET_KEYS = frozenset(
+    {
+        "depths", "downsample_in_bottleneck", "downsample_in_first_stage", "embedding_size", "hidden_act",
+        "hidden_sizes", "layer_type", "num_channels", "out_features", "out_indices", "stage_names",
+    }
+)  # fmt: skip
+
+_EFFICIENTNET_KEYS = frozenset(
+    {
+        "batch_norm_eps", "batch_norm_momentum", "depth_coefficient", "depth_divisor", "depthwise_padding",
+        "drop_connect_rate", "dropout_rate", "expand_ratios", "hidden_act", "hidden_dim", "image_size", "in_channels",
+        "kernel_sizes", "num_block_repeats", "num_channels", "num_hidden_layers", "out_channels", "pooling_type",
+        "squeeze_expansion_ratio", "strides", "width_coefficient",
+    }
+)  # fmt: skip
+
+
+def _image(model_type: str, hidden_size: str, num_layers: str, keys: frozenset[str], lora: bool = True) -> Family:
+    """An image is one piece, whatever its size."""
+    return Family(model_type, "image", hidden_size, num_layers, "", keys, position_table=False, unlimited=1, lora=lora)
+
+
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
         _bert("bert"),
         _bert("roberta", position_offset=2),  # positions start behind the padding index, which is 1
         _bert("xlm-roberta", position_offset=2),
+        _image("vit", "hidden_size", "num_hidden_layers", _VIT_KEYS),
+        _image("deit", "hidden_size", "num_hidden_layers", _VIT_KEYS),
+        _image("convnext", "hidden_sizes", "depths", _CONVNEXT_KEYS),
+        _image("resnet", "hidden_sizes", "depths", _RESNET_KEYS, lora=False),
+        _image("efficientnet", "hidden_dim", "num_block_repeats", _EFFICIENTNET_KEYS, lora=False),
         Family(
             "distilbert",
             "encoder",

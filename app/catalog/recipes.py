@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from app.catalog.adaptations import Adaptation, Head, Lora, adaptation_from_dict, adaptation_to_dict
+from app.catalog.adaptations import Adaptation, Head, LastLayers, Lora, adaptation_from_dict, adaptation_to_dict
 from app.catalog.tasks import TASKS, HeadKind
 from app.privacy.plan import Clipping, GaussianRelease, LossSum, Part, QuantileSum, SampledGaussian
 
@@ -145,13 +145,16 @@ def recipe_for(
     batch_size: int | None = None,
     learning_rate_multiplier: float | None = None,
     centred: bool = True,
+    width: int = 1,
+    lora: bool = True,
 ) -> tuple[Recipe, str]:
     """The measured recipe, and why this adaptation: `requested`, `few_units`, `small_epsilon`, `many_units`,
     `token_head` or `pretrained_head`.
 
     adaptation, n_epochs, batch_size, learning_rate_multiplier: None is the wire's `auto`. batch_size is the expected
     one, q · N; epochs become ⌈epochs / q⌉ steps; both are the last phase's. target_epsilon: None without privacy.
-    centred: whether the base's pooled vectors are centred (`app.catalog.families`).
+    centred: whether the job centres the base's pooled vectors. width: their squared norm, about: 1 where the base
+    scales them. lora: whether the base has matrices for it (`app.catalog.families`).
     The evaluation's release is the caller's to add. Raises KeyError on an unknown task, ValueError on a number that is
     not positive, or on a new head where the task has none.
     """
@@ -160,10 +163,13 @@ def recipe_for(
         value is not None and value <= 0 for value in (n_epochs, batch_size, learning_rate_multiplier)
     ):
         raise ValueError("units, epochs, batch size and learning rate multiplier must be positive")
-    chosen, reason = (adaptation, "requested") if adaptation is not None else _auto(head, num_units, target_epsilon)
+    chosen, reason = (
+        (adaptation, "requested") if adaptation is not None else _auto(head, num_units, target_epsilon, lora)
+    )
     if head == "pretrained" and isinstance(chosen, Head):
         raise ValueError("the task trains the base's own head: there is no new one")
     scale = 1.0 if learning_rate_multiplier is None else float(learning_rate_multiplier)
+    head_scale = 1.0 / math.sqrt(width) if head == "pooled" else 1.0  # Adam's steps know no scale of inputs
 
     def sized(rate: float, epochs: int) -> tuple[float, int]:
         rate = rate if batch_size is None else min(1.0, batch_size / num_units)
@@ -172,7 +178,7 @@ def recipe_for(
 
     if isinstance(chosen, Head):
         rate, steps = sized(_HEAD_SAMPLE_RATE, _HEAD_EPOCHS)
-        phases: tuple[Phase, ...] = (_head_phase(rate, steps, _head_rate(head) * scale),)
+        phases: tuple[Phase, ...] = (_head_phase(rate, steps, _head_rate(head) * head_scale * scale),)
     else:
         private = target_epsilon is not None
         rate, steps = sized(_main_sample_rate(num_units, private), _MAIN_EPOCHS)
@@ -183,9 +189,11 @@ def recipe_for(
             sample_rate=rate,
             num_steps=steps,
             learning_rate=rates[chosen.type] * scale,
-            head_learning_rate=(_MAIN_HEAD_LEARNING_RATE if private else _PUBLIC_HEAD_LEARNING_RATE) * scale,
+            head_learning_rate=(_MAIN_HEAD_LEARNING_RATE if private else _PUBLIC_HEAD_LEARNING_RATE)
+            * head_scale
+            * scale,
         )
-        warm = _head_phase(_HEAD_SAMPLE_RATE, _WARM_STEPS, _head_rate(head))
+        warm = _head_phase(_HEAD_SAMPLE_RATE, _WARM_STEPS, _head_rate(head) * head_scale)
         # A pretrained head is warm already.
         phases = (main,) if head == "pretrained" else (dataclasses.replace(warm, noise_ratio=_WARM_NOISE_RATIO), main)
     if head != "pooled" or not centred:
@@ -194,14 +202,14 @@ def recipe_for(
     return Recipe(phases, "automatic", 1.0, centring), reason
 
 
-def _auto(head: HeadKind, num_units: int, target_epsilon: float | None) -> tuple[Adaptation, str]:
+def _auto(head: HeadKind, num_units: int, target_epsilon: float | None, lora: bool) -> tuple[Adaptation, str]:
     if head != "pooled":
         return Lora(), "pretrained_head" if head == "pretrained" else "token_head"
     if num_units <= HEAD_UNITS:
         return Head(), "few_units"
     if target_epsilon is not None and target_epsilon < HEAD_EPSILON:
         return Head(), "small_epsilon"
-    return Lora(), "many_units"
+    return Lora() if lora else LastLayers(), "many_units"
 
 
 def _head_rate(head: HeadKind) -> float:

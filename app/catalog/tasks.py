@@ -147,6 +147,14 @@ TASKS: dict[str, Task] = {
             class_elements=True,
         ),
         Task(
+            type="image_classification",
+            title="Image classification",
+            model="image_classification",
+            columns=(Column("image", ("image", "img", "picture")), _LABEL),
+            metrics=("accuracy", "precision", "recall", "f1", "confusion_matrix"),
+            class_role="label",
+        ),
+        Task(
             type="language_modeling",
             title="Language modeling (causal, plain text)",
             model="causal_lm",

@@ -13,7 +13,7 @@ from typing import Any
 from app.budgets import service as budgets
 from app.budgets.service import Charge
 from app.budgets.status import remaining_epsilon
-from app.catalog.adaptations import BitFit, Head, adaptation_to_dict
+from app.catalog.adaptations import BitFit, Head, Lora, adaptation_to_dict
 from app.catalog.bases import BaseModel
 from app.catalog.families import FAMILIES
 from app.catalog.recipes import EVALUATION, Recipe, recipe_for
@@ -248,6 +248,11 @@ def _recipe(request: _Request, target_epsilon: float | None) -> tuple[Recipe, di
         raise InvalidRequest(
             "adaptation_not_supported", "This base model has no bias terms that could train.", param="adaptation.type"
         )
+    family = FAMILIES[request.base.family]
+    if isinstance(adaptation, Lora) and not family.lora:
+        raise InvalidRequest(
+            "adaptation_not_supported", "This base model has no matrices for LoRA.", param="adaptation.type"
+        )
     recipe, reason = recipe_for(
         task.type,
         adaptation,
@@ -256,7 +261,9 @@ def _recipe(request: _Request, target_epsilon: float | None) -> tuple[Recipe, di
         n_epochs=None if asked.n_epochs == "auto" else asked.n_epochs,
         batch_size=batch_size,
         learning_rate_multiplier=None if asked.learning_rate_multiplier == "auto" else asked.learning_rate_multiplier,
-        centred=FAMILIES[request.base.family].centred and not request.base.continues(task.type, request.reading.labels),
+        centred=family.centred and not request.base.continues(task.type, request.reading.labels),
+        width=1 if family.centred else request.base.hidden_size,
+        lora=family.lora,
     )
     if sum(phase.num_steps for phase in recipe.phases) > MAX_STEPS:
         raise InvalidRequest(

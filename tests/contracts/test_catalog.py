@@ -79,7 +79,7 @@ def test_roles_of_a_task_are_inferred_from_distinct_names() -> None:
         assert [name for name in names if name != name.lower()] == []
 
 
-@pytest.mark.parametrize("base", BASES.values(), ids=BASES)
+@pytest.mark.parametrize("base", [base for base in BASES.values() if not base.conversion], ids=str)
 def test_a_base_is_what_the_catalog_says(base: BaseModel) -> None:
     assert base.family in FAMILIES
     assert set(base.tasks) <= TASKS.keys()

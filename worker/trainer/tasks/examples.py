@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +16,12 @@ Indices = Sequence[int] | npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Examples:
-    """sequences: name → one integer vector a row, without padding. tensors: name → (rows, …).
+    """sequences: name → one vector of integers a row, without padding. tensors: name → (rows, …).
 
     lengths: (rows,), what a row takes of a physical batch, in tokens.
     """
 
-    sequences: Mapping[str, Sequence[npt.NDArray[np.int64]]]
+    sequences: Mapping[str, Sequence[npt.NDArray[Any]]]
     tensors: Mapping[str, Tensor]
     lengths: npt.NDArray[np.int64]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from worker.trainer.spec import TaskSpec
 from worker.trainer.tasks.chat import Chat, Instruction
+from worker.trainer.tasks.image_classification import ImageClassification
 from worker.trainer.tasks.interface import TrainerTask
 from worker.trainer.tasks.language_modeling import LanguageModeling
 from worker.trainer.tasks.masked_lm import MaskedLanguageModeling
@@ -18,6 +19,7 @@ TRAINER_TASKS: dict[str, Callable[[TaskSpec, Path, int], TrainerTask]] = {
     "text_classification": TextClassification,
     "text_regression": TextRegression,
     "token_classification": TokenClassification,
+    "image_classification": ImageClassification,
     "language_modeling": LanguageModeling,
     "masked_lm": MaskedLanguageModeling,
     "chat": Chat,

@@ -1,0 +1,152 @@
+"""Image classification from a job folder to a bundle, on every family, at tiny size."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    DeiTConfig,
+    DeiTForImageClassification,
+    EfficientNetConfig,
+    EfficientNetForImageClassification,
+    PreTrainedModel,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from app.catalog.recipes import HEAD_PHASE, MAIN_PHASE, Phase
+from tests.trainer.jobs import ADAPTATIONS, KEY, MadeJob, make_job
+from worker.trainer.control import Control
+from worker.trainer.failure import TrainerFailure
+from worker.trainer.run import run
+from worker.trainer.spec import TaskSpec
+from worker.trainer.tasks.image_classification import ImageClassification
+
+TASK = TaskSpec("image_classification", {"image": "scan", "label": "finding"}, ("dark", "bright"), max_length=1)
+_TRANSFORMER: dict[str, Any] = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 32,
+    "patch_size": 16, "num_labels": 5,
+}  # fmt: skip
+
+
+def _model(family: str) -> PreTrainedModel:
+    """With a head of five other classes, as a pretrained base has one."""
+    torch.manual_seed(3)
+    if family == "vit":
+        return ViTForImageClassification(ViTConfig(**_TRANSFORMER))
+    if family == "deit":
+        return DeiTForImageClassification(DeiTConfig(**_TRANSFORMER))
+    if family == "convnext":
+        return ConvNextForImageClassification(ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2,
+                                                             num_labels=5))  # fmt: skip
+    if family == "resnet":
+        return ResNetForImageClassification(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1],
+                                                         num_labels=5))  # fmt: skip
+    return EfficientNetForImageClassification(
+        EfficientNetConfig(
+            image_size=32, hidden_dim=1280, num_block_repeats=[1, 1], kernel_sizes=[3, 3], in_channels=[32, 16],
+            out_channels=[16, 24], depthwise_padding=[], strides=[1, 2], expand_ratios=[1, 6], num_labels=5,
+            width_coefficient=1.0, depth_coefficient=1.0,
+        )
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["vit", "deit", "convnext", "resnet", "efficientnet"])
+def images_base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """Family and folder."""
+    family = str(request.param)
+    folder = tmp_path_factory.mktemp("images") / family
+    _model(family).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(
+        '{"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}, "do_resize": true,'
+        ' "do_rescale": true, "do_normalize": true, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}'
+    )
+    return family, folder
+
+
+def _image(bright: bool, seed: int) -> bytes:
+    random = np.random.default_rng(seed)
+    pixels = random.integers(0, 120, (24, 20, 3)) + (120 if bright else 0)
+    encoded = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(encoded, format="PNG")
+    return encoded.getvalue()
+
+
+def _job(folder: Path, base: tuple[str, Path], adaptation: str, steps: int, rate: float, **how: Any) -> MadeJob:
+    main = Phase(MAIN_PHASE, ADAPTATIONS[adaptation], 0.5, steps, rate, rate)
+    head = Phase(HEAD_PHASE, ADAPTATIONS["head"], 0.5, 2, 1e-2, 1e-2)
+    phases = (dataclasses.replace(main, name=HEAD_PHASE),) if adaptation == "head" else (head, main)
+    made = make_job(folder, base[1], family=base[0], task=TASK, phases=phases, data=[("", "")] * 40, **how)
+    table = {"scan": [_image(n % 2 == 1, n) for n in range(40)], "finding": [TASK.labels[n % 2] for n in range(40)]}
+    pq.write_table(pa.table(table), folder / "data/training.parquet")
+    return made
+
+
+@pytest.mark.parametrize("adaptation", ["head", "last_layers", "full"])
+def test_a_private_job_gives_a_bundle_that_plain_transformers_loads(
+    tmp_path: Path, images_base: tuple[str, Path], adaptation: str
+) -> None:
+    _, base = images_base
+    job = _job(tmp_path / "job", images_base, adaptation, 3, 1e-2)
+    run(job.folder, KEY, Control(None))
+    assert job.metrics()["released"] == "private"
+    bundle = job.folder / "results/model"
+    assert {"preprocessor_config.json", "model.safetensors", "config.json"} <= {path.name for path in bundle.iterdir()}
+    model, processor = (
+        AutoModelForImageClassification.from_pretrained(bundle),
+        AutoImageProcessor.from_pretrained(bundle),
+    )
+    answer = model(**processor(Image.open(io.BytesIO(_image(True, 1))), return_tensors="pt")).logits
+    assert answer.shape == (1, 2)
+    before, after = load_file(base / "model.safetensors"), load_file(bundle / "model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    body = {name for name in changed if "classifier" not in name}
+    assert bool(body) == (adaptation != "head")
+    # Running statistics and BatchNorm's own weights are those of the base, and so are closed or open gates.
+    untouched = ("running_", "num_batches", "normalization.", "batchnorm.", "_bn.", "_norm.", "squeeze_excite")
+    assert not [name for name in changed if any(part in name for part in untouched)]
+
+
+def test_without_noise_it_learns_the_task(tmp_path: Path, images_base: tuple[str, Path]) -> None:
+    job = _job(tmp_path / "job", images_base, "head", 60, 0.05, private=False, evaluation="public")
+    run(job.folder, KEY, Control(None))
+    assert job.metrics()["accuracy"] >= 0.9
+
+
+def test_lora_on_a_vision_transformer(tmp_path: Path, images_base: tuple[str, Path]) -> None:
+    family, base = images_base
+    job = _job(tmp_path / "job", images_base, "lora", 2, 1e-2)
+    if family in ("resnet", "efficientnet"):  # the service refuses such a plan before it comes here
+        with pytest.raises(TrainerFailure, match="no matrices"):
+            run(job.folder, KEY, Control(None))
+        return
+    run(job.folder, KEY, Control(None))
+    after = load_file(job.folder / "results/model/model.safetensors")
+    assert after.keys() == load_file(base / "model.safetensors").keys()
+
+
+def test_what_is_no_image_is_a_mismatch_without_its_bytes(images_base: tuple[str, Path]) -> None:
+    task = ImageClassification(TASK, images_base[1], 1)
+    with pytest.raises(TrainerFailure, match="label"):
+        task.encode({"image": ["text"], "label": ["dark"]})
+    examples = task.encode({"image": [b"no image"], "label": ["dark"]})
+    with pytest.raises(TrainerFailure) as refused:
+        task.batch(examples, [0], torch.device("cpu"))
+    assert refused.value.code == "data_mismatch"
+    assert "no image" not in str(refused.value)
