@@ -63,6 +63,7 @@ def _model(family: str) -> PreTrainedModel:
             image_size=32, hidden_dim=1280, num_block_repeats=[1, 1], kernel_sizes=[3, 3], in_channels=[32, 16],
             out_channels=[16, 24], depthwise_padding=[], strides=[1, 2], expand_ratios=[1, 6], num_labels=5,
             width_coefficient=1.0, depth_coefficient=1.0,
+            initializer_range=1.5,  # with the usual one a random net's vectors are too small to tell images apart
         )
     )  # fmt: skip
 
