@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,9 @@ from app.settings import Settings
 from app.storage import Storage
 
 log = structlog.get_logger(__name__)
+
+#: How the kernel ends a reader that took too much.
+_LIMIT_SIGNALS = (signal.SIGKILL, signal.SIGXCPU, signal.SIGXFSZ)
 
 #: A folder younger than this may be one that its worker is just about to lock.
 _UNLOCKED_SECONDS = 60.0
@@ -191,11 +195,16 @@ def _run_reader(
         )
     except subprocess.TimeoutExpired:
         return {"problem": {"code": "limits_exceeded"}}
+    return outcome(profile, child.returncode)
+
+
+def outcome(profile: Path, returncode: int) -> dict[str, Any]:
+    """What a reader that ended so has left: its profile, or its problem. returncode: negative for a signal."""
     try:
         read: dict[str, Any] = json.loads(profile.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
-        # Killed by a limit (negative), or out of memory where Python could not even say so.
-        return {"problem": {"code": "limits_exceeded" if child.returncode < 0 else "processing_failed"}}
+        # Killed by a limit; or a library crashed, or Python could not even say that it is out of memory.
+        return {"problem": {"code": "limits_exceeded" if -returncode in _LIMIT_SIGNALS else "processing_failed"}}
     return read
 
 

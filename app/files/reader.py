@@ -41,7 +41,8 @@ import duckdb
 
 from app import tether
 from app.files.formats import choose, unpacked
-from app.files.formats.interface import literal, write_rows
+from app.files.formats.canonical import write_rows
+from app.files.formats.interface import literal
 from app.files.limits import ReaderLimits, max_column_bytes
 from app.files.problems import ReadError
 from app.files.profile import profile, units

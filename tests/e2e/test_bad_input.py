@@ -8,6 +8,7 @@ from typing import Any
 import openai
 import pytest
 
+from tests.app.files.hostile import CASES
 from tests.running import BASE_MODEL, wait_for_job, write_snippets
 
 SECRET = "Zaphod-Beeblebrox-1977"
@@ -54,6 +55,14 @@ def test_a_broken_line_in_the_middle_of_jsonl(client: openai.OpenAI) -> None:
     assert file.status == "error"
     assert file.model_extra["error"]["line"] == 18
     assert SECRET not in file.to_json()
+
+
+@pytest.mark.parametrize("name", ["gzip cut off", "a bomb", "a name that leads out", "a link", "an SVG", "deep objects"])
+def test_a_hostile_file(client: openai.OpenAI, name: str) -> None:
+    filename, make, code = CASES[name]
+    file = upload(client, make(), filename)
+    assert (file.status, file.model_extra["error"]["code"]) == ("error", code)
+    assert file.status_details
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def _checked(
                     for n, (array, column, field) in enumerate(zip(batch.columns, columns, schema, strict=True), 1)
                 ]
                 row += batch.num_rows
-                unpacked += sum(array.nbytes for array in arrays)
+                unpacked += sum(map(_unpacked_bytes, arrays))
                 if unpacked > most_bytes:
                     raise ReadError("unpacks_too_large")
                 yield pa.record_batch(arrays, schema)
@@ -101,6 +101,12 @@ def _array(array: pa.Array, column: Column, kind: pa.DataType, row: int, positio
     if found is not None:
         raise ReadError("number_not_finite", row=row + found + 1, column=position)
     return array
+
+
+def _unpacked_bytes(array: pa.Array) -> int:
+    if not pa.types.is_dictionary(array.type):
+        return int(array.nbytes)
+    return int(pc.sum(pc.take(pc.binary_length(array.dictionary), array.indices)).as_py() or 0)
 
 
 def _image(cell: pa.Scalar, row: int, position: int) -> bytes | None:

@@ -20,8 +20,9 @@ import duckdb
 import pyarrow.parquet as pq
 
 from app.files.formats import images
+from app.files.formats.canonical import write_rows
 from app.files.formats.delimited import CSV, TSV
-from app.files.formats.interface import Column, Format, Table, check_names, stream, write_rows
+from app.files.formats.interface import Column, Format, Table, check_names, stream
 from app.files.formats.json_array import JSON
 from app.files.formats.jsonl import JSONL
 from app.files.formats.packed import is_packed

@@ -20,8 +20,6 @@ from app.files.problems import ReadError
 ColumnType = Literal["string", "integer", "number", "boolean", "json", "mixed", "image"]
 
 _BATCH_ROWS, _BATCH_CHARACTERS = 10_000, 2**22
-#: Rows of images are large: of fewer of them the database keeps a row group in memory.
-_IMAGE_ROW_GROUP = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,27 +105,6 @@ def arrow_stream(
     name = f"rows_{id(failures)}"
     connection.register(name, pa.RecordBatchReader.from_batches(schema, kept()))
     return Reading(f"SELECT {', '.join(cells)} FROM {name}", lambda: failures[0] if failures else None)
-
-
-def write_rows(connection: duckdb.DuckDBPyConnection, table: Table, rows: Path) -> None:
-    """The table's rows as Parquet, by the first reading that reads them all. ReadError of the first where none does."""
-    options = "FORMAT parquet, COMPRESSION zstd, USE_TMP_FILE false"
-    if any(column.type == "image" for column in table.columns):
-        options += f", ROW_GROUP_SIZE {_IMAGE_ROW_GROUP}"
-    problems: list[ReadError] = []
-    for reading in table.readings:
-        try:
-            connection.execute(f"COPY ({reading.query}) TO {literal(rows)} ({options})")
-        except (duckdb.OutOfMemoryException, MemoryError):
-            raise
-        except duckdb.Error:
-            # What can be wrong with the file, the formats find themselves.
-            raise ReadError("processing_failed") from None
-        problem = reading.problem()
-        if problem is None:
-            return
-        problems.append(problem)
-    raise problems[0]
 
 
 def _batched(rows: Iterable[Sequence[str | bytes | None]]) -> Iterator[list[Sequence[str | bytes | None]]]:

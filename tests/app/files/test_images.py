@@ -139,8 +139,12 @@ def test_bad_cells_of_an_image_column_have_their_row(tmp_path: Path) -> None:
     assert problem_of(tmp_path, made, "a.parquet", "pic") == Problem("unit_is_image")
 
 
-def test_many_images_stay_within_small_row_groups(tmp_path: Path) -> None:
-    cell = encoded(gradient(8, 8))
-    made = parquet(tmp_path, image=pa.array([cell] * 5000), label=["a", "b"] * 2500)
-    assert read_profile(tmp_path, made, "a.parquet")["num_rows"] == 5000
-    assert pq.read_metadata(tmp_path / "rows.parquet").row_group(0).num_rows == 2048
+def test_large_rows_stay_within_small_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.files.formats.canonical._GROUP_BYTES", 100_000)
+    cells = [encoded(gradient(8 + n % 9, 8)) for n in range(5000)]
+    rows = rows_of(tmp_path, parquet(tmp_path, image=cells, label=["a", "b"] * 2500), "a.parquet")
+    assert rows == [(canonical(cell), "ab"[n % 2]) for n, cell in enumerate(cells)]
+    with pq.ParquetFile(tmp_path / "rows.parquet") as file:
+        groups = [file.read_row_group(n).to_pylist() for n in range(file.num_row_groups)]
+    sizes = [[len(row["image"]) + 1 for row in group] for group in groups]
+    assert all(sum(size) >= 100_000 > sum(size[:-1]) for size in sizes[:-1])
