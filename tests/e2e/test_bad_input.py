@@ -57,7 +57,7 @@ def test_a_broken_line_in_the_middle_of_jsonl(client: openai.OpenAI) -> None:
     assert SECRET not in file.to_json()
 
 
-@pytest.mark.parametrize("name", ["gzip cut off", "a bomb", "a name that leads out", "a link", "an SVG", "deep objects"])
+@pytest.mark.parametrize("name", ["gzip cut off", "a bomb", "a name that leads out", "a link", "an SVG"])
 def test_a_hostile_file(client: openai.OpenAI, name: str) -> None:
     filename, make, code = CASES[name]
     file = upload(client, make(), filename)
