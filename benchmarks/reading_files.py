@@ -57,6 +57,7 @@ def measure(path: Path) -> None:
         "rows": str(output / "rows.parquet"),
         "profile": str(output / "profile.json"),
         "limits": asdict(limits_for(size)),
+        "parent": os.getpid(),
     }
     child = subprocess.Popen([sys.executable, "-m", "app.files.reader", json.dumps(job)])
     _, _, usage = os.wait4(child.pid, 0)

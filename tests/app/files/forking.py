@@ -23,7 +23,7 @@ def main(jobs: list[dict[str, Any]]) -> None:
             os.chdir(Path(job["rows"]).parent)
             sys.stderr = open(os.devnull, "w")
             try:
-                reader.main(job)
+                reader.main({**job, "parent": os.getppid()})
                 os._exit(0)
             except BaseException:
                 os._exit(1)
