@@ -19,7 +19,7 @@ def upgrade() -> None:
     op.create_table(
         "exports",
         sa.Column("id", sa.String(length=40), nullable=False),
-        sa.Column("project_id", sa.String(length=40), nullable=False),
+        sa.Column("project_id", sa.String(length=64), nullable=False),
         sa.Column("model_id", sa.String(length=96), nullable=False),
         sa.Column("format", sa.String(length=32), nullable=False),
         sa.Column("options", JSON, nullable=False),

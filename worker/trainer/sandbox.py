@@ -82,5 +82,7 @@ def offline_environment() -> None:
     """Set before transformers is imported: no hub, no telemetry, no progress bars in the log."""
     os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # Memory is measured by torch's profiler, which announces itself on standard error.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     # cuBLAS is deterministic only with a fixed workspace; read when CUDA starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
