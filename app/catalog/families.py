@@ -133,6 +133,20 @@ _BART_KEYS = frozenset(
 _MARIAN_KEYS = _BART_KEYS | {"decoder_vocab_size", "share_encoder_decoder_embeddings", "static_position_embeddings"}
 
 
+def _seq2seq(model_type: str, keys: frozenset[str], *, table: bool = False, unlimited: bool = False) -> Family:
+    """table: positions are learnt. BART keeps two rows of them besides."""
+    return Family(
+        model_type,
+        "seq2seq",
+        "d_model",
+        "num_layers" if unlimited else "encoder_layers",
+        "" if unlimited else "max_position_embeddings",
+        keys,
+        position_table=table,
+        extra_positions=2 if table else 0,
+    )
+
+
 def _rotary(model_type: str, keys: frozenset[str]) -> Family:
     """A causal model whose positions are rotations."""
     return Family(
@@ -208,5 +222,9 @@ FAMILIES: dict[str, Family] = {
         _rotary("llama", _LLAMA_KEYS),
         _rotary("qwen2", _QWEN_KEYS),
         _rotary("qwen3", _QWEN_KEYS),
+        _seq2seq("t5", _T5_KEYS, unlimited=True),
+        _seq2seq("mt5", _T5_KEYS, unlimited=True),
+        _seq2seq("bart", _BART_KEYS, table=True),
+        _seq2seq("marian", _MARIAN_KEYS),
     )
 }

@@ -66,7 +66,8 @@ class Task:
     class_role: the column whose values are the classes, declared in the request or taken from the file (then stated as
     public in the report); None: the task has no classes. class_elements: the cells are lists, and classes their
     elements; also where the option `multi_label` says so.
-    metrics: what an evaluation releases. sensitivity: of the statistics that they follow from.
+    metrics: what an evaluation releases; public_metrics: what only one on data declared public does, exactly, from
+    texts that the model generates. sensitivity: of the statistics that they follow from.
     options: fields of the request's `task` block that this task takes, beside columns, labels and max_length.
     loss_bound: where the loss curve clips a record's loss; None: at twice that of a guess among the classes.
     max_length: of a record, in tokens, where the request names no other number; no more than the base reads.
@@ -83,6 +84,7 @@ class Task:
     options: tuple[str, ...] = ()
     loss_bound: float | None = None
     max_length: int = 128
+    public_metrics: tuple[str, ...] = ()
 
     @property
     def labelled(self) -> bool:
@@ -113,6 +115,21 @@ def _moments(num_labels: int, options: Mapping[str, Any]) -> float:
 def _loss_and_accuracy(num_labels: int, options: Mapping[str, Any]) -> float:
     """A loss and a share of right tokens, each scaled to [0, 1]."""
     return math.sqrt(2.0)
+
+
+def _text_to_text(type: str, title: str, source: tuple[str, ...], target: tuple[str, ...]) -> Task:
+    return Task(
+        type=type,
+        title=title,
+        model="seq2seq_lm",
+        columns=(Column("source", source), Column("target", target)),
+        metrics=("loss", "perplexity", "token_accuracy"),
+        sensitivity=_loss_and_accuracy,
+        options=("source_prefix", "max_target_length"),
+        loss_bound=10.0,
+        max_length=256,
+        public_metrics=("bleu", "chrf", "rouge1", "rouge2", "rougeL"),
+    )
 
 
 TASKS: dict[str, Task] = {
@@ -198,6 +215,24 @@ TASKS: dict[str, Task] = {
             sensitivity=_loss_and_accuracy,
             loss_bound=10.0,
             max_length=512,
+        ),
+        _text_to_text(
+            "text_to_text",
+            "Text to text",
+            ("source", "input", "prompt", "question", "text"),
+            ("target", "output", "completion", "response", "answer"),
+        ),
+        _text_to_text(
+            "translation",
+            "Translation",
+            ("source", "src", "source_text"),
+            ("translation", "target", "tgt", "target_text"),
+        ),
+        _text_to_text(
+            "summarization",
+            "Summarization",
+            ("document", "article", "dialogue", "text", "source"),
+            ("summary", "highlights", "abstract", "target"),
         ),
     )
 }

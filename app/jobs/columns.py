@@ -13,6 +13,9 @@ from app.errors import InvalidRequest
 from app.jobs.facts import FileFacts
 from app.jobs.schemas import TaskBlock
 
+#: Tokens of a text that is to be written, where the request names no other number.
+DEFAULT_TARGET_LENGTH = 128
+
 #: Of a private file, this many values at most are taken as a public class list; more are declared.
 MAX_CLASSES_FROM_FILE = 200
 
@@ -58,7 +61,7 @@ def resolve(
     files = [training] if validation is None else [training, validation]
     for file in files:
         _require_values(file, columns, task)
-    options = _options(task, block, columns, files)
+    options = _options(task, block, base, columns, files)
     labels, source = _class_list(task, block, options, columns, training, validation, by_admin)
     longest = block.max_length or min(task.max_length, base.max_length)
     if longest > base.max_length:
@@ -68,7 +71,9 @@ def resolve(
     return Reading(task, columns, labels, source, longest, options)
 
 
-def _options(task: Task, block: TaskBlock, columns: Mapping[str, str], files: Sequence[FileFacts]) -> dict[str, Any]:
+def _options(
+    task: Task, block: TaskBlock, base: BaseModel, columns: Mapping[str, str], files: Sequence[FileFacts]
+) -> dict[str, Any]:
     """What the request says of the task beyond what all tasks have, completed. Raises InvalidRequest."""
     options = block.options()
     for name in options:
@@ -83,6 +88,16 @@ def _options(task: Task, block: TaskBlock, columns: Mapping[str, str], files: Se
             options["multi_label"] = True
     if "range" in task.options:
         options["range"] = _range(options.get("range"), columns["target"], files)
+    if "max_target_length" in task.options:
+        longest = options.setdefault("max_target_length", min(DEFAULT_TARGET_LENGTH, base.max_length))
+        if longest > base.max_length:
+            raise InvalidRequest(
+                "invalid_max_length",
+                f"This base model writes at most {base.max_length} tokens.",
+                param="task.max_target_length",
+            )
+    if "source_prefix" in task.options and task.type == "summarization" and base.family == "t5":
+        options.setdefault("source_prefix", "summarize: ")  # as T5 was trained to (Raffel et al. 2020)
     return options
 
 

@@ -54,7 +54,8 @@ class TaskBlock(_Strict):
     """columns: role → column name; labels: the classes, in the order of the model's outputs; max_length: in tokens.
 
     multi_label: a row has any number of the classes. range: [low, high] of a regression's targets, declared since their
-    true extremes are somebody's own; targets beyond it are cut off.
+    true extremes are somebody's own; targets beyond it are cut off. source_prefix: what every source of a text-to-text
+    task begins with; max_target_length: of a target, in tokens.
     """
 
     type: str | None = Field(None, max_length=64)
@@ -63,6 +64,8 @@ class TaskBlock(_Strict):
     max_length: int | None = Field(None, ge=8)
     multi_label: bool | None = None
     range: Annotated[list[Finite], Field(min_length=2, max_length=2)] | None = None
+    source_prefix: str | None = Field(None, max_length=200)
+    max_target_length: int | None = Field(None, ge=4)
 
     def options(self) -> dict[str, Any]:
         """What only some tasks take, as far as it was said; JSON-ready."""

@@ -74,8 +74,9 @@ _SPECIAL_TOKENS = frozenset(
 )  # fmt: skip
 _GENERATION_KEYS = frozenset(
     {
-        "bos_token_id", "decoder_start_token_id", "do_sample", "eos_token_id", "forced_bos_token_id",
-        "forced_eos_token_id", "length_penalty", "max_length", "max_new_tokens", "num_beams", "pad_token_id",
+        "bad_words_ids", "bos_token_id", "decoder_start_token_id", "do_sample", "early_stopping", "eos_token_id",
+        "forced_bos_token_id", "forced_eos_token_id", "length_penalty", "max_length", "max_new_tokens", "min_length",
+        "no_repeat_ngram_size", "num_beams", "pad_token_id",
         "repetition_penalty", "temperature", "top_k", "top_p", "transformers_version",
     }
 )  # fmt: skip

@@ -145,3 +145,19 @@ def test_a_loss_curve_leaves_only_as_the_plan_has_it() -> None:
     )
     with pytest.raises(reporter.NotReleased):
         reporter.cleared_curve(curve, bare, {"head": 16})
+
+
+def test_what_a_model_wrote_is_scored_on_public_data_only() -> None:
+    offered = {"loss": 1.5, "bleu": 20.0, "chrf": 40.0, "rougeL": 0.4, "generated_rows": 12}
+    withheld = {"bleu": "public_data_only", SECRET: "noise"}
+    public = reporter.cleared_metrics({"released": "public", **offered}, "public", "summarization", ())
+    assert offered.items() <= public.items()
+    private = reporter.cleared_metrics({"released": "private", **offered}, "private", "summarization", ())
+    assert private["loss"] == 1.5
+    assert not {"bleu", "chrf", "rougeL", "generated_rows"} & private.keys()
+    named = {"released": "private", "not_released": {"bleu": "public_data_only"}}
+    assert reporter.cleared_metrics(named, "private", "summarization", ())["not_released"] == named["not_released"]
+    named["not_released"] = withheld
+    assert "not_released" not in reporter.cleared_metrics(named, "private", "summarization", ())
+    other = reporter.cleared_metrics({"released": "public", **offered}, "public", "chat", ())
+    assert "bleu" not in other

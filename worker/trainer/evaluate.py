@@ -18,7 +18,7 @@ from app.catalog.tasks import TASKS
 from app.privacy.plan import GaussianRelease
 from worker.trainer.checkpoint import State
 from worker.trainer.data import Dataset
-from worker.trainer.dp.reduce import sum_over_ranks_
+from worker.trainer.dp.reduce import rank_and_world_size, sum_over_ranks_
 from worker.trainer.dp.release import bounded_rows, gaussian_release
 from worker.trainer.job import Job, evaluation_sensitivity
 from worker.trainer.loop import progress
@@ -52,6 +52,7 @@ def evaluate(job: Job, dataset: Dataset | None, state: State) -> dict[str, Any]:
             "method": "exact, on data declared public",
             **evaluated,
             **job.task.metrics(totals, dataset.num_units),
+            **(job.task.public_metrics(job.model, dataset.examples) if rank_and_world_size()[0] == 0 else {}),
         }
     part = job.spec.plan.part(EVALUATION)
     assert isinstance(part, GaussianRelease)
@@ -59,16 +60,20 @@ def evaluate(job: Job, dataset: Dataset | None, state: State) -> dict[str, Any]:
     state.executed[EVALUATION] = 1
     job.control.progress(progress(job, state), last=True)
     std = part.noise_multiplier * part.sensitivity
+    task = TASKS[job.spec.task.type]
+    withheld = dict.fromkeys(task.public_metrics, "public_data_only")
+    told: dict[str, Any] = {}
+    if _Z95 * std >= _MOST_NOISE * dataset.num_units:
+        withheld |= dict.fromkeys(task.metrics, "noise")
+    else:
+        told = job.task.metrics(noised, dataset.num_units, std)
     return {
         "released": "private",
         "method": "Gaussian noise on sums over units, charged to the plan; the rest follows from them",
         "noise_std": std,
         **evaluated,
-        **(
-            {"not_released": dict.fromkeys(TASKS[job.spec.task.type].metrics, "noise")}
-            if _Z95 * std >= _MOST_NOISE * dataset.num_units
-            else job.task.metrics(noised, dataset.num_units, std)
-        ),
+        **told,
+        **({"not_released": withheld} if withheld else {}),
     }
 
 

@@ -31,7 +31,8 @@ def model_card(spec: TrainerSpec, task: TrainerTask, metrics: dict[str, Any], st
         "library_name": "transformers",
         "pipeline_tag": task.pipeline_tag,
         "tags": tags,
-        "metrics": list(kind.metrics) if metrics["released"] != "none" else [],
+        "metrics": [name for name in (*kind.metrics, *kind.public_metrics) if name in metrics]
+        or (list(kind.metrics) if metrics["released"] != "none" else []),
     }
     front = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in metadata.items())
     classes = ", ".join(json.dumps(label, ensure_ascii=False) for label in spec.task.labels)
@@ -149,4 +150,6 @@ def _evaluation(task: TrainerTask, metrics: dict[str, Any]) -> list[str]:
     told = f"{metrics['num_units']} units; {metrics['method']}.{means}\n"
     if set(metrics.get("not_released", ())) >= set(TASKS[task.spec.type].metrics):
         return [told, "The noise on so few units is as large as the metrics: none is told.\n"]
-    return [told, *task.card(metrics), ""]
+    only = [name for name, why in metrics.get("not_released", {}).items() if why == "public_data_only"]
+    missing = [f"- {', '.join(only)}: released on data declared public only"] if only else []
+    return [told, *task.card(metrics), *missing, ""]

@@ -86,3 +86,33 @@ def test_bias_terms_that_there_are_none_of_cannot_train() -> None:
         plan("llama", column("text"), **body)
     assert refused.value.code == "adaptation_not_supported"
     assert plan("gpt2", column("text"), bias_parameters=9, **body).resolved["adaptation"]["type"] == "bitfit"
+
+
+@pytest.mark.parametrize(
+    ("family", "columns", "task", "options"),
+    [
+        ("t5", ("document", "summary"), "summarization", {"max_target_length": 128, "source_prefix": "summarize: "}),
+        ("bart", ("document", "summary"), "summarization", {"max_target_length": 128}),
+        ("marian", ("src", "tgt"), "translation", {"max_target_length": 128}),
+        ("mt5", ("input", "target"), "text_to_text", {"max_target_length": 128}),
+    ],
+)
+def test_the_task_of_an_encoder_and_decoder_follows_from_the_columns(
+    family: str, columns: tuple[str, str], task: str, options: dict[str, Any]
+) -> None:
+    resolved = plan(family, *map(column, columns)).resolved["task"]
+    assert (resolved["type"], resolved["options"]) == (task, options)
+    assert resolved["columns"] == dict(zip(("source", "target"), columns, strict=True))
+
+
+def test_a_prefix_and_the_length_of_targets_are_options() -> None:
+    block = {"type": "translation", "source_prefix": "translate English to German: ", "max_target_length": 20}
+    told = plan("t5", column("source"), column("target"), task=block).resolved["task"]["options"]
+    assert told == {"source_prefix": "translate English to German: ", "max_target_length": 20}
+    for wrong in ({**block, "max_target_length": 257}, {**block, "multi_label": True}):
+        with pytest.raises(ApiError) as refused:
+            plan("t5", column("source"), column("target"), task=wrong)
+        assert refused.value.code in ("invalid_max_length", "unknown_parameter")
+    with pytest.raises(ApiError) as refused:
+        plan("llama", column("text"), task={"source_prefix": "x"})
+    assert refused.value.param == "task.source_prefix"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from app.catalog.tasks import TASKS, ModelClass
 from worker.trainer.failure import TrainerFailure
+from worker.trainer.families.bart import BART, MARIAN
 from worker.trainer.families.bert import BERT, BERT_MASKED, BERT_TOKENS
 from worker.trainer.families.distilbert import DISTILBERT, DISTILBERT_MASKED, DISTILBERT_TOKENS
 from worker.trainer.families.gpt2 import GPT2_CAUSAL
@@ -12,6 +13,7 @@ from worker.trainer.families.interface import Family
 from worker.trainer.families.llama import LLAMA_CAUSAL
 from worker.trainer.families.qwen import QWEN2_CAUSAL, QWEN3_CAUSAL
 from worker.trainer.families.roberta import ROBERTA, ROBERTA_MASKED, ROBERTA_TOKENS
+from worker.trainer.families.t5 import MT5, T5
 from worker.trainer.families.xlm_roberta import XLM_ROBERTA, XLM_ROBERTA_MASKED, XLM_ROBERTA_TOKENS
 
 FAMILIES: dict[str, dict[ModelClass, Family]] = {
@@ -40,6 +42,10 @@ FAMILIES: dict[str, dict[ModelClass, Family]] = {
     "llama": {"causal_lm": LLAMA_CAUSAL},
     "qwen2": {"causal_lm": QWEN2_CAUSAL},
     "qwen3": {"causal_lm": QWEN3_CAUSAL},
+    "t5": {"seq2seq_lm": T5},
+    "mt5": {"seq2seq_lm": MT5},
+    "bart": {"seq2seq_lm": BART},
+    "marian": {"seq2seq_lm": MARIAN},
 }
 
 

@@ -23,6 +23,7 @@ class TransformerFamily:
 
     stacks: the lists of blocks (an encoder's and a decoder's). head: beginning of the names of a new head's parameters;
     empty where the base brings the head that the task needs. position_offset: position embeddings that no token takes.
+    fixed: ends of the names of parameters that are computed, not learnt, and never train.
     """
 
     model_type: str
@@ -32,6 +33,7 @@ class TransformerFamily:
     lora_targets: tuple[str, ...] = ("q_proj", "v_proj")
     unmovable: tuple[str, ...] = ()
     position_offset: int = 0
+    fixed: tuple[str, ...] = ()
 
     def load(self, path: Path, task: TaskSpec) -> PreTrainedModel:
         """See `Family.load`."""
@@ -64,7 +66,7 @@ class TransformerFamily:
     def body_parameters(self, model: nn.Module, *, last_layers: int | None = None) -> list[str]:
         """All but a new head's, or the last blocks' of each stack."""
         head = set(self.head_parameters(model))
-        names = [name for name, _ in model.named_parameters() if name not in head]
+        names = [name for name, _ in model.named_parameters() if name not in head and not name.endswith(self.fixed)]
         if last_layers is None:
             return names
         kept: list[str] = []

@@ -108,6 +108,10 @@ class ImageClassification:
     def finish(self, head: nn.Module) -> None:
         """Nothing."""
 
+    def public_metrics(self, model: PreTrainedModel, examples: Examples) -> dict[str, Any]:
+        """None: nothing is generated."""
+        return {}
+
     def notes(self) -> list[str]:
         """How images are scaled."""
         return ["Images are scaled as preprocessor_config.json says."]

@@ -80,6 +80,10 @@ class TrainerTask(Protocol):
         """Rewrites a trained pooled head so that the exported model answers in the task's own units."""
         ...
 
+    def public_metrics(self, model: PreTrainedModel, examples: Examples) -> dict[str, Any]:
+        """Exact metrics of what the model generates for some of these rows, which are declared public; {} for most."""
+        ...
+
     def notes(self) -> list[str]:
         """What the model's users must know about its inputs, as sentences of the model card."""
         ...
@@ -96,6 +100,10 @@ class TextTask:
 
     def finish(self, head: nn.Module) -> None:
         """Nothing, for most tasks."""
+
+    def public_metrics(self, model: PreTrainedModel, examples: Examples) -> dict[str, Any]:
+        """None, for most tasks."""
+        return {}
 
     def notes(self) -> list[str]:
         """Where inputs are cut."""

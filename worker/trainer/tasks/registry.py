@@ -13,6 +13,7 @@ from worker.trainer.tasks.language_modeling import LanguageModeling
 from worker.trainer.tasks.masked_lm import MaskedLanguageModeling
 from worker.trainer.tasks.text_classification import TextClassification
 from worker.trainer.tasks.text_regression import TextRegression
+from worker.trainer.tasks.text_to_text import Summarization, TextToText, Translation
 from worker.trainer.tasks.token_classification import TokenClassification
 
 TRAINER_TASKS: dict[str, Callable[[TaskSpec, Path, int], TrainerTask]] = {
@@ -24,4 +25,7 @@ TRAINER_TASKS: dict[str, Callable[[TaskSpec, Path, int], TrainerTask]] = {
     "masked_lm": MaskedLanguageModeling,
     "chat": Chat,
     "instruction": Instruction,
+    "text_to_text": TextToText,
+    "translation": Translation,
+    "summarization": Summarization,
 }

@@ -1,0 +1,139 @@
+"""Text to text from a job folder to a bundle, for every encoder-decoder family; its loss against transformers' own."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from app.catalog.recipes import MAIN_PHASE, Phase
+from tests.trainer.jobs import ADAPTATIONS, KEY, make_job
+from tests.trainer.seq2seq import FAMILIES, WORDS, make_seq2seq_base, translations
+from worker.trainer.control import Control
+from worker.trainer.families.registry import family_for
+from worker.trainer.run import run
+from worker.trainer.spec import TaskSpec
+from worker.trainer.tasks import generated_text
+from worker.trainer.tasks.interface import IGNORED
+from worker.trainer.tasks.text_to_text import TextToText
+
+TASK = TaskSpec("translation", {"source": "review", "target": "mood"}, (), 16, {"max_target_length": 8})
+PREFIXED = TaskSpec("text_to_text", {}, (), 4, {"max_target_length": 3, "source_prefix": "say "})
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("seq2seq")
+    return {family: make_seq2seq_base(root / family, family) for family in FAMILIES}
+
+
+def _phases(adaptation: str, steps: int, rate: float) -> tuple[Phase, ...]:
+    return (Phase(MAIN_PHASE, ADAPTATIONS[adaptation], 0.5, steps, rate, rate),)
+
+
+@pytest.mark.parametrize(
+    ("family", "adaptation"),
+    [
+        *((family, adaptation) for family in FAMILIES for adaptation in ("full", "lora")),
+        ("t5", "last_layers"),
+        ("marian", "last_layers"),
+        ("bart", "bitfit"),
+        ("marian", "bitfit"),
+    ],
+)
+def test_a_private_job_gives_a_bundle_that_plain_transformers_loads(
+    tmp_path: Path, bases: dict[str, Path], family: str, adaptation: str
+) -> None:
+    job = make_job(
+        tmp_path / "job",
+        bases[family],
+        family=family,
+        task=TASK,
+        phases=_phases(adaptation, 3, 1e-2),
+        data=translations(60),
+    )
+    run(job.folder, KEY, Control(None))
+    got = job.metrics()
+    assert (got["released"], got["not_released"]["bleu"]) == ("private", "public_data_only")
+    assert "generated_rows" not in got
+    bundle = job.folder / "results/model"
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(bundle), AutoTokenizer.from_pretrained(bundle)
+    answer = model.generate(**tokenizer("the cat", return_tensors="pt"), max_new_tokens=3, min_new_tokens=3)
+    assert answer.shape == (1, 4)
+    assert (bundle / "generation_config.json").is_file()
+    before, after = load_file(bases[family] / "model.safetensors"), load_file(bundle / "model.safetensors")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert "final_logits_bias" not in changed
+    assert not any("embed_positions" in name for name in changed) or family == "bart"
+    assert any("shared" in name or "embed_tokens" in name for name in changed) == (adaptation == "full")
+    assert all(name.endswith(".bias") for name in changed) == (adaptation == "bitfit")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_records_loss_is_transformers_own(bases: dict[str, Path], family: str) -> None:
+    """One record at a time, without padding, against the library's mean over its labels."""
+    model = family_for(family, "translation").load(bases[family], TASK)
+    task = TextToText(TASK, bases[family], 32)
+    pairs = [*translations(4), ("", "le"), ("the cat the dog", "")]
+    examples = task.encode({"source": [source for source, _ in pairs], "target": [target for _, target in pairs]})
+    batch = task.batch(examples, range(6), torch.device("cpu"))
+    assert int((batch["labels"] == IGNORED).sum()) > 0
+    losses = task.loss(task.outputs(model, batch), batch)
+    for row in range(6):
+        ids, labels = (torch.from_numpy(examples.sequences[name][row])[None] for name in ("input_ids", "labels"))
+        torch.testing.assert_close(losses[row], model(input_ids=ids, labels=labels).loss)
+    assert examples.lengths.tolist() == [
+        len(ids) + len(labels)
+        for ids, labels in zip(examples.sequences["input_ids"], examples.sequences["labels"], strict=True)
+    ]
+
+
+def test_a_prefix_is_read_and_both_sides_keep_their_end(bases: dict[str, Path]) -> None:
+    task = TextToText(PREFIXED, bases["t5"], 32)
+    examples = task.encode({"source": ["the cat sleeps"], "target": ["le chat dort"]})
+    said = [[WORDS[token] for token in examples.sequences[name][0]] for name in ("input_ids", "labels")]
+    assert said == [["say", "the", "cat", "</s>"], ["le", "chat", "</s>"]]
+    assert any("'say '" in note for note in task.notes())
+
+
+@pytest.mark.parametrize("family", ["t5", "marian"])
+def test_on_public_data_it_learns_and_what_it_writes_is_scored(
+    tmp_path: Path, bases: dict[str, Path], family: str
+) -> None:
+    job = make_job(
+        tmp_path / "job",
+        bases[family],
+        family=family,
+        task=TASK,
+        private=False,
+        evaluation="public",
+        phases=_phases("full", 150, 1e-2),
+        data=translations(60),
+    )
+    run(job.folder, KEY, Control(None))
+    got = job.metrics()
+    assert got["token_accuracy"] > 0.8
+    assert got["generated_rows"] == 12
+    assert got["chrf"] > 60.0
+    assert 0.5 < got["rouge1"] <= 1.0
+    assert "not_released" not in got
+    assert "BLEU" in (job.folder / "results/model/README.md").read_text()
+
+
+def test_scores_against_counts_by_hand() -> None:
+    """Two texts: one right; of the other, two of three words are the reference's, in the same order."""
+    got = generated_text.scores(["a b c d e", "the dog runs"], ["a b c d e", "the cat runs"])
+    assert got["rouge1"] == pytest.approx((1 + 2 / 3) / 2)
+    assert got["rouge2"] == pytest.approx(0.5)
+    assert got["rougeL"] == pytest.approx((1 + 2 / 3) / 2)
+    # BLEU: matches of 1 to 4 words over all there are, both texts together; no text is too short.
+    precisions = [7 / 8, 4 / 6, 3 / 4, 2 / 2]
+    assert got["bleu"] == pytest.approx(100 * np.exp(np.mean([math.log(p) for p in precisions])))
+    assert generated_text.scores(["x"], ["y"])["chrf"] == 0.0

@@ -1,0 +1,20 @@
+"""T5 and mT5 (Raffel et al. 2020; Xue et al. 2021): relative position biases, kept in the first block of each stack and
+used by all; the head is tied to the embedding in T5's first version only."""
+
+from __future__ import annotations
+
+from transformers import AutoModelForSeq2SeqLM
+
+from worker.trainer.families.transformer import TransformerFamily
+
+
+def _t5(model_type: str) -> TransformerFamily:
+    return TransformerFamily(
+        model_type=model_type,
+        auto_class=AutoModelForSeq2SeqLM,
+        stacks=("encoder.block", "decoder.block"),
+        lora_targets=("q", "v"),
+    )
+
+
+T5, MT5 = _t5("t5"), _t5("mt5")
