@@ -32,6 +32,7 @@ from worker import base_model, job_folder, leftovers, reporter, results
 from worker.lease import Lease
 from worker.spares import Spares
 from worker.trainer.messages import (
+    FAILURES,
     Checkpoint,
     Failed,
     Finished,
@@ -437,6 +438,7 @@ class Attempt:
 
     def _trainer_failed(self, code: str) -> NoReturn:
         """A failure that the trainer told. Only an out-of-memory is tried again, with half of the physical batch."""
+        code = code if code in FAILURES else "trainer_error"  # it is logged: never a text of the trainer's own
         log.warning("trainer_failed", code=code, **self._trainer.where_it_failed())
         tokens = self._runtime.max_physical_batch_tokens // 2
         if code != "out_of_memory" or tokens < _SMALLEST_BATCH_TOKENS:
