@@ -71,7 +71,7 @@ def test_the_interval_holds_the_exact_accuracy_of_the_very_rows(tmp_path: Path, 
     data = load_data(made.folder, made.spec, job.task, job.randomness)
     train(job, phases, make_engines(job, phases), data.training, State())
     assert data.evaluation is not None
-    counts = evaluate.confusion_counts(job, data.evaluation)
+    counts = evaluate.statistics(job, data.evaluation).view(2, 2)
     exact = float(counts.diagonal().sum()) / 40
     assert 0.3 < exact < 0.9
     held, released = 0, set()
