@@ -26,8 +26,10 @@ def make_seq2seq_base(folder: Path, family: str) -> Path:
         if family == "t5":
             model = hf.T5ForConditionalGeneration(hf.T5Config(**sizes, **special))
         else:
-            config = hf.MT5Config(**sizes, **special, tie_word_embeddings=False, feed_forward_proj="gated-gelu")
+            config = hf.MT5Config(**sizes, **special, feed_forward_proj="gated-gelu")
             model = hf.MT5ForConditionalGeneration(config)
+            # The configuration says tied whatever it is told; weights of its own are what unties a head.
+            model.lm_head.weight = torch.nn.Parameter(0.1 * torch.randn(len(WORDS), 16))
     else:
         sizes = {
             "d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,

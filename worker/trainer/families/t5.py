@@ -1,5 +1,6 @@
 """T5 and mT5 (Raffel et al. 2020; Xue et al. 2021): relative position biases, kept in the first block of each stack and
-used by all; the head is tied to the embedding in T5's first version only."""
+used by all. The head is tied to the embedding, unless the checkpoint has one of its own: T5 1.1, flan, mT5.
+"""
 
 from __future__ import annotations
 
