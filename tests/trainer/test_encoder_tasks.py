@@ -222,6 +222,10 @@ def test_what_is_hidden_of_a_row_does_not_depend_on_other_rows(tmp_path: Path) -
         assert (labels != IGNORED).any()
         assert (labels[[0, -1]] == IGNORED).all()  # [CLS], [SEP]
         assert len(labels) == len(inputs)
+    fewer = task.encode({"text": texts[3:]})  # of a person with three records, replaced by nothing
+    for name in ("input_ids", "labels"):
+        moved = zip(fewer.sequences[name], first.sequences[name][3:], strict=True)
+        assert all(np.array_equal(one, other) for one, other in moved)
     model = BertForMaskedLM.from_pretrained(base)
     model.train(False)
     batch = task.batch(first, range(4), torch.device("cpu"))

@@ -1,11 +1,13 @@
 """Masked language modeling (Devlin et al. 2019): self-supervised adaptation to a domain, without labels.
 
-Which tokens of a row are hidden follows from its own length and place in the file alone: another row never changes it,
-and a replayed step hides the same.
+Which tokens of a row are hidden follows from its own tokens alone. Not from its place in the file: a person's rows that
+are replaced by nothing move every later row up, and would change what all other people's rows give. A replayed step
+hides the same.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -32,18 +34,19 @@ class MaskedLanguageModeling(TextTask):
         """Role `text`."""
         inputs, labels = [], []
         special = set(self.processor.all_special_ids)
-        for row, ids in enumerate(self.encode_texts({"text": columns["text"]})["input_ids"]):
+        for ids in self.encode_texts({"text": columns["text"]})["input_ids"]:
             candidates = np.flatnonzero([int(token) not in special for token in ids])
-            hidden, targets = self._hide(ids, candidates, len(self.processor), row)
+            hidden, targets = self._hide(ids, candidates, len(self.processor))
             inputs.append(hidden)
             labels.append(targets)
         return Examples({"input_ids": inputs, "labels": labels}, {}, lengths_of(inputs))
 
     def _hide(
-        self, ids: npt.NDArray[np.int64], candidates: npt.NDArray[np.int64], vocabulary: int, row: int
+        self, ids: npt.NDArray[np.int64], candidates: npt.NDArray[np.int64], vocabulary: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """The row with hidden tokens, and its targets, IGNORED elsewhere. At least one token is predicted, if any."""
-        random = np.random.default_rng(row)
+        own = hashlib.sha256(ids.astype("<i8").tobytes()).digest()
+        random = np.random.default_rng(np.frombuffer(own, dtype="<u4"))
         count = min(len(candidates), max(1, round(_HIDDEN * len(candidates))))
         chosen = random.permutation(candidates)[:count]
         hidden, targets = ids.copy(), np.full_like(ids, IGNORED)
@@ -57,7 +60,7 @@ class MaskedLanguageModeling(TextTask):
     def synthetic(self, model: PreTrainedModel, rows: int) -> Examples:
         """Random ids."""
         ids = self.synthetic_inputs(model, rows)["input_ids"]
-        pairs = [self._hide(row, np.arange(len(row)), int(model.config.vocab_size), n) for n, row in enumerate(ids)]
+        pairs = [self._hide(row, np.arange(len(row)), int(model.config.vocab_size)) for row in ids]
         inputs = [hidden for hidden, _ in pairs]
         return Examples({"input_ids": inputs, "labels": [targets for _, targets in pairs]}, {}, lengths_of(inputs))
 
