@@ -14,11 +14,13 @@ from tests.trainer.dp.cases import CASES, CLASSES, Batch, build, text_batch, tra
 from tests.trainer.dp.checks import check_sensitivity, distance, with_scale
 from tests.trainer.dp.oracles import norm, unit_gradients
 from tests.trainer.dp.training import PART, plan_for
+from worker.trainer.device import set_up_device
 from worker.trainer.dp import book_keeping
 from worker.trainer.dp.book_keeping import BookKeepingEngine
 from worker.trainer.dp.engines import make_engine
 from worker.trainer.dp.step import TOLERANCE_HALF, noise_std, rounding_tolerance
 from worker.trainer.dp.verify import stand_in
+from worker.trainer.spec import RuntimeOptions
 
 HALVES = [torch.bfloat16, torch.float16]
 NAMES = ["bert", "gpt2", "llama", "t5", "vit", "convnext"]
@@ -139,3 +141,11 @@ def test_a_loss_scale_keeps_faint_gradients_in_float16(monkeypatch: pytest.Monke
     monkeypatch.setattr(book_keeping, "_FLOAT16_LOSS_SCALE", 1.0)
     with pytest.raises(AssertionError):
         torch.testing.assert_close(norms(), expected, rtol=0.03, atol=0.0)
+
+
+def test_float32_is_not_tf32() -> None:
+    """By torch's default cuDNN convolves in TF32, whose rounding the tolerance of a float32 job does not cover."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    set_up_device(RuntimeOptions(device="cpu", threads=torch.get_num_threads()))
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
