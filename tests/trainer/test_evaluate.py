@@ -13,13 +13,15 @@ import torch
 from sklearn import metrics as oracle
 from torch import Tensor
 
+from app.catalog.recipes import EVALUATION
 from tests.trainer.jobs import KEY, LABELS, make_job, rows
 from worker.trainer import evaluate
 from worker.trainer.checkpoint import State
 from worker.trainer.control import Control
 from worker.trainer.data import load_data
 from worker.trainer.device import set_up_device
-from worker.trainer.dp.randomness import JobRandomness
+from worker.trainer.dp.randomness import RELEASE, JobRandomness
+from worker.trainer.dp.step import TOLERANCE
 from worker.trainer.job import adapt, load_job
 from worker.trainer.loop import make_engines, train
 from worker.trainer.run import run
@@ -110,19 +112,43 @@ def test_a_private_job_releases_noised_counts_and_what_follows_from_them(
     released: list[Tensor] = []
     exact, release = evaluate.statistics, evaluate.gaussian_release
     monkeypatch.setattr(evaluate, "statistics", lambda *a: counted.append(exact(*a)) or counted[0])
-    monkeypatch.setattr(evaluate, "gaussian_release", lambda *a: released.append(release(*a)) or released[0])
+    monkeypatch.setattr(
+        evaluate, "gaussian_release", lambda *a, **how: released.append(release(*a, **how)) or released[0]
+    )
     job = make_job(tmp_path / "job", base, validation=rows(validation) if validation else None)
     run(job.folder, KEY, Control(None))
     got, units = job.metrics(), validation or 12
     assert len(counted) == len(released) == 1
     assert float(counted[0].sum()) == units
-    assert (got["released"], got["noise_std"], got["num_units"]) == ("private", 2.0, units)
-    expected = confusion_metrics(released[0].view(2, 2), units, 2.0)
+    std = 2.0 * (1 + TOLERANCE)  # counts of others may move by their last bits: the noise covers it, and says so
+    assert (got["released"], got["noise_std"], got["num_units"]) == ("private", std, units)
+    noised = counted[0].clone()
+    JobRandomness(KEY).add_noise_(noised, std, phase=EVALUATION, step=0, stream=RELEASE)
+    torch.testing.assert_close(released[0], noised)
+    expected = confusion_metrics(released[0].view(2, 2), units, std)
     assert {name: got[name] for name in expected} == expected
     leaked = confusion_metrics(counted[0].view(2, 2), units, 2.0)
     assert got["accuracy"] != leaked["accuracy"]
     assert got["confusion_matrix"] != leaked["confusion_matrix"]
     assert json.loads((job.folder / "results/model/metrics.json").read_text()) == got
+
+
+def test_a_unit_is_bounded_whatever_the_task_makes_of_its_rows(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S: the plan's sensitivity holds for a task that breaks its word, and for a row that is not finite."""
+    made = make_job(tmp_path / "job", base, validation=rows(40))
+    job = load_job(made.folder, KEY, Control(None), made.spec, set_up_device(made.spec.runtime))
+    data = load_data(made.folder, made.spec, job.task, job.randomness).evaluation
+    assert data is not None
+
+    def broken(outputs: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        return torch.where(batch["labels"][:, None] == 0, torch.tensor([1e6, 0.0, 0.0, 0.0]), torch.nan).double()
+
+    monkeypatch.setattr(job.task, "statistics", broken)
+    held = int((data.examples.tensors["labels"] == 0).sum())
+    assert 0 < held < 40
+    assert evaluate.statistics(job, data).tolist() == pytest.approx([held, 0.0, 0.0, 0.0])
 
 
 def test_public_metrics_are_exact(tmp_path: Path, base: Path) -> None:

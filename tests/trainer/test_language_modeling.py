@@ -14,6 +14,7 @@ from app.catalog.recipes import MAIN_PHASE, Phase
 from tests.trainer.causal import make_causal_base, sentences
 from tests.trainer.jobs import ADAPTATIONS, KEY, make_job
 from worker.trainer.control import Control
+from worker.trainer.dp.step import TOLERANCE
 from worker.trainer.families.registry import family_for
 from worker.trainer.run import run
 from worker.trainer.spec import TaskSpec
@@ -52,7 +53,7 @@ def test_a_private_job_gives_a_bundle_that_plain_transformers_loads(
     got = job.metrics()
     assert got["released"] == "private"
     assert 0.0 <= got["loss"] <= MAX_LOSS
-    assert got["noise_std"] == pytest.approx(2.0 * 2.0**0.5)
+    assert got["noise_std"] == pytest.approx(2.0 * 2.0**0.5 * (1 + TOLERANCE))
     bundle = job.folder / "results/model"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(bundle), AutoTokenizer.from_pretrained(bundle)
     asked = tokenizer("the cat", return_tensors="pt")

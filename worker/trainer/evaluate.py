@@ -20,6 +20,7 @@ from worker.trainer.checkpoint import State
 from worker.trainer.data import Dataset
 from worker.trainer.dp.reduce import rank_and_world_size, sum_over_ranks_
 from worker.trainer.dp.release import bounded_rows, gaussian_release
+from worker.trainer.dp.step import TOLERANCE
 from worker.trainer.job import Job, evaluation_sensitivity
 from worker.trainer.loop import progress
 
@@ -56,10 +57,11 @@ def evaluate(job: Job, dataset: Dataset | None, state: State) -> dict[str, Any]:
         }
     part = job.spec.plan.part(EVALUATION)
     assert isinstance(part, GaussianRelease)
-    noised = gaussian_release(job.randomness, part, totals)
+    # As of gradients: a unit's statistics depend in their last bits on the batch that it shares with others.
+    noised = gaussian_release(job.randomness, part, totals, tolerance=TOLERANCE)
     state.executed[EVALUATION] = 1
     job.control.progress(progress(job, state), last=True)
-    std = part.noise_multiplier * part.sensitivity
+    std = part.noise_multiplier * part.sensitivity * (1.0 + TOLERANCE)
     task = TASKS[job.spec.task.type]
     withheld = dict.fromkeys(task.public_metrics, "public_data_only")
     told: dict[str, Any] = {}
