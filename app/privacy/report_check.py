@@ -141,6 +141,8 @@ def _plan(report: Mapping[str, Any]) -> str:
     _require(len(report["parts"]) == len(plan["parts"]) > 0, "not the plan's parts")
     done = _executed(report)
     for stated, planned in zip(report["parts"], plan["parts"], strict=True):
+        if plan["mechanism"] == "dp_sgd":
+            _require_bounded(planned)
         expected = {**planned, "num_steps": planned.get("num_steps", 1), "executed_steps": done[planned["name"]]}
         if planned["kind"] == "sampled_gaussian":
             expected["expected_batch_size"] = planned["sample_rate"] * plan["num_units"]
@@ -164,6 +166,16 @@ def _executed(report: Mapping[str, Any]) -> dict[str, int]:
     _require(stated == {"step_number": sum(done.values()), "num_steps": whole}, "the checkpoint is of other steps")
     _require(type(stated["step_number"]) is int and stated["step_number"] < whole, "a checkpoint is before the end")
     return done
+
+
+def _require_bounded(planned: Mapping[str, Any]) -> None:
+    """Noise is over a sensitivity: a unit's contribution has to have a bound. A plan without one is none of ours."""
+    if planned["kind"] == "gaussian_release":
+        bounded = planned["sensitivity"] > 0.0
+    else:
+        clipping, counts = planned["clipping"], planned.get("quantile") is not None
+        bounded = clipping in form.CLIPPINGS and planned["max_grad_norm"] > 0.0 and counts == (clipping == "adaptive")
+    _require(bounded, f"part {planned['name']} bounds no unit's contribution")
 
 
 def _require_one_mechanism(together: Sequence[Mapping[str, Any]], planned: Mapping[str, Any]) -> None:

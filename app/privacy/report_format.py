@@ -63,6 +63,8 @@ _GRADIENTS = {
     "per_layer": "gradients, each unit's clipped by layer to norms C_l, with √Σ C_l² = C",
     "adaptive": "gradients, each unit's clipped to norm C, which starts here and follows a quantile of the norms",
 }
+#: How gradients of a private plan may be clipped.
+CLIPPINGS = frozenset(_GRADIENTS)
 _LOSSES = "losses, each unit's clipped to [0, B], less B/2"
 _COUNT = "number of units with a norm within C, each counted as ½ or -½"
 

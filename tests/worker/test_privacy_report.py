@@ -162,6 +162,24 @@ def test_less_noise_everywhere_at_once_is_found() -> None:
     assert "budget 1: event" not in failing
 
 
+@pytest.mark.parametrize(
+    ("part", "lie"),
+    [
+        (1, {"clipping": "none"}),
+        (1, {"clipping": "adaptive"}),  # without the count that it follows
+        (1, {"max_grad_norm": 0.0}),
+        (2, {"sensitivity": 0.0}),
+    ],
+)
+def test_a_plan_that_bounds_no_contribution_is_found(part: int, lie: dict[str, Any]) -> None:
+    """Plan, part and digest are changed together: noise over a sensitivity that does not exist is no privacy."""
+    forged = copy.deepcopy(report_of("first on its budget"))
+    forged["plan"]["parts"][part] |= lie
+    forged["parts"][part] |= lie
+    forged["digests"]["plan"] = form.digest(forged["plan"])
+    assert {check.name for check in check_report(forged) if not check.holds} == {"plan"}
+
+
 def test_an_event_of_another_plan_is_found_though_its_figures_are_right() -> None:
     report = report_of("second, with a validation file of its own")
     other = {**report["budgets"][0], "datasets": ["validation"]}
