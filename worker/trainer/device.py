@@ -41,8 +41,8 @@ def set_up_device(runtime: RuntimeOptions) -> Device:
     rank, world_size = rank_and_world_size()
     torch.set_num_threads(runtime.threads or max(1, torch.get_num_threads() // world_size))
     torch.use_deterministic_algorithms(True, warn_only=name != "cpu")
-    # Float32 means it: convolutions that round to TF32, as torch lets cuDNN do, would move the other units' gradients by
-    # more than the noise's tolerance covers.
+    # Float32 means it: convolutions that round to TF32, as torch lets cuDNN do, would move the other units' gradients
+    # by more than the noise's tolerance covers.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     device = torch.device(name)
