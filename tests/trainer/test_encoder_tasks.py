@@ -168,7 +168,12 @@ def test_moments_give_scikit_learns_figures() -> None:
     task = TextRegression.__new__(TextRegression)
     batch = {"targets": torch.from_numpy(true)}
     statistics = TextRegression.statistics(task, torch.from_numpy(predicted)[:, None], batch)
-    assert float(statistics.norm(dim=1).max()) <= 6.0**0.5
+    worst = TextRegression.statistics(task, torch.tensor([[-9.0], [torch.inf]]), {"targets": torch.tensor([1.0, -1.0])})
+    bound = TASKS["text_regression"].sensitivity(0, {})
+    assert worst.norm(dim=1).tolist() == pytest.approx([bound, bound])  # reached, so that no row is scaled down
+    assert float(statistics.norm(dim=1).max()) <= bound
+    broken = TextRegression.statistics(task, torch.tensor([[torch.nan]]), {"targets": torch.tensor([1.0])})
+    assert broken.isfinite().all()
     got = regression_metrics(statistics.sum(0), 400, 0.0, half=20.0)
     assert got["mae"] == pytest.approx(20 * oracle.mean_absolute_error(true, predicted))
     assert got["rmse"] == pytest.approx(20 * oracle.root_mean_squared_error(true, predicted))
