@@ -28,6 +28,7 @@ from app.catalog.recipes import HEAD_PHASE, MAIN_PHASE, Phase
 from app.catalog.tasks import TASKS
 from tests.trainer.jobs import ADAPTATIONS, BAD, GOOD, KEY, MadeJob, make_base, make_job, rows
 from worker.trainer.control import Control
+from worker.trainer.failure import TrainerFailure
 from worker.trainer.families.registry import family_for
 from worker.trainer.run import run
 from worker.trainer.spec import TaskSpec
@@ -183,6 +184,15 @@ def test_moments_give_scikit_learns_figures() -> None:
     noisy = regression_metrics(statistics.sum(0), 400, 100.0, half=20.0)
     assert noisy["not_released"] == {"r2": "noise", "correlation": "noise"}
     assert "r2" not in noisy
+
+
+def test_targets_beyond_the_declared_range_are_cut_off(tmp_path: Path) -> None:
+    task = TRAINER_TASKS["text_regression"](REGRESSION, _base(tmp_path / "base", "regression", "bert"), 16)
+    targets = ["10", "30", "50", "-4e9", "1e300"]
+    examples = task.encode({"text": ["the film"] * 5, "target": targets})
+    assert examples.tensors["targets"].tolist() == [-1.0, 0.0, 1.0, -1.0, 1.0]
+    with pytest.raises(TrainerFailure, match="not finite"):
+        task.encode({"text": ["the film"], "target": ["nan"]})
 
 
 def test_binary_counts_give_scikit_learns_figures() -> None:
