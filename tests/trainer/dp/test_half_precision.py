@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,15 +13,16 @@ import transformers as hf
 from torch import Tensor, nn
 
 from tests.trainer.dp.cases import CASES, CLASSES, Batch, build, text_batch, trainable
-from tests.trainer.dp.checks import check_sensitivity, distance, with_scale
+from tests.trainer.dp.checks import RIDING, check_sensitivity, distance, with_scale
 from tests.trainer.dp.oracles import norm, unit_gradients
 from tests.trainer.dp.training import PART, plan_for
-from worker.trainer.device import set_up_device
+from worker.trainer.device import Device, set_up_device
 from worker.trainer.dp import book_keeping
 from worker.trainer.dp.book_keeping import BookKeepingEngine
 from worker.trainer.dp.engines import make_engine
 from worker.trainer.dp.step import TOLERANCE_HALF, noise_std, rounding_tolerance
 from worker.trainer.dp.verify import stand_in
+from worker.trainer.loop import _half_precision
 from worker.trainer.spec import RuntimeOptions
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -141,6 +144,14 @@ def test_a_loss_scale_keeps_faint_gradients_in_float16(monkeypatch: pytest.Monke
     monkeypatch.setattr(book_keeping, "_FLOAT16_LOSS_SCALE", 1.0)
     with pytest.raises(AssertionError):
         torch.testing.assert_close(norms(), expected, rtol=0.03, atol=0.0)
+
+
+def test_adaptive_clipping_and_heads_on_features_stay_in_float32() -> None:
+    """Rounding to 16 bits would turn the bits of many units whose norms are near the bound."""
+    job: Any = SimpleNamespace(device=Device(torch.device("cpu"), "bfloat16", 1))
+    for part, on_features, half in ((PART, False, True), (PART, True, False), (RIDING, False, False)):
+        prepared: Any = SimpleNamespace(part=part, on_features=on_features)
+        assert _half_precision(job, prepared) is half
 
 
 def test_float32_is_not_tf32() -> None:
