@@ -12,6 +12,7 @@ FAILURES: dict[str, str] = {
     "resume_mismatch": "The checkpoint was made under another plan or other data.",
     "base_model_invalid": "The base model cannot be loaded.",
     "export_check_failed": "The exported model did not load or did not answer as the trained one.",
+    "ranks_disagree": "The training processes came to different weights.",
     "trainer_error": "The training process failed.",
     "worker_lost": "The worker stopped answering, more often than this server allows.",
     "time_limit": "The job took longer than this server allows.",

@@ -39,6 +39,7 @@ SIZES = {"bytes"}
 NOISED = {
     "accuracy", "accuracy_interval_95", "precision_macro", "recall_macro", "f1_macro", "f1_micro",
     "precision_per_class", "recall_per_class", "f1_per_class", "confusion_matrix",
+    "train_loss", "train_loss_interval_95",
 }  # fmt: skip
 DRAWN = {"sha256", "hash", "previous_hash", "head_hash", "training_rows", "validation_rows", "value"}
 MAY_DIFFER = TIMES | SIZES | NOISED | DRAWN
@@ -145,6 +146,9 @@ def follow(http: httpx.Client, text: str) -> tuple[list[str], dict[str, Any]]:
     answer = http.get(f"{path}/events", params={"limit": 100})
     events = answer.json()
     events["data"] = [event for event in events["data"] if event["code"] != "progress"]
+    for event in events["data"]:
+        if event["code"] == "train_loss":  # its words tell the noised number once more
+            event["message"] = re.sub(r"training loss [-\d.]+", "training loss …", event["message"])
     tenant.hear(answer, events)
     checkpoints = tenant.ask("GET", f"{path}/checkpoints")["data"]
     assert len(checkpoints) == 2
