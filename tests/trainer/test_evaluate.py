@@ -80,7 +80,9 @@ def test_the_interval_holds_the_exact_accuracy_of_the_very_rows(tmp_path: Path, 
     for number in range(100):
         key = hashlib.sha256(f"repetition {number}".encode()).digest()
         keyed = dataclasses.replace(job, randomness=JobRandomness(key))
-        got = evaluate.evaluate(keyed, data.evaluation, State())
+        state = State()
+        got = evaluate.evaluate(keyed, data.evaluation, state)
+        assert state.executed == {EVALUATION: 1}  # charged, should the job end before it says so
         low, high = got["accuracy_interval_95"]
         held += low <= exact <= high
         released.add(got["accuracy"])
