@@ -35,6 +35,8 @@ Kind = Literal[
     "reconciled",
     "public_declared",
     "file_attached",
+    "content_read",
+    "report_read",
 ]
 
 #: The head of an empty chain.

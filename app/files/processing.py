@@ -113,6 +113,7 @@ def _read(storage: Storage, settings: Settings, file: File, limits: ReaderLimits
         rows_key = f"{_prefix(file)}/rows.parquet"
         with rows.open("rb") as written:
             digest = hashlib.file_digest(written, "sha256").hexdigest()
+        storage.put_file(report_key(file), rows.with_name("report.json"), "application/json")
         storage.put_file(rows_key, rows, "application/vnd.apache.parquet")
         return {**profile, "rows_digest": digest, "rows_key": rows_key}
 
@@ -157,6 +158,11 @@ def _incoming(settings: Settings) -> Path:
     return folder
 
 
+def report_key(file: File) -> str:
+    """Where the owner's report of a processed file is; not of one that was processed before there were reports."""
+    return f"{_prefix(file)}/report.json"
+
+
 def _prefix(file: File) -> str:
     return file.source_key.rpartition("/")[0]
 
@@ -171,6 +177,7 @@ def _run_reader(
         "unit_column": unit_column,
         "rows": str(rows),
         "profile": str(profile),
+        "report": str(rows.with_name("report.json")),
         "limits": asdict(limits),
         "parent": os.getpid(),
     }

@@ -1,9 +1,10 @@
 """Reads one uploaded dataset: `python -m app.files.reader JOB`, in a process that a hostile file may ruin alone.
 
-JOB is JSON: {"source", "filename", "unit_column", "rows", "profile", "limits"}. To the path `rows` it writes the
-canonical rows as Parquet, to `profile` as JSON {"format", "num_rows", "num_units", "records_per_unit", "columns"} (see
-`app.files.profile`) or {"problem": {…}}. The process sets its own limits before it opens the file. It has no need
-of a socket or of another program, but nothing here forbids them.
+JOB is JSON: {"source", "filename", "unit_column", "rows", "profile", "report", "limits"}. To the path `rows` it writes
+the canonical rows as Parquet, to `profile` as JSON {"format", "num_rows", "num_units", "records_per_unit", "columns"}
+(see `app.files.profile`) or {"problem": {…}}, and to `report` the owner's report (`app.files.report`). The process sets
+its own limits before it opens the file. It has no need of a socket or of another program, but nothing here forbids
+them.
 
 Canonical rows: in the file's order; equal input gives equal bytes. Every cell is text or null, but for columns of type
 `image`: those are bytes, a PNG or JPEG of at most 512 pixels a side in RGB without metadata. A column's type says what
@@ -46,6 +47,7 @@ from app.files.formats.interface import literal
 from app.files.limits import ReaderLimits, max_column_bytes
 from app.files.problems import ReadError
 from app.files.profile import profile, units
+from app.files.report import owner_report
 
 _PR_SET_PDEATHSIG = 1
 
@@ -57,7 +59,7 @@ def main(job: Mapping[str, Any]) -> None:
     if os.getppid() != job["parent"]:
         raise SystemExit(1)  # the worker died before the kernel was asked to say so
     try:
-        found = read(Path(job["source"]), job["filename"], Path(job["rows"]), job["unit_column"])
+        found = read(Path(job["source"]), job["filename"], Path(job["rows"]), job["unit_column"], Path(job["report"]))
     except ReadError as error:
         found = {"problem": asdict(error.problem)}
     except (MemoryError, duckdb.OutOfMemoryException):
@@ -67,8 +69,13 @@ def main(job: Mapping[str, Any]) -> None:
     Path(job["profile"]).write_text(json.dumps(found), encoding="utf-8")
 
 
-def read(source: Path, filename: str, rows: Path, unit_column: str | None = None) -> dict[str, Any]:
-    """Writes the canonical rows and gives the profile. ReadError for what is wrong with the file."""
+def read(
+    source: Path, filename: str, rows: Path, unit_column: str | None = None, report: Path | None = None
+) -> dict[str, Any]:
+    """Writes the canonical rows, and the owner's report where it is asked for, and gives the profile.
+
+    ReadError for what is wrong with the file.
+    """
     source, filename = unpacked(source, filename, rows.parent)
     format_ = choose(filename, source)
     with _connect(source, rows.parent) as connection:
@@ -79,7 +86,10 @@ def read(source: Path, filename: str, rows: Path, unit_column: str | None = None
             raise ReadError("unit_is_image")
         write_rows(connection, table, rows)
         found = profile(connection, table, rows, max_column_bytes(source.stat().st_size))
-        return {"format": format_.name, **found, **units(connection, table, rows, unit_column, found["num_rows"])}
+        found |= units(connection, table, rows, unit_column, found["num_rows"])
+        if report is not None:
+            report.write_text(json.dumps(owner_report(connection, found, rows)), encoding="utf-8")
+        return {"format": format_.name, **found}
 
 
 def _confine(limits: ReaderLimits) -> None:

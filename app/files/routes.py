@@ -18,9 +18,11 @@ from app.files.schemas import (
     FileDeleted,
     FileList,
     FileOut,
+    FileReport,
     FileUnits,
     UploadForm,
     render,
+    render_report,
     render_units,
 )
 from app.files.tables import File
@@ -158,6 +160,16 @@ def retrieve_units(
     return render_units(service.get(session, caller.project_id, file_id), max_records_per_unit)
 
 
+@router.get("/files/{file_id}/report")
+def retrieve_report(session: Writing, caller: Admin, storage: StorageDep, file_id: str) -> FileReport:
+    """The owner's report: exact figures of private rows that no budget covers, so admin keys only. Each look is an
+    entry of the ledger of the file's budget."""
+    file = service.get(session, caller.project_id, file_id)
+    report = service.report_of(storage, file)
+    service.look(session, caller, file, "report_read")
+    return render_report(file, report)
+
+
 @router.delete("/files/{file_id}")
 def delete_file(
     session: Writing, caller: Submitter, database: DatabaseDep, storage: StorageDep, file_id: str
@@ -183,9 +195,13 @@ def _content(request: Request, session: Any, caller: Any, storage: Any, file_id:
 
 
 @router.get("/files/{file_id}/content", response_class=Response)
-def retrieve_content(request: Request, session: Reading, caller: Admin, storage: StorageDep, file_id: str) -> Response:
-    """The bytes as they were uploaded: raw private rows, so admin keys only."""
-    return _content(request, session, caller, storage, file_id)
+def retrieve_content(request: Request, session: Writing, caller: Admin, storage: StorageDep, file_id: str) -> Response:
+    """The bytes as they were uploaded: raw private rows, so admin keys only. Each look is an entry of the ledger of the
+    file's budget."""
+    answer = _content(request, session, caller, storage, file_id)
+    if answer.status_code in (200, 206):
+        service.look(session, caller, service.get(session, caller.project_id, file_id), "content_read")
+    return answer
 
 
 @router.head("/files/{file_id}/content", include_in_schema=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -127,6 +128,39 @@ class FileUnits(BaseModel):
     records_over_bound: int | None
 
 
+class ReportColumn(BaseModel):
+    """nulls: rows without a value. lengths: {quantile: characters}. counts, element_counts: {value: how often}, where
+    values are few and short. range: smallest and largest number."""
+
+    name: str
+    type: str
+    nulls: int
+    lengths: dict[str, int] | None
+    counts: dict[str, int] | None
+    element_counts: dict[str, int] | None
+    range: list[float] | None
+
+
+class FileReport(BaseModel):
+    """Exact figures of the rows, for the data's owner: nothing of it is private, and no budget covers it.
+
+    records_per_unit: [[records, units, rows]], ascending; the last entry stands for all larger units, too.
+    inferred_tasks: those that jobs can infer from the columns' names. duplicate_rows: rows that repeat an earlier one.
+    """
+
+    object: Literal["file.report"] = "file.report"
+    file_id: str
+    private: Literal[False] = False
+    notice: str = "Exact figures of raw rows: not private, not covered by any budget; for the data's owner only."
+    num_rows: int
+    num_units: int
+    privacy_unit: Literal["record"] | UnitColumn | None
+    records_per_unit: list[list[int]]
+    inferred_tasks: list[str]
+    duplicate_rows: int | None
+    columns: list[ReportColumn]
+
+
 class FileList(BaseModel):
     """A page of files."""
 
@@ -181,6 +215,11 @@ def render_units(file: File, bound: int) -> FileUnits:
         units_over_bound=None if over is None else sum(units for units, _ in over),
         records_over_bound=None if over is None else sum(records for _, records in over),
     )
+
+
+def render_report(file: File, report: Mapping[str, Any]) -> FileReport:
+    """The report as it was stored, with what it is of."""
+    return FileReport(file_id=file.id, privacy_unit=_unit(file), **report)
 
 
 def _unit(file: File) -> Literal["record"] | UnitColumn | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 from sqlalchemy import select
@@ -17,7 +19,7 @@ from app.db.base import now
 from app.db.session import Database
 from app.errors import Conflict, InvalidRequest, NotFound, PermissionDenied
 from app.files import repository
-from app.files.processing import process
+from app.files.processing import process, report_key
 from app.files.schemas import UnitColumn
 from app.files.tables import File, FileUse
 from app.ids import made_at
@@ -31,8 +33,10 @@ __all__ = [
     "files_to_process",
     "get",
     "hold",
+    "look",
     "process",
     "release",
+    "report_of",
     "sweep",
     "sweep_orphans",
 ]
@@ -195,6 +199,21 @@ def get(session: Session, project_id: str, file_id: str) -> File:
     if file is None:
         raise NotFound("file")
     return file
+
+
+def look(session: Session, caller: Caller, file: File, kind: Literal["content_read", "report_read"]) -> None:
+    """Notes in the ledger of a protected file's budget who looked at what no budget covers."""
+    if file.budget_id is not None:
+        budgets.record_act(session, file.budget_id, kind, actor=caller.key_id, details={"file_id": file.id})
+
+
+def report_of(storage: Storage, file: File) -> dict[str, Any]:
+    """The owner's report. NotFound (file_report) where the file is not processed, or was before there were reports."""
+    key = report_key(file)
+    if file.status == "processed":
+        with suppress(FileNotFoundError):
+            return dict(json.loads(b"".join(storage.stream(key))))
+    raise NotFound("file_report")
 
 
 def delete(session: Session, project_id: str, file_id: str) -> File:
