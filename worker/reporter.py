@@ -213,17 +213,18 @@ def _count(value: Any) -> bool:
 
 
 class ProgressEvents:
-    """Thins progress out to a few events an attempt, evenly over its steps, the last included."""
+    """Thins progress out to a few events an attempt: evenly over its steps, the last included, and one as each phase
+    begins."""
 
     def __init__(self) -> None:
-        self._last = -1
+        self._last = ("", -1)
 
     def due(self, message: Progress) -> bool:
         """Whether this one becomes an event."""
-        twentieth = message.step * PROGRESS_EVENTS // max(message.num_steps, 1)
-        if twentieth == self._last:
+        place = (message.phase, message.step * PROGRESS_EVENTS // max(message.num_steps, 1))
+        if place == self._last:
             return False
-        self._last = twentieth
+        self._last = place
         return True
 
 

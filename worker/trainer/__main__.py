@@ -1,9 +1,9 @@
 """`python -m worker.trainer JOB_FOLDER`, with the job's key in hexadecimal as the first line of standard input.
 
-Without a folder it is a warm spare: it imports everything, prints nothing, and waits for one line of JSON with `folder`
-and `key`; its standard error then goes to the folder's trainer.log. Either starts as many further ranks as the job's
-runtime options say; `torchrun --nproc-per-node N -m worker.trainer JOB_FOLDER` brings them, all on one host, and the
-key goes to torchrun's standard input. Exit status 0: finished or stopped; 1: failed.
+Without a folder it is a warm spare: it imports everything, trains a made-up model for a step, prints nothing, and waits
+for one line of JSON with `folder` and `key`; its standard error then goes to the folder's trainer.log. Either starts as
+many further ranks as the job's runtime options say; `torchrun --nproc-per-node N -m worker.trainer JOB_FOLDER` brings
+them, all on one host, and the key goes to torchrun's standard input. Exit status 0: finished or stopped; 1: failed.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m worker.trainer [JOB_FOLDER]", file=sys.stderr)  # noqa: T201
         return 2
     # After the environment is set, and before a spare waits: these imports take seconds.
-    from worker.trainer import memory, ranks
+    from worker.trainer import ranks, warm_up
     from worker.trainer.messages import Notice
     from worker.trainer.run import attempt
     from worker.trainer.spec import LOG_FILE
 
     if not arguments:
-        memory.warm_up()
+        warm_up.warm_up(ranks.order_waits)
     received = ranks.receive(arguments)
     if received is None:
         return 0

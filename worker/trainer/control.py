@@ -12,7 +12,7 @@ from worker.trainer.failure import StopRequested
 from worker.trainer.messages import Failed, Message, Progress, Stop, decode, encode
 from worker.trainer.spec import SOCKET_FILE
 
-#: Seconds between two progress messages, at least.
+#: Seconds between two progress messages of a phase, at least.
 PROGRESS_INTERVAL = 0.2
 
 
@@ -24,7 +24,7 @@ class Control:
         self._stop = threading.Event()
         self._sending = threading.Lock()
         self.failed = False  # whether Failed was sent
-        self._last_progress = float("-inf")
+        self._last_progress, self._last_phase = float("-inf"), ""
         if connection is not None:
             threading.Thread(target=self._listen, args=(connection,), name="control", daemon=True).start()
 
@@ -58,10 +58,10 @@ class Control:
                 self._stop.set()
 
     def progress(self, message: Progress, *, last: bool = False) -> None:
-        """Sends progress, at most every PROGRESS_INTERVAL seconds, and always the last."""
+        """Sends progress, at most every PROGRESS_INTERVAL seconds; always the first of a phase, and the last."""
         now = time.monotonic()
-        if last or now - self._last_progress >= PROGRESS_INTERVAL:
-            self._last_progress = now
+        if last or message.phase != self._last_phase or now - self._last_progress >= PROGRESS_INTERVAL:
+            self._last_progress, self._last_phase = now, message.phase
             self.send(message)
 
     @property

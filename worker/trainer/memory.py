@@ -16,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from app.catalog.memory import MOST_BATCH_TOKENS
 from worker.trainer.dp.engine import Batch, GradientEngine
+from worker.trainer.dp.products import FastLinear
 from worker.trainer.dp.reduce import least_of_ranks, rank_and_world_size
 from worker.trainer.job import Job, PreparedPhase
 from worker.trainer.loop import require_gradients
@@ -25,6 +26,7 @@ LEAST_TOKENS = 64
 #: What may be planned with: a CPU's memory is shared with everything else, and its allocator leaves holes.
 _SHARE = {"cpu": 0.5, "cuda": 0.9}
 _SHORT = 128  # tokens of a dry run's row, at first
+_ROWS = (1, 3)  # a line needs no more, and a job waits for them
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +64,22 @@ def physical_batch_tokens(job: Job, phases: Sequence[PreparedPhase], engines: Se
         free /= rank_and_world_size()[1]
     longest = min(job.spec.task.max_length, job.family.max_length(job.model))
     fits = MOST_BATCH_TOKENS[kind]
-    for prepared, engine in zip(phases, engines, strict=True):
-        need = measured(job, prepared, engine, rows=(2, 6), length=min(longest, _SHORT))
+    for prepared, engine in _neediest(phases, engines):
+        need = measured(job, prepared, engine, rows=_ROWS, length=min(longest, _SHORT))
         # Nothing grows faster than with the square of a row's length: where even that fits, longer rows need no run.
         worst = Need(need.fixed, need.per_token * max(1.0, longest / _SHORT), need.state)
         if longest > _SHORT and worst.tokens_within(free, fits) < fits:
             worst = measured(job, prepared, engine, rows=(1, 2), length=longest)
         fits = worst.tokens_within(free, fits)
     return least_of_ranks(fits)
+
+
+def _neediest(
+    phases: Sequence[PreparedPhase], engines: Sequence[GradientEngine]
+) -> list[tuple[PreparedPhase, GradientEngine]]:
+    """Phases to measure: a body that only computes features keeps nothing of what the same body keeps in training."""
+    pairs = list(zip(phases, engines, strict=True))
+    return [pair for pair in pairs if not pair[0].on_features] or pairs[:1]
 
 
 def measured(job: Job, prepared: PreparedPhase, engine: GradientEngine, *, rows: tuple[int, int], length: int) -> Need:
@@ -84,7 +94,7 @@ def measured(job: Job, prepared: PreparedPhase, engine: GradientEngine, *, rows:
 
         def run(batch: Batch = batch, count: int = count) -> None:
             if prepared.on_features:  # the body runs once over all rows, and keeps nothing
-                with torch.no_grad():
+                with torch.no_grad(), FastLinear():
                     job.task.outputs(job.model, batch)
             else:
                 engine.accumulate(batch, torch.arange(count, device=device))
@@ -129,11 +139,6 @@ def peak_bytes(run: Callable[[], None], device: torch.device) -> int:
         alive += change
         peak = max(peak, alive)
     return peak
-
-
-def warm_up() -> None:
-    """The first measurement of a process takes a second: a spare makes it before its job comes."""
-    peak_bytes(lambda: None, torch.device("cpu"))
 
 
 def free_bytes(device: torch.device, root: Path = Path("/")) -> int:

@@ -17,6 +17,7 @@ import datetime
 import json
 import os
 import secrets
+import select
 import socket
 import struct
 import subprocess
@@ -151,6 +152,11 @@ def receive(arguments: list[str]) -> tuple[Order, socket.socket | None] | None:
     if rank > 0:
         return _connect(folder, rank)
     return Order(folder, bytes.fromhex(sys.stdin.readline()), 0, world_size), None
+
+
+def order_waits() -> bool:
+    """Whether `receive` would find an order, or the end of standard input, at once."""
+    return bool(select.select([sys.stdin], [], [], 0)[0])
 
 
 def _wanted(folder: Path) -> int:
