@@ -1,4 +1,4 @@
-"""One trainer in reserve: it has imported torch and waits, so that a claimed job starts within a second."""
+"""One trainer in reserve: it has imported torch, trained a made-up job and waits for the claimed one."""
 
 from __future__ import annotations
 
