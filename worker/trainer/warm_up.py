@@ -70,7 +70,8 @@ class _Impatient(Control):
 def make_job(folder: Path) -> TrainerSpec:
     """Lays out a job of two steps: a warm head, then LoRA behind it; nothing is evaluated."""
     base = folder / "base"
-    sizes: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    sizes: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes["intermediate_size"] = 64
     BertModel(BertConfig(vocab_size=len(_WORDS), max_position_embeddings=64, **sizes)).save_pretrained(base)
     vocabulary = folder / "vocab.txt"
     vocabulary.write_text("\n".join(_WORDS), encoding="utf-8")
