@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers import BertConfig, BertModel, BertTokenizer
 
 from app.catalog.adaptations import Head, Lora
 from app.catalog.recipes import HEAD_PHASE, MAIN_PHASE, Phase, Recipe
@@ -75,7 +75,7 @@ def make_job(folder: Path) -> TrainerSpec:
     BertModel(BertConfig(vocab_size=len(_WORDS), max_position_embeddings=64, **sizes)).save_pretrained(base)
     vocabulary = folder / "vocab.txt"
     vocabulary.write_text("\n".join(_WORDS), encoding="utf-8")
-    BertTokenizerFast(vocab=str(vocabulary)).save_pretrained(base)
+    BertTokenizer(vocab=str(vocabulary)).save_pretrained(base)
     answers = [_LABELS[row % 2] for row in range(_ROWS)]
     (folder / TRAINING_FILE).parent.mkdir()
     pq.write_table(pa.table({"text": answers, "label": answers}), folder / TRAINING_FILE)
