@@ -72,9 +72,11 @@ _NOT_COVERED = (
     "When the job ran, how long it took, its estimated finish, and, had it failed, when and with which code.",
     "How many attempts the job took, and whether its physical batch was halved for want of memory.",
     "The file's size in bytes and the types of its columns; of a refused file, the line and the kind of its error.",
-    "That a request was refused for what the rows hold: a class that was not declared, a value that is missing.",
+    "That a request was refused for what the rows hold: a class that was not declared, a value that is missing or no "
+    "number, a chat that is none.",
     "People who have records under another budget too: each budget's limit speaks about its own records alone.",
-    "The lowest bits of noise drawn in floating point (arXiv 2112.05307).",
+    "The lowest bits of noise drawn in floating point (arXiv 2112.05307), and rounding that tips a prediction's class "
+    "or a norm over a threshold.",
     "Whoever holds both a backup of the service's database from the time of the job and its secret key.",
 )
 _SEVERAL_RECORDS = "A person with several records, as a whole: each record is protected by itself."
