@@ -56,6 +56,7 @@ def measure(path: Path) -> None:
         "unit_column": None,
         "rows": str(output / "rows.parquet"),
         "profile": str(output / "profile.json"),
+        "report": str(output / "report.json"),
         "limits": asdict(limits_for(size)),
         "parent": os.getpid(),
     }

@@ -36,6 +36,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
                 "unit_column": None,
                 "rows": str(own / "output" / "rows.parquet"),
                 "profile": str(own / "output" / "profile.json"),
+                "report": str(own / "output" / "report.json"),
                 "limits": asdict(limits_for((own / "source").stat().st_size)),
             }
         )

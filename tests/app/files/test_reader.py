@@ -229,6 +229,7 @@ def run_reader(
         "unit_column": None,
         "rows": str(output / "rows.parquet"),
         "profile": str(output / "profile.json"),
+        "report": str(output / "report.json"),
         "limits": asdict(limits),
         "parent": os.getpid() if parent is None else parent,
     }
