@@ -18,20 +18,25 @@ from app.budgets import service as budgets
 from app.catalog.bases import BASES
 from app.db.session import Database
 from app.exports import service as exports
+from app.files import processing
 from app.models import archives
 from app.models import service as models
+from app.settings import Settings
 
 METHODS = {"get", "post", "delete", "put", "patch"}
 CARD = b"# A model\n"
 
 
 @pytest.fixture
-def objects(client: TestClient, app: FastAPI, database: Database, project_id: str) -> dict[str, str]:
+def objects(
+    client: TestClient, app: FastAPI, database: Database, settings: Settings, project_id: str
+) -> dict[str, str]:
     """An object of the default project for every path parameter."""
     rows = b"text,label\n" + b"".join(b"words,%d\n" % (number % 2) for number in range(100))
     file = client.post("/v1/files", data={"purpose": "fine-tune"}, files={"file": ("rows.csv", rows)}).json()
     job = client.post("/v1/fine_tuning/jobs", json={"model": "all-MiniLM-L6-v2", "training_file": file["id"]}).json()
     storage = app.state.storage
+    assert processing.process(database, storage, settings, file["id"])  # so that it has a report
     storage.put_bytes("probe/README.md", CARD)
     files = [{"path": "README.md", "bytes": len(CARD), "sha256": sha256(CARD).hexdigest(), "crc32": zlib.crc32(CARD)}]
     with database.writing() as session:
