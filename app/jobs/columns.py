@@ -131,8 +131,17 @@ def _task(block: TaskBlock, base: BaseModel, training: FileFacts) -> Task:
     known = [TASKS[name] for name in base.tasks if name in TASKS]
     if not known:
         raise InvalidRequest("task_not_supported", "This server trains no task on this base model.", param="model")
-    fitting = [task for task in known if all(_inferred(role, training) for role in task.columns if role.required)]
-    return (fitting or known)[0]
+    # What the request says of a task counts before the names of the file's columns.
+    options, named = block.options().keys(), block.columns.keys()
+    meant = [
+        task for task in known if options <= {*task.options} and named <= {role.role for role in task.columns}
+    ] or known
+    fitting = [
+        task
+        for task in meant
+        if all(role.role in named or _inferred(role, training) for role in task.columns if role.required)
+    ]
+    return (fitting or meant)[0]
 
 
 def _column(role: Column, named: Mapping[str, str], file: FileFacts) -> str:

@@ -18,37 +18,23 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
-    BertConfig,
     BertForMaskedLM,
-    RobertaConfig,
-    RobertaForMaskedLM,
 )
 
 from app.catalog.recipes import HEAD_PHASE, MAIN_PHASE, Phase
 from app.catalog.tasks import TASKS
-from tests.trainer.jobs import ADAPTATIONS, BAD, GOOD, KEY, MadeJob, make_base, make_job, rows
+from tests.trainer.encoders import MASKED, REGRESSION, SPECS, TOKENS, make_encoder_base, toy_table
+from tests.trainer.jobs import ADAPTATIONS, KEY, MadeJob, make_job, rows
 from worker.trainer.control import Control
 from worker.trainer.failure import TrainerFailure
 from worker.trainer.families.registry import family_for
 from worker.trainer.run import run
-from worker.trainer.spec import TaskSpec
 from worker.trainer.tasks.confusion import binary_cells, binary_metrics
 from worker.trainer.tasks.interface import IGNORED
 from worker.trainer.tasks.masked_lm import MaskedLanguageModeling
 from worker.trainer.tasks.registry import TRAINER_TASKS
 from worker.trainer.tasks.text_regression import TextRegression, regression_metrics
 
-PAIR = TaskSpec("text_classification", {"text": "a", "text_pair": "b", "label": "c"}, ("same", "other"), max_length=16)
-MULTI = TaskSpec(
-    "text_classification", {"text": "a", "label": "c"}, ("good", "film", "plot"), max_length=16,
-    options={"multi_label": True},
-)  # fmt: skip
-REGRESSION = TaskSpec(
-    "text_regression", {"text": "a", "target": "c"}, (), max_length=16, options={"range": [10.0, 50.0]}
-)
-TOKENS = TaskSpec("token_classification", {"tokens": "a", "tags": "c"}, ("O", "GOOD", "BAD"), max_length=16)
-MASKED = TaskSpec("masked_lm", {"text": "a"}, (), max_length=16)
-SPECS = {"pair": PAIR, "multi": MULTI, "regression": REGRESSION, "tokens": TOKENS, "masked": MASKED}
 AUTO = {
     "pair": AutoModelForSequenceClassification,
     "multi": AutoModelForSequenceClassification,
@@ -56,45 +42,6 @@ AUTO = {
     "tokens": AutoModelForTokenClassification,
     "masked": AutoModelForMaskedLM,
 }
-
-
-def _table(name: str, count: int) -> dict[str, list[str]]:
-    """Learnable from the words of a text."""
-    texts = [text for text, _ in rows(count)]
-    words = [text.split() for text in texts]
-    if name == "pair":
-        other = [GOOD[0] if index % 4 < 2 else BAD[0] for index in range(count)]
-        good = [bool({*GOOD} & {*each}) for each in words]
-        same = ["same" if first == (second == GOOD[0]) else "other" for first, second in zip(good, other, strict=True)]
-        return {"a": texts, "b": other, "c": same}
-    if name == "multi":
-        facts = [[bool({*GOOD} & {*each}), "film" in each, "plot" in each] for each in words]
-        chosen = [[label for label, holds in zip(MULTI.labels, each, strict=True) if holds] for each in facts]
-        return {"a": texts, "c": [json.dumps(each) for each in chosen]}
-    if name == "regression":
-        return {"a": texts, "c": ["50" if {*GOOD} & {*each} else "10.0" for each in words]}
-    if name == "tokens":
-        tags = [["GOOD" if word in GOOD else "BAD" if word in BAD else "O" for word in each] for each in words]
-        return {"a": [json.dumps(each) for each in words], "c": [json.dumps(each) for each in tags]}
-    return {"a": texts}
-
-
-def _base(folder: Path, name: str, family: str) -> Path:
-    make_base(folder, family)
-    if name == "masked":
-        sizes: dict[str, Any] = {
-            name: value
-            for name, value in json.loads((folder / "config.json").read_text()).items()
-            if name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        }
-        torch.manual_seed(7)
-        model = (
-            BertForMaskedLM(BertConfig(**sizes, max_position_embeddings=34))
-            if family == "bert"
-            else RobertaForMaskedLM(RobertaConfig(**sizes, max_position_embeddings=34, pad_token_id=0))
-        )
-        model.save_pretrained(folder)
-    return folder
 
 
 def _job(
@@ -106,7 +53,7 @@ def _job(
     if adaptation != "head" and TASKS[task.type].head != "pretrained":
         head = Phase(HEAD_PHASE, ADAPTATIONS["head"], 0.5, 2, 1e-2, 1e-2)
         phases = (head, main)
-    table = _table(name, count)
+    table = toy_table(name, count)
     data = [(text, "") for text in table["a"]]
     made = make_job(folder, base, family=family, task=task, phases=phases, data=data, **how)
     pq.write_table(pa.table(table), folder / "data/training.parquet")
@@ -119,7 +66,7 @@ def _job(
 def test_a_private_job_gives_a_bundle_that_plain_transformers_loads(
     tmp_path: Path, name: str, family: str, adaptation: str
 ) -> None:
-    base = _base(tmp_path / "base", name, family)
+    base = make_encoder_base(tmp_path / "base", name, family)
     job = _job(tmp_path / "job", base, name, family, adaptation)
     run(job.folder, KEY, Control(None))
     got = job.metrics()
@@ -138,7 +85,7 @@ def test_a_private_job_gives_a_bundle_that_plain_transformers_loads(
     [("pair", "accuracy", 0.9), ("multi", "f1_micro", 0.9), ("tokens", "f1_macro", 0.9), ("regression", "r2", 0.9)],
 )
 def test_without_noise_it_learns_the_task(tmp_path: Path, name: str, metric: str, least: float) -> None:
-    base = _base(tmp_path / "base", name, "bert")
+    base = make_encoder_base(tmp_path / "base", name, "bert")
     job = _job(
         tmp_path / "job", base, name, "bert", "full", steps=60, rate=1e-2, private=False, evaluation="public", count=120
     )
@@ -147,7 +94,7 @@ def test_without_noise_it_learns_the_task(tmp_path: Path, name: str, metric: str
 
 
 def test_a_regression_answers_in_the_targets_units(tmp_path: Path) -> None:
-    base = _base(tmp_path / "base", "regression", "bert")
+    base = make_encoder_base(tmp_path / "base", "regression", "bert")
     job = _job(
         tmp_path / "job", base, "regression", "bert", "full", steps=60, private=False, evaluation="public", count=120
     )
@@ -155,7 +102,7 @@ def test_a_regression_answers_in_the_targets_units(tmp_path: Path) -> None:
     bundle = job.folder / "results/model"
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(bundle), AutoTokenizer.from_pretrained(bundle)
     assert model.config.num_labels == 1
-    table = _table("regression", 120)
+    table = toy_table("regression", 120)
     with torch.no_grad():
         inputs = tokenizer(table["a"], return_tensors="pt", padding=True)
         errors = model(**inputs).logits[:, 0] - torch.tensor([float(cell) for cell in table["c"]])
@@ -187,7 +134,7 @@ def test_moments_give_scikit_learns_figures() -> None:
 
 
 def test_targets_beyond_the_declared_range_are_cut_off(tmp_path: Path) -> None:
-    task = TRAINER_TASKS["text_regression"](REGRESSION, _base(tmp_path / "base", "regression", "bert"), 16)
+    task = TRAINER_TASKS["text_regression"](REGRESSION, make_encoder_base(tmp_path / "base", "regression", "bert"), 16)
     targets = ["10", "30", "50", "-4e9", "1e300"]
     examples = task.encode({"text": ["the film"] * 5, "target": targets})
     assert examples.tensors["targets"].tolist() == [-1.0, 0.0, 1.0, -1.0, 1.0]
@@ -209,7 +156,7 @@ def test_binary_counts_give_scikit_learns_figures() -> None:
 
 
 def test_tags_stand_at_the_first_piece_of_each_token(tmp_path: Path) -> None:
-    base = _base(tmp_path / "base", "tokens", "bert")
+    base = make_encoder_base(tmp_path / "base", "tokens", "bert")
     task = TRAINER_TASKS["token_classification"](TOKENS, base, 16)
     cells = {"tokens": [json.dumps(["the", "film", "great"])], "tags": [json.dumps(["O", "O", "GOOD"])]}
     examples = task.encode(cells)
@@ -226,7 +173,7 @@ def test_tags_stand_at_the_first_piece_of_each_token(tmp_path: Path) -> None:
 
 
 def test_what_is_hidden_of_a_row_does_not_depend_on_other_rows(tmp_path: Path) -> None:
-    base = _base(tmp_path / "base", "masked", "bert")
+    base = make_encoder_base(tmp_path / "base", "masked", "bert")
     task = MaskedLanguageModeling(MASKED, base, 16)
     texts = [text for text, _ in rows(20)]
     first, second = (task.encode({"text": each}) for each in (texts, [*texts[:5], "the plot " * 8, *texts[6:]]))

@@ -7,7 +7,6 @@ import io
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,20 +16,10 @@ from safetensors.torch import load_file
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
-    ConvNextConfig,
-    ConvNextForImageClassification,
-    DeiTConfig,
-    DeiTForImageClassification,
-    EfficientNetConfig,
-    EfficientNetForImageClassification,
-    PreTrainedModel,
-    ResNetConfig,
-    ResNetForImageClassification,
-    ViTConfig,
-    ViTForImageClassification,
 )
 
 from app.catalog.recipes import HEAD_PHASE, MAIN_PHASE, Phase
+from tests.trainer.images import make_image_base, picture
 from tests.trainer.jobs import ADAPTATIONS, KEY, MadeJob, make_job
 from worker.trainer.control import Control
 from worker.trainer.failure import TrainerFailure
@@ -39,33 +28,6 @@ from worker.trainer.spec import TaskSpec
 from worker.trainer.tasks.image_classification import ImageClassification
 
 TASK = TaskSpec("image_classification", {"image": "scan", "label": "finding"}, ("dark", "bright"), max_length=1)
-_TRANSFORMER: dict[str, Any] = {
-    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 32,
-    "patch_size": 16, "num_labels": 5,
-}  # fmt: skip
-
-
-def _model(family: str) -> PreTrainedModel:
-    """With a head of five other classes, as a pretrained base has one."""
-    torch.manual_seed(3)
-    if family == "vit":
-        return ViTForImageClassification(ViTConfig(**_TRANSFORMER))
-    if family == "deit":
-        return DeiTForImageClassification(DeiTConfig(**_TRANSFORMER))
-    if family == "convnext":
-        return ConvNextForImageClassification(ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2,
-                                                             num_labels=5))  # fmt: skip
-    if family == "resnet":
-        return ResNetForImageClassification(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1],
-                                                         num_labels=5))  # fmt: skip
-    return EfficientNetForImageClassification(
-        EfficientNetConfig(
-            image_size=32, hidden_dim=1280, num_block_repeats=[1, 1], kernel_sizes=[3, 3], in_channels=[32, 16],
-            out_channels=[16, 24], depthwise_padding=[], strides=[1, 2], expand_ratios=[1, 6], num_labels=5,
-            width_coefficient=1.0, depth_coefficient=1.0,
-            initializer_range=1.5,  # with the usual one a random net's vectors are too small to tell images apart
-        )
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=["vit", "deit", "convnext", "resnet", "efficientnet"])
@@ -73,20 +35,7 @@ def images_base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     """Family and folder."""
     family = str(request.param)
     folder = tmp_path_factory.mktemp("images") / family
-    _model(family).save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(
-        '{"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}, "do_resize": true,'
-        ' "do_rescale": true, "do_normalize": true, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}'
-    )
-    return family, folder
-
-
-def _image(bright: bool, seed: int) -> bytes:
-    random = np.random.default_rng(seed)
-    pixels = random.integers(0, 120, (24, 20, 3)) + (120 if bright else 0)
-    encoded = io.BytesIO()
-    Image.fromarray(pixels.astype(np.uint8)).save(encoded, format="PNG")
-    return encoded.getvalue()
+    return family, make_image_base(folder, family)
 
 
 def _job(folder: Path, base: tuple[str, Path], adaptation: str, steps: int, rate: float, **how: Any) -> MadeJob:
@@ -94,7 +43,7 @@ def _job(folder: Path, base: tuple[str, Path], adaptation: str, steps: int, rate
     head = Phase(HEAD_PHASE, ADAPTATIONS["head"], 0.5, 2, 1e-2, 1e-2)
     phases = (dataclasses.replace(main, name=HEAD_PHASE),) if adaptation == "head" else (head, main)
     made = make_job(folder, base[1], family=base[0], task=TASK, phases=phases, data=[("", "")] * 40, **how)
-    table = {"scan": [_image(n % 2 == 1, n) for n in range(40)], "finding": [TASK.labels[n % 2] for n in range(40)]}
+    table = {"scan": [picture(n % 2 == 1, n) for n in range(40)], "finding": [TASK.labels[n % 2] for n in range(40)]}
     pq.write_table(pa.table(table), folder / "data/training.parquet")
     return made
 
@@ -113,7 +62,7 @@ def test_a_private_job_gives_a_bundle_that_plain_transformers_loads(
         AutoModelForImageClassification.from_pretrained(bundle),
         AutoImageProcessor.from_pretrained(bundle),
     )
-    answer = model(**processor(Image.open(io.BytesIO(_image(True, 1))), return_tensors="pt")).logits
+    answer = model(**processor(Image.open(io.BytesIO(picture(True, 1))), return_tensors="pt")).logits
     assert answer.shape == (1, 2)
     before, after = load_file(base / "model.safetensors"), load_file(bundle / "model.safetensors")
     changed = {name for name in before if not torch.equal(before[name], after[name])}

@@ -499,7 +499,18 @@ def test_tokens_and_tags_are_token_classification():
 
 
 def test_an_option_of_another_task_is_refused_by_name():
-    assert refusal(task={"range": [0, 1]}) == ("unknown_parameter", "task.range")
+    assert refusal(task={"type": "text_classification", "range": [0, 1]}) == ("unknown_parameter", "task.range")
+
+
+def test_what_a_request_says_of_its_task_counts_before_the_files_columns():
+    """A range is a regression's, whatever the column is called: here its cells are no numbers."""
+    assert refusal(task={"range": [0, 1]}) == ("target_not_a_number", "training_file")
+    labels = file(columns=(column("text"), {**column("label"), "range": [0.0, 1.0]}))
+    assert plan(labels, task={"range": [0, 1]}).resolved["task"]["type"] == "text_regression"
+    assert refusal(labels) == ("too_many_classes", "task.columns.label")
+
+
+def test_options_and_labels_are_refused_where_a_task_has_none():
     assert refusal(scored(), task={"type": "text_regression", "range": [0, 5], "labels": ["a", "b"]}) == (
         "unknown_parameter", "task.labels",
     )  # fmt: skip

@@ -1,0 +1,230 @@
+"""Every task on encoders, images and plain text through the real client: upload, job, metrics, download, and what plain
+transformers makes of the bundle on rows of the toy language. Bases are tiny random ones in a folder."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
+
+import torch
+from PIL import Image
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
+
+from app.privacy.report_check import check_report
+from tests.running import Running, wait_for_job
+from tests.trainer.causal import make_causal_base, sentences
+from tests.trainer.encoders import make_encoder_base, toy_table
+from tests.trainer.images import make_image_base, picture
+
+PUBLIC: dict[str, Any] = {"privacy": {"mechanism": "none"}}
+PRIVATE: dict[str, Any] = {"privacy": {"target_epsilon": 100.0, "target_delta": 1e-5}}
+FULL: dict[str, Any] = {"adaptation": {"type": "full"}, "optimizer": {"type": "adamw", "learning_rate": 1e-2}}
+ROWS = 160
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    make_encoder_base(root / "tiny-bert", "masked", "bert")
+    make_causal_base(root / "tiny-gpt2", "gpt2")
+    make_image_base(root / "tiny-vit", "vit")
+    return root
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Running]:
+    settings = {"PRIVTUNE_THREADS": "1", "PRIVTUNE_BUDGET_EPSILON": "400", "PRIVTUNE_MODELS_DIR": str(models)}
+    with Running(tmp_path_factory.mktemp("service") / "data", **settings) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def client(running: Running) -> Iterator[openai.OpenAI]:
+    with running.client() as opened:
+        yield opened
+
+
+class Trained:
+    """A job's way from bytes to a bundle on disk."""
+
+    def __init__(
+        self, running: Running, client: openai.OpenAI, into: Path, name: str, content: bytes, base: str, **body: Any
+    ) -> None:
+        public = body["privacy"].get("mechanism") == "none"
+        file = client.files.create(
+            file=(name, content), purpose="fine-tune", extra_body={"public": "true"} if public else None
+        )
+        file = client.files.wait_for_processing(file.id, poll_interval=0.1, max_wait_seconds=60)
+        assert file.status == "processed", file
+        job = client.fine_tuning.jobs.create(
+            model=base,
+            training_file=file.id,
+            hyperparameters={"n_epochs": 30, "batch_size": ROWS // 2},
+            extra_body={"evaluation": {"split": 0.2}, **body},
+        )
+        self.job: Any = wait_for_job(client, job.id)
+        assert self.job.status == "succeeded", self.job.error
+        headers = {"authorization": f"Bearer {client.api_key}"}
+        url = f"{running.url}/v1/models/{self.job.fine_tuned_model}/download"
+        tar = httpx.get(url, params={"format": "tar"}, headers=headers, timeout=60).raise_for_status()
+        with tarfile.open(fileobj=io.BytesIO(tar.content)) as archive:
+            archive.extractall(into, filter="data")
+        self.bundle = next(into.rglob("config.json")).parent
+        self.metrics: dict[str, Any] = json.loads((self.bundle / "metrics.json").read_text())
+        assert self.metrics["released"] == ("public" if public else "private")
+        report = json.loads((self.bundle / "privacy_report.json").read_text())
+        assert public or [check.name for check in check_report(report) if not check.holds] == []
+
+    @property
+    def task(self) -> str:
+        """What the job trained, named or inferred."""
+        return str(self.job.model_extra["task"]["type"])
+
+
+def lines(table: dict[str, list[Any]]) -> bytes:
+    """JSON lines of a table."""
+    return "\n".join(
+        json.dumps(dict(zip(table, row, strict=True))) for row in zip(*table.values(), strict=True)
+    ).encode()
+
+
+def logits(kind: Any, folder: Path, *texts: list[str]) -> torch.Tensor:
+    """What a model in a folder says of texts, or pairs of them."""
+    model, tokenizer = kind.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    with torch.inference_mode():
+        return model(**tokenizer(*texts, return_tensors="pt", padding=True)).logits
+
+
+def losses(kind: Any, folder: Path, inputs: dict[str, torch.Tensor]) -> float:
+    with torch.inference_mode():
+        return float(kind.from_pretrained(folder)(**inputs).loss)
+
+
+def test_pairs_of_texts(running: Running, client: openai.OpenAI, tmp_path: Path) -> None:
+    table = toy_table("pair", ROWS)
+    named = {"sentence1": table["a"], "sentence2": table["b"], "label": table["c"]}
+    got = Trained(running, client, tmp_path, "pairs.jsonl", lines(named), "tiny-bert", **PUBLIC, **FULL)
+    assert got.task == "text_classification"
+    assert got.metrics["accuracy"] > 0.7
+    told = logits(AutoModelForSequenceClassification, got.bundle, table["a"], table["b"]).argmax(1)
+    names = AutoModelForSequenceClassification.from_pretrained(got.bundle).config.id2label
+    right = [names[int(each)] == label for each, label in zip(told, table["c"], strict=True)]
+    assert sum(right) > 0.75 * ROWS
+
+
+def test_several_labels_as_a_list(running: Running, client: openai.OpenAI, tmp_path: Path) -> None:
+    table = toy_table("multi", ROWS)
+    named = {"text": table["a"], "labels": [json.loads(each) for each in table["c"]]}
+    got = Trained(running, client, tmp_path, "several.jsonl", lines(named), "tiny-bert", **PUBLIC, **FULL)
+    assert got.task == "text_classification"
+    assert got.metrics["f1_micro"] > 0.7
+    model = AutoModelForSequenceClassification.from_pretrained(got.bundle)
+    assert model.config.problem_type == "multi_label_classification"
+    told = logits(AutoModelForSequenceClassification, got.bundle, table["a"]) > 0
+    wanted = torch.tensor(
+        [[name in each for _, name in sorted(model.config.id2label.items())] for each in named["labels"]]
+    )
+    assert float((told == wanted).float().mean()) > 0.75
+
+
+def test_a_private_regression(running: Running, client: openai.OpenAI, tmp_path: Path) -> None:
+    table = toy_table("regression", ROWS)
+    content = "\n".join(["text,score", *map(",".join, zip(table["a"], table["c"], strict=True))]).encode()
+    task = {"range": [10.0, 50.0]}  # says that it is one
+    got = Trained(running, client, tmp_path, "scores.csv", content, "tiny-bert", **PRIVATE, **FULL, task=task)
+    assert got.task == "text_regression"
+    low, high = got.metrics["rmse_interval_95"]
+    assert low <= got.metrics["rmse"] <= high
+    assert high > 0.0
+    told = logits(AutoModelForSequenceClassification, got.bundle, table["a"])[:, 0]
+    errors = told - torch.tensor([float(each) for each in table["c"]])
+    assert float(errors.abs().mean()) < 15.0  # the mean of 10 and 50 is 20 away from both
+
+
+@pytest.mark.parametrize("name", ["tags.conll", "tags.jsonl"])
+def test_tags_of_tokens(running: Running, client: openai.OpenAI, tmp_path: Path, name: str) -> None:
+    table = toy_table("tokens", ROWS)
+    tokens, tags = ([json.loads(each) for each in table[key]] for key in "ac")
+    if name.endswith("conll"):
+        tags = [[tag if tag == "O" else f"B-{tag}" for tag in each] for each in tags]
+        said = ["\n".join(map("\t".join, zip(*each, strict=True))) for each in zip(tokens, tags, strict=True)]
+        content = "\n\n".join(said).encode()
+    else:
+        content = lines({"tokens": tokens, "tags": tags})
+    got = Trained(running, client, tmp_path, name, content, "tiny-bert", **PUBLIC, **FULL)
+    assert got.task == "token_classification"
+    assert got.metrics["f1_macro"] > 0.6
+    names = AutoModelForTokenClassification.from_pretrained(got.bundle).config.id2label
+    told = logits(AutoModelForTokenClassification, got.bundle, table_texts(tokens)).argmax(2)
+    for row, wanted in zip(told[:6], tags, strict=False):
+        assert [names[int(each)] for each in row[1 : 1 + len(wanted)]] == wanted
+
+
+def table_texts(tokens: list[list[str]]) -> list[str]:
+    """A word is a token."""
+    return [" ".join(each) for each in tokens]
+
+
+def test_a_private_classifier_of_a_folder_of_images_a_class(
+    running: Running, client: openai.OpenAI, tmp_path: Path
+) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for number in range(ROWS):
+            archive.writestr(f"{('dark', 'bright')[number % 2]}/{number}.png", picture(number % 2 == 1, number))
+    got = Trained(running, client, tmp_path, "scans.zip", packed.getvalue(), "tiny-vit", **PRIVATE)
+    assert got.task == "image_classification"
+    model = AutoModelForImageClassification.from_pretrained(got.bundle)
+    processor = AutoImageProcessor.from_pretrained(got.bundle)
+    fresh = [Image.open(io.BytesIO(picture(number % 2 == 1, 1000 + number))) for number in range(20)]
+    with torch.inference_mode():
+        told = model(**processor(fresh, return_tensors="pt")).logits.argmax(1)
+    right = [model.config.id2label[int(each)] == ("dark", "bright")[n % 2] for n, each in enumerate(told)]
+    assert sum(right) >= 16
+
+
+def test_plain_text_of_a_causal_model(running: Running, client: openai.OpenAI, tmp_path: Path, models: Path) -> None:
+    content = lines({"text": sentences(ROWS)})
+    got = Trained(running, client, tmp_path, "texts.jsonl", content, "tiny-gpt2", **PUBLIC, **FULL)
+    assert got.task == "language_modeling"
+    assert got.metrics["token_accuracy"] > 0.5
+    ids = AutoTokenizer.from_pretrained(got.bundle)("the cat sat on the mat", return_tensors="pt")["input_ids"]
+    inputs = {"input_ids": ids, "labels": ids}
+    after, before = (losses(AutoModelForCausalLM, folder, inputs) for folder in (got.bundle, models / "tiny-gpt2"))
+    assert after < 0.7 * before
+
+
+def test_plain_text_of_a_masked_model(running: Running, client: openai.OpenAI, tmp_path: Path, models: Path) -> None:
+    # What is hidden of a text follows from its tokens: texts of several lengths hide several places.
+    texts = [" ".join([("film good", "plot bad")[n % 2]] * (2 + n % 7)) for n in range(ROWS)]
+    got = Trained(running, client, tmp_path, "texts.jsonl", lines({"text": texts}), "tiny-bert", **PUBLIC, **FULL)
+    assert got.task == "masked_lm"
+    assert got.metrics["token_accuracy"] > 0.5
+    tokenizer = AutoTokenizer.from_pretrained(got.bundle)
+    inputs = {
+        **tokenizer("film [MASK] film good", return_tensors="pt"),
+        "labels": tokenizer("film good film good", return_tensors="pt")["input_ids"],
+    }
+    inputs["labels"][inputs["input_ids"] != tokenizer.mask_token_id] = -100
+    after, before = (losses(AutoModelForMaskedLM, folder, inputs) for folder in (got.bundle, models / "tiny-bert"))
+    assert after < 0.7 * before
