@@ -148,7 +148,9 @@ def _abandon(workplace: Workplace, claimed: ClaimedExport, lease: Lease, code: s
 def _lay_out(workplace: Workplace, claimed: ClaimedExport, exporter: TrainerProcess) -> None:
     """Fills the folder: the bundle, each file against its digest, the public rows, what is asked for."""
     folder, storage = exporter.folder.path, workplace.storage
-    storage.delete_prefix(claimed.prefix)  # what earlier attempts left
+    for attempt in storage.names(claimed.prefix):  # what earlier ones left; a later one may have published by now
+        if int(attempt) < claimed.fence:
+            storage.delete_prefix(f"{claimed.prefix}/{attempt}")
     try:
         job_folder.get_folder(
             storage,

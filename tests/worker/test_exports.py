@@ -176,6 +176,25 @@ def test_an_attempt_that_lost_its_lease_publishes_nothing(
     assert stored("/exports/") == []
 
 
+def test_an_attempt_that_wakes_up_late_leaves_what_another_published(
+    attempt: Any, export: Any, client: TestClient, model: str, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was taken over before it laid out its folder, and does not know yet."""
+    lay_out = exports._lay_out
+
+    def overtaken(*arguments: Any) -> None:
+        monkeypatch.setattr(exports, "_lay_out", lay_out)
+        with database.writing() as session:
+            session.execute(update(Export).values(status="queued"))
+        attempt(MADE)
+        assert export()["status"] == "succeeded"
+        lay_out(*arguments)
+
+    monkeypatch.setattr(exports, "_lay_out", overtaken)
+    attempt(MADE)
+    assert client.get(f"/v1/models/{model}/exports/{export()['id']}/files/config.json").content == b"config.json"
+
+
 def test_the_exporter_is_given_released_files_and_no_key(
     attempt: Any, export: Any, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
