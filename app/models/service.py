@@ -160,7 +160,10 @@ def stored_by(session: Session, job_id: str) -> Sequence[str]:
 def note_export(session: Session, identifier: str, format_: str, metrics: Mapping[str, Any] | None) -> bool:
     """Shows what an export's check found in the model's own metrics; None: no more. Whether the model is there."""
     model = session.scalars(
-        select(Model).where(Model.id == identifier, Model.deleted_at.is_(None)).with_for_update()
+        select(Model)
+        .where(Model.id == identifier, Model.deleted_at.is_(None))
+        .with_for_update()
+        .execution_options(populate_existing=True)  # another export may have ended since this unit of work read it
     ).one_or_none()
     if model is None:
         return False

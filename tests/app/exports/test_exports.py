@@ -120,6 +120,20 @@ def test_a_deleted_export_is_gone_with_its_bytes_and_can_be_asked_for_again(
     assert ask("bf16")["id"] != export["id"]
 
 
+@pytest.mark.every_database
+def test_figures_of_two_exports_that_end_at_once_are_both_kept(publish: Publish, database: Database) -> None:
+    model_id = publish()
+    with database.reading() as session:
+        seen = session.get_one(Model, model_id)
+    with database.writing() as session:
+        assert models.note_export(session, model_id, "fp16", FIGURES)
+    with database.writing() as session:
+        session.add(seen)  # as this unit of work read it before the other committed
+        assert models.note_export(session, model_id, "bf16", FIGURES)
+    with database.reading() as session:
+        assert session.get_one(Model, model_id).metrics["exports"] == {"fp16": FIGURES, "bf16": FIGURES}
+
+
 def test_a_deleted_model_takes_its_exports_with_it(
     client: TestClient, model: str, ask: Any, finish: Any, app: FastAPI, database: Database, settings: Settings
 ) -> None:
