@@ -64,7 +64,7 @@ def process(database: Database, storage: Storage, settings: Settings, file_id: s
                 outcome = _read(storage, settings, file, limits)
     except Exception:
         with database.writing() as session:
-            session.get_one(File, file_id, with_for_update=True).claimed_until = None
+            repository.give_back(session, file_id, file.attempts)
         raise
     with database.writing() as session:
         done = _finish(session, file_id, outcome)

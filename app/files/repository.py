@@ -117,6 +117,16 @@ def renew(session: Session, file_id: str, attempt: int, seconds: float) -> bool:
     return renewed.one_or_none() is not None
 
 
+def give_back(session: Session, file_id: str, attempt: int) -> None:
+    """Ends the claim that was the file's attempt of that number, unless it is another's by now."""
+    session.execute(
+        update(File)
+        .where(File.id == file_id, File.attempts == attempt)
+        .values(claimed_until=None)
+        .execution_options(synchronize_session=False)
+    )
+
+
 def expired(session: Session, limit: int) -> Sequence[File]:
     """Files whose time is over and that no job needs, under their locks."""
     return session.scalars(

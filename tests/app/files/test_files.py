@@ -150,6 +150,25 @@ def test_a_claim_is_short_and_renewed_while_the_file_is_read(
     until(lambda: service.process(database, app.state.storage, quick, lost["id"]), 5)
 
 
+def test_a_worker_that_lost_its_claim_takes_nothing_from_who_has_it(
+    upload: Upload, database: Database, app: FastAPI, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = upload(DATA)
+
+    def overtaken(*_: Any) -> Any:
+        with database.writing() as session:
+            session.get_one(File, file["id"]).claimed_until = 0.0
+        with database.writing() as session:
+            assert processing.repository.claim(session, file["id"], 60.0) is not None
+        raise OSError("the store is away")
+
+    monkeypatch.setattr(processing, "_read", overtaken)
+    with pytest.raises(OSError, match="away"):
+        service.process(database, app.state.storage, settings, file["id"])
+    with database.writing() as session:
+        assert processing.repository.renew(session, file["id"], 2, 60.0)
+
+
 def test_an_upload_that_was_cut_off_before_its_row_is_removed(
     upload: Upload, database: Database, app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
