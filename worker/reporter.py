@@ -237,11 +237,15 @@ def _matrix(value: Any) -> bool:
 
 
 #: Why a metric is named, but not told.
-WITHHELD = ("noise", "public_data_only")
+WITHHELD = ("noise", "public_data_only", "no_entities")
 
 
 def _withheld(value: Any, names: Collection[str]) -> bool:
     return isinstance(value, Mapping) and all(name in names and why in WITHHELD for name, why in value.items())
+
+
+def _scores(value: Any, names: Collection[str]) -> bool:
+    return isinstance(value, Mapping) and all(name in names and number(score) for name, score in value.items())
 
 
 _CONFUSION: Mapping[str, Check] = {
@@ -294,10 +298,12 @@ METRICS: dict[str, Mapping[str, Check]] = {
     "translation": _LOSS,
     "summarization": _LOSS,
 }
-#: What is let through besides where the data were declared public: exact figures of texts that the model wrote.
+#: What is let through besides where the data were declared public: exact figures of texts that the model wrote, and of
+#: whole entities. Those of each type are checked against the job's own tags.
 PUBLIC_METRICS: Mapping[str, Check] = {
     **dict.fromkeys(("bleu", "chrf", "rouge1", "rouge2", "rougeL"), number),
     "generated_rows": number,
+    **dict.fromkeys(("entity_precision", "entity_recall", "entity_f1"), number),
 }
 
 _METHODS = {
@@ -334,6 +340,9 @@ def cleared_metrics(
     if evaluation == "public":
         own = {*task.public_metrics, "generated_rows"}
         kinds |= {name: kind for name, kind in PUBLIC_METRICS.items() if name in own}
+        if "entity_f1_per_type" in own:
+            types = {label.partition("-")[2] for label in labels}
+            kinds["entity_f1_per_type"] = lambda value: _scores(value, types)
     withheld = {*METRICS[task_type], *task.metrics, *task.public_metrics}
     kinds["not_released"] = lambda value: _withheld(value, withheld)
     for name, kind in kinds.items():

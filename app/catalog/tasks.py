@@ -66,8 +66,8 @@ class Task:
     class_role: the column whose values are the classes, declared in the request or taken from the file (then stated as
     public in the report); None: the task has no classes. class_elements: the cells are lists, and classes their
     elements; also where the option `multi_label` says so.
-    metrics: what an evaluation releases; public_metrics: what only one on data declared public does, exactly, from
-    texts that the model generates. sensitivity: of the statistics that they follow from.
+    metrics: what an evaluation releases; public_metrics: what only one on data declared public does, exactly: of
+    texts that the model generates, of whole entities. sensitivity: of the statistics that they follow from.
     options: fields of the request's `task` block that this task takes, beside columns, labels and max_length.
     loss_bound: where the loss curve clips a record's loss; None: at twice that of a guess among the classes.
     max_length: of a record, in tokens, where the request names no other number; no more than the base reads.
@@ -162,6 +162,7 @@ TASKS: dict[str, Task] = {
             metrics=("accuracy", "precision", "recall", "f1", "confusion_matrix"),
             class_role="tags",
             class_elements=True,
+            public_metrics=("entity_precision", "entity_recall", "entity_f1", "entity_f1_per_type"),
         ),
         Task(
             type="image_classification",

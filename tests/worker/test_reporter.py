@@ -154,6 +154,19 @@ def test_a_loss_curve_leaves_only_as_the_plan_has_it() -> None:
         reporter.cleared_curve(curve, bare, {"head": 16})
 
 
+def test_entities_are_scored_on_public_data_only_and_by_declared_types() -> None:
+    tags = ("O", "B-PER", "I-PER", "B-LOC")
+    offered = {"accuracy": 0.5, "entity_f1": 0.5, "entity_f1_per_type": {"PER": 0.5, "LOC": 0.0}}
+    public = reporter.cleared_metrics({"released": "public", **offered}, "public", "token_classification", tags)
+    assert offered.items() <= public.items()
+    private = reporter.cleared_metrics({"released": "private", **offered}, "private", "token_classification", tags)
+    assert private["accuracy"] == 0.5
+    assert not {"entity_f1", "entity_f1_per_type"} & private.keys()
+    offered["entity_f1_per_type"] = {SECRET: 0.5}
+    public = reporter.cleared_metrics({"released": "public", **offered}, "public", "token_classification", tags)
+    assert "entity_f1_per_type" not in public
+
+
 def test_what_a_model_wrote_is_scored_on_public_data_only() -> None:
     offered = {"loss": 1.5, "bleu": 20.0, "chrf": 40.0, "rougeL": 0.4, "generated_rows": 12}
     withheld = {"bleu": "public_data_only", SECRET: "noise"}

@@ -1,7 +1,7 @@
 """Token classification: a list of tokens, and a tag for each, from a declared list.
 
 A token that the tokenizer cuts into pieces is predicted at its first piece; tokens beyond the longest input are left
-out, and so not counted.
+out, and so not counted. Released privately are shares of tokens; whole entities are counted on public data only.
 """
 
 from __future__ import annotations
@@ -16,10 +16,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from app.catalog.tasks import TASKS
 from worker.trainer.failure import TrainerFailure
+from worker.trainer.tasks import entities
 from worker.trainer.tasks.confusion import card_lines, confusion_metrics
 from worker.trainer.tasks.examples import Examples, Indices, lengths_of
 from worker.trainer.tasks.interface import IGNORED, Batch, TextTask, mean_over_tokens, on_device, text_inputs
+
+#: Of one forward pass for the entities.
+_ROWS_AT_ONCE = 32
 
 
 class TokenClassification(TextTask):
@@ -78,7 +83,11 @@ class TokenClassification(TextTask):
         return mean_over_tokens(nn.functional.cross_entropy(outputs.transpose(1, 2), labels, reduction="none"), mask)
 
     def statistics(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """(rows, tags²): the shares of the record's tokens in each cell of the confusion matrix; they add up to 1."""
+        """(rows, tags²): the shares of the record's tokens in each cell of the confusion matrix; they add up to 1.
+
+        Shares, and not counts cut to a norm: a record's vector has norm 1 at most without being cut, whatever its
+        length, and the accuracy that follows is a mean over a public number of units.
+        """
         mask = batch["labels"] != IGNORED
         tags = len(self.labels)
         cells = (batch["labels"].masked_fill(~mask, 0) * tags + outputs.argmax(-1)).cpu()
@@ -93,4 +102,22 @@ class TokenClassification(TextTask):
 
     def card(self, metrics: Mapping[str, Any]) -> list[str]:
         """Of tokens."""
-        return ["Over tokens, each record counting once by the mean over its own:", "", *card_lines(metrics)]
+        means = "Over tokens, each record counting once by the mean over its own:"
+        return [means, "", *card_lines(metrics), *entities.lines(metrics)]
+
+    @torch.inference_mode()
+    def public_metrics(self, model: PreTrainedModel, examples: Examples) -> dict[str, Any]:
+        """Whole entities, of tags that say where these begin; `not_released` names them where tags do not."""
+        if not entities.of_a_scheme(self.labels):
+            return {"not_released": dict.fromkeys(TASKS[self.spec.type].public_metrics, "no_entities")}
+        true: list[list[str]] = []
+        told: list[list[str]] = []
+        for start in range(0, len(examples), _ROWS_AT_ONCE):
+            chosen = range(start, min(start + _ROWS_AT_ONCE, len(examples)))
+            batch = self.batch(examples, chosen, model.device)
+            predicted = self.outputs(model, batch).argmax(-1).cpu()
+            for labels, tags in zip(batch["labels"].cpu(), predicted, strict=True):
+                kept = labels != IGNORED
+                true.append([self.labels[tag] for tag in labels[kept].tolist()])
+                told.append([self.labels[tag] for tag in tags[kept].tolist()])
+        return entities.scores(true, told)
