@@ -37,6 +37,10 @@ def trained_parameters(base: BaseModel, adaptation: Adaptation) -> int:
 #: run at full speed already (benchmarks/RESULTS.md).
 MOST_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 
+#: A head on tokens keeps every token's vector where these would not take more, were each row as long as it may be;
+#: elsewhere the frozen body runs again at each step.
+MOST_FEATURE_BYTES = 2 << 30
+
 
 def training_bytes(base: BaseModel, adaptation: Adaptation, batch_tokens: int) -> int:
     """batch_tokens: of one physical batch, padding included."""

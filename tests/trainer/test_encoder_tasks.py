@@ -19,8 +19,10 @@ from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
     BertForMaskedLM,
+    BertModel,
 )
 
+from app.catalog.memory import MOST_FEATURE_BYTES
 from app.catalog.recipes import HEAD_PHASE, MAIN_PHASE, Phase
 from app.catalog.tasks import TASKS
 from tests.trainer.encoders import MASKED, REGRESSION, SPECS, TOKENS, make_encoder_base, toy_table
@@ -89,10 +91,47 @@ def test_a_private_job_gives_a_bundle_that_plain_transformers_loads(
 def test_without_noise_it_learns_the_task(tmp_path: Path, name: str, metric: str, least: float) -> None:
     base = make_encoder_base(tmp_path / "base", name, "bert")
     job = _job(
-        tmp_path / "job", base, name, "bert", "full", steps=60, rate=1e-2, private=False, evaluation="public", count=120
+        tmp_path / "job",
+        base,
+        name,
+        "bert",
+        "full",
+        steps=120,
+        rate=1e-2,
+        private=False,
+        evaluation="public",
+        count=120,
     )
     run(job.folder, KEY, Control(None))
     assert job.metrics()[metric] >= least
+
+
+@pytest.mark.parametrize("adaptation", ["head", "lora"])
+def test_a_head_on_tokens_learns_the_same_from_vectors_that_are_kept(
+    tmp_path: Path, adaptation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = make_encoder_base(tmp_path / "base", "tokens", "bert")
+    passes, bundles = [], []
+    forward = BertModel.forward
+
+    def counted(*inputs: Any, **named: Any) -> Any:
+        passes[-1] += 1
+        return forward(*inputs, **named)
+
+    monkeypatch.setattr(BertModel, "forward", counted)
+    for most in (MOST_FEATURE_BYTES, 0):
+        monkeypatch.setattr("worker.trainer.job.MOST_FEATURE_BYTES", most)
+        passes.append(0)
+        folder = tmp_path / f"job-{most}"
+        # Without noise, which is drawn by the parameters' names: they are others where a head trains by itself.
+        job = _job(folder, base, "tokens", "bert", adaptation, steps=4, private=False, evaluation="public")
+        run(job.folder, KEY, Control(None))
+        bundles.append(AutoModelForTokenClassification.from_pretrained(job.folder / "results/model").state_dict())
+    kept, again = bundles
+    assert passes[0] < passes[1]
+    assert kept["classifier.weight"].abs().max() > 0.01
+    for name, value in again.items():
+        torch.testing.assert_close(kept[name], value, atol=1e-5, rtol=1e-4)
 
 
 def test_a_regression_answers_in_the_targets_units(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from app.catalog.adaptations import Head
+from app.catalog.memory import MOST_FEATURE_BYTES
 from app.catalog.recipes import CENTRING, EVALUATION, Phase
 from app.catalog.tasks import TASKS
 from app.privacy.plan import GaussianRelease, SampledGaussian
@@ -24,7 +25,7 @@ from worker.trainer.dp.partition import in_rounds
 from worker.trainer.dp.randomness import JobRandomness
 from worker.trainer.dp.reduce import rank_and_world_size
 from worker.trainer.failure import TrainerFailure
-from worker.trainer.families.interface import Family, PooledFamily
+from worker.trainer.families.interface import Family, PooledFamily, TokenFamily
 from worker.trainer.families.registry import family_for
 from worker.trainer.spec import TaskSpec, TrainerSpec
 from worker.trainer.tasks.examples import Examples
@@ -71,7 +72,8 @@ class Job:
 class PreparedPhase:
     """A phase, the plan's part that it executes, and what it trains, by the parameters' names in the model.
 
-    on_features: whether only the head on pooled vectors trains, so that the body's features are computed once.
+    on_features: whether only the head trains, on pooled vectors or on tokens', so that the body's features are computed
+    once.
     """
 
     phase: Phase
@@ -110,9 +112,24 @@ def adapt(job: Job) -> tuple[PreparedPhase, ...]:
     for phase, chosen in zip(job.spec.phases, names, strict=True):
         part = job.spec.plan.part(phase.name)
         assert isinstance(part, SampledGaussian)
-        on_features = isinstance(phase.adaptation, Head) and isinstance(job.family, PooledFamily)
+        on_features = isinstance(phase.adaptation, Head) and (isinstance(job.family, PooledFamily) or _fit(job))
         prepared.append(PreparedPhase(phase, part, {name: parameters[name] for name in chosen}, on_features))
     return tuple(prepared)
+
+
+def _fit(job: Job) -> bool:
+    """Whether every token's vector may be kept, told from what is public: were each row as long as it may be."""
+    if TASKS[job.spec.task.type].head != "tokens" or not isinstance(job.family, TokenFamily):
+        return False
+    longest = min(job.spec.task.max_length, job.family.max_length(job.model))
+    numbers = job.spec.data.num_rows * longest * job.family.head_module(job.model).in_features
+    return numbers * 4 <= MOST_FEATURE_BYTES
+
+
+def pooled_family(job: Job) -> PooledFamily:
+    """The job's family, of a task whose head reads one vector a record."""
+    assert isinstance(job.family, PooledFamily)
+    return job.family
 
 
 def check_plan(spec: TrainerSpec) -> None:

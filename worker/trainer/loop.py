@@ -27,14 +27,15 @@ from worker.trainer.dp.engine import Batch, GradientEngine
 from worker.trainer.dp.engines import make_engine
 from worker.trainer.dp.optimizers import WeightAverage, learning_rate_factor, make_optimizer
 from worker.trainer.dp.partition import units_of_rank
-from worker.trainer.dp.reduce import from_first_rank, rank_and_world_size, ranks_agree, sum_over_ranks_
+from worker.trainer.dp.reduce import from_first_rank, rank_and_world_size, ranks_agree
 from worker.trainer.dp.release import bounded_rows, gaussian_release
 from worker.trainer.dp.sampler import poisson_batch, rows_of_step
 from worker.trainer.dp.step import TOLERANCE, PrivateStep, noise_std
 from worker.trainer.export import export_checkpoint
 from worker.trainer.failure import StopRequested, TrainerFailure
-from worker.trainer.families.interface import PooledFamily
-from worker.trainer.job import Job, PreparedPhase, all_parameters
+from worker.trainer.families.interface import PooledFamily, TokenFamily
+from worker.trainer.features import Features, pooled_features, pooled_vectors, token_features
+from worker.trainer.job import Job, PreparedPhase, all_parameters, pooled_family
 from worker.trainer.messages import Checkpoint, Notice, Progress
 
 
@@ -49,9 +50,7 @@ def train(
     parameters = all_parameters(phases)
     if state.tensors:
         restore_weights(state, parameters)
-    pooled = _pooled(job, dataset) if _needs_features(job, phases, state) else None
-    _centre(job, dataset, pooled, state)
-    features = None if pooled is None else _features(job, pooled)
+    features = _features(job, phases, dataset, state)
     resumed = [prepared.phase.name for prepared in phases].index(state.phase) if state.phase else 0
     last_checkpoint, kept = time.monotonic(), dict(state.executed)
     for prepared, engine in list(zip(phases, engines, strict=True))[resumed:]:
@@ -121,9 +120,8 @@ def make_engines(job: Job, phases: tuple[PreparedPhase, ...]) -> list[GradientEn
     batch = job.task.batch(examples, range(len(examples)), job.device.torch_device)
     features: dict[str, Tensor] = {}
     if any(prepared.on_features for prepared in phases):
-        family = _pooled_family(job)
         with torch.no_grad():
-            vectors = family.features(job.model, family.pooled(job.model, batch)).float()
+            vectors = _vectors(job, batch)
         targets = job.task.targets(examples, range(len(examples)), job.device.torch_device)
         features = {"features": vectors, **targets}
     engines: list[GradientEngine] = []
@@ -131,7 +129,7 @@ def make_engines(job: Job, phases: tuple[PreparedPhase, ...]) -> list[GradientEn
         require_gradients(job, prepared)
         engines.append(
             make_engine(
-                _pooled_family(job).head_module(job.model) if prepared.on_features else job.model,
+                _head_module(job) if prepared.on_features else job.model,
                 list(_names_in_module(job, prepared)),
                 partial(_feature_loss if prepared.on_features else _loss, job),
                 clipping=prepared.part.clipping,
@@ -159,9 +157,17 @@ def _feature_loss(job: Job, head: nn.Module, batch: Batch) -> Tensor:
     return job.task.loss(head(batch["features"]).float(), batch)
 
 
-def _pooled_family(job: Job) -> PooledFamily:
-    assert isinstance(job.family, PooledFamily)
-    return job.family
+def _vectors(job: Job, batch: dict[str, Tensor]) -> Tensor:
+    """The head's inputs of one batch."""
+    if isinstance(job.family, PooledFamily):
+        return job.family.features(job.model, job.family.pooled(job.model, batch)).float()
+    assert isinstance(job.family, TokenFamily)
+    return job.family.token_vectors(job.model, batch)
+
+
+def _head_module(job: Job) -> nn.Linear:
+    assert isinstance(job.family, PooledFamily | TokenFamily)
+    return job.family.head_module(job.model)
 
 
 def require_gradients(job: Job, prepared: PreparedPhase) -> None:
@@ -175,7 +181,7 @@ def _names_in_module(job: Job, prepared: PreparedPhase) -> dict[str, nn.Paramete
     """The phase's parameters under their names in the module that its engine differentiates."""
     if not prepared.on_features:
         return prepared.parameters
-    return dict(_pooled_family(job).head_module(job.model).named_parameters())
+    return dict(_head_module(job).named_parameters())
 
 
 def _optimizer(job: Job, prepared: PreparedPhase) -> Optimizer:
@@ -195,7 +201,7 @@ def _optimizer(job: Job, prepared: PreparedPhase) -> Optimizer:
 
 
 def micro_batches(
-    job: Job, prepared: PreparedPhase, dataset: Dataset, features: Tensor | None, units: np.ndarray, step: int
+    job: Job, prepared: PreparedPhase, dataset: Dataset, features: Features | None, units: np.ndarray, step: int
 ) -> Iterator[tuple[Batch, Tensor]]:
     """The drawn units' rows of a step, in physical batches of whole units, with the unit of each row."""
     most = job.spec.plan.privacy_unit.max_records_per_unit
@@ -207,18 +213,16 @@ def micro_batches(
         for unit in units
     ]
     rank, world_size = rank_and_world_size()
-    one_each = np.ones(len(dataset.examples), dtype=np.int64)
-    tokens = one_each if prepared.on_features else dataset.examples.lengths
+    on_features = features if prepared.on_features else None
+    tokens = dataset.examples.lengths if on_features is None else on_features.lengths
     rows = [rows[unit] for unit in units_of_rank(rows, tokens, rank=rank, world_size=world_size)]
     device = job.device.torch_device
-    if not prepared.on_features:
+    if on_features is None:
         for chosen, batch in job.batches(dataset.examples, rows):
             yield batch, torch.from_numpy(dataset.unit_of_row[chosen]).to(device)
         return
-    assert features is not None
-    for chosen in physical_batches(rows, one_each, max_tokens=job.spec.runtime.max_physical_batch_tokens):
-        index = torch.from_numpy(chosen)
-        batch = {"features": features[index.to(device)], **job.task.targets(dataset.examples, chosen, device)}
+    for chosen in physical_batches(rows, tokens, max_tokens=job.spec.runtime.max_physical_batch_tokens):
+        batch = {"features": on_features.of_rows(chosen), **job.task.targets(dataset.examples, chosen, device)}
         yield batch, torch.from_numpy(dataset.unit_of_row[chosen]).to(device)
 
 
@@ -232,25 +236,16 @@ def _needs_features(job: Job, phases: tuple[PreparedPhase, ...], state: State) -
     )
 
 
-@torch.inference_mode()
-def _pooled(job: Job, dataset: Dataset) -> Tensor:
-    """The body's vectors before centring, (rows, width), float32, on the device."""
-    job.control.send(Notice("computing_features", {"num_units": dataset.num_units}))
-    family = _pooled_family(job)
-    width = family.head_module(job.model).in_features
-    out = torch.zeros(len(dataset.examples), width, device=job.device.torch_device)
-    for chosen, batch in job.shared_batches(dataset.examples, dataset.single_rows):
-        values = family.pooled(job.model, batch)
-        out[torch.from_numpy(chosen).to(values.device)] = values
-    sum_over_ranks_([out])  # each row from one rank, zeros from the others
-    return out
-
-
-@torch.no_grad()
-def _features(job: Job, pooled: Tensor) -> Tensor:
-    """The head's inputs, in pieces that stay in cache. A clone leaves inference mode, so that autograd may read it."""
-    family = _pooled_family(job)
-    return torch.cat([family.features(job.model, piece.clone()) for piece in torch.split(pooled, 4096)])
+def _features(job: Job, phases: tuple[PreparedPhase, ...], dataset: Dataset, state: State) -> Features | None:
+    """What the heads read, after the centring; None where no step is left that reads it."""
+    needed = _needs_features(job, phases, state)
+    if needed:
+        job.control.send(Notice("computing_features", {"num_units": dataset.num_units}))
+    if not isinstance(job.family, PooledFamily):
+        return token_features(job, dataset) if needed else None
+    pooled = pooled_vectors(job, dataset) if needed else None
+    _centre(job, dataset, pooled, state)
+    return None if pooled is None else pooled_features(job, pooled)
 
 
 def _centre(job: Job, dataset: Dataset, pooled: Tensor | None, state: State) -> None:
@@ -271,7 +266,7 @@ def _centre(job: Job, dataset: Dataset, pooled: Tensor | None, state: State) -> 
         state.tensors["centre"] = (total / job.spec.plan.num_units).to(torch.float32)
         state.executed[CENTRING] = 1
         job.control.progress(progress(job, state))
-    _pooled_family(job).set_centre(job.model, state.tensors["centre"].to(job.device.torch_device))
+    pooled_family(job).set_centre(job.model, state.tensors["centre"].to(job.device.torch_device))
 
 
 def loss_curve(job: Job, phases: tuple[PreparedPhase, ...], state: State) -> dict[str, Any]:

@@ -72,3 +72,16 @@ class PooledFamily(Family, Protocol):
     def features(self, model: nn.Module, pooled: Tensor) -> Tensor:
         """The head's inputs, (rows, width), from `pooled`."""
         ...
+
+
+@runtime_checkable
+class TokenFamily(Family, Protocol):
+    """A body that gives one vector a token, and a linear head on it: frozen, it is computed once, too."""
+
+    def head_module(self, model: nn.Module) -> nn.Linear:
+        """The head on a token's vector."""
+        ...
+
+    def token_vectors(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """The head's inputs, (rows, length, width), float32."""
+        ...

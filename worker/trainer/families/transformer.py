@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from worker.trainer.families.loading import load_base, marker, name_classes, note
 from worker.trainer.spec import TaskSpec
+from worker.trainer.tasks.interface import text_inputs
 
 #: Where the configuration does not say how much the positions carry (rotary and relative ones carry any length).
 _UNBOUNDED = 1 << 20
@@ -62,6 +63,22 @@ class TransformerFamily:
     def head_parameters(self, model: nn.Module) -> list[str]:
         """Those of a new head."""
         return [name for name, _ in model.named_parameters() if self.head and name.startswith(self.head)]
+
+    def head_module(self, model: nn.Module) -> nn.Linear:
+        """A new head, which reads each token's vector."""
+        head = model.get_submodule(self.head.removesuffix("."))
+        assert isinstance(head, nn.Linear)
+        return head
+
+    def token_vectors(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """What a new head reads, (rows, length, width)."""
+        caught: list[Tensor] = []
+        hook = self.head_module(model).register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
+        try:
+            model(**text_inputs(batch))
+        finally:
+            hook.remove()
+        return caught[0].float()
 
     def body_parameters(self, model: nn.Module, *, last_layers: int | None = None) -> list[str]:
         """All but a new head's, or the last blocks' of each stack."""
