@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from fastapi import APIRouter, FastAPI
 
 from app.budgets import routes as budgets
@@ -11,13 +13,14 @@ from app.http import health
 from app.http.problems import RESPONSES
 from app.jobs import routes as jobs
 from app.models import routes as models
+from app.uploads import routes as uploads
 
 #: The routers under /v1, in the order of the documentation; what lies below a model comes before the models' own, which
 #: take whatever is left.
-SLICES = (files.router, jobs.router, exports.router, models.router, budgets.router)
+SLICES = (files.router, uploads.router, jobs.router, exports.router, models.router, budgets.router)
 
 #: Paths that take bodies of any size, up to limits of their own.
-STREAMED = frozenset({"/v1/files"})
+STREAMED = re.compile(r"/v1/files|/v1/uploads/[^/]+/parts")
 
 
 def mount(app: FastAPI) -> None:

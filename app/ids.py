@@ -6,7 +6,7 @@ from typing import Literal
 
 import uuid_utils
 
-Prefix = Literal["file", "upload", "ftjob", "ftevent", "ftckpt", "pb", "key", "proj", "res", "entry", "export"]
+Prefix = Literal["file", "upload", "ftjob", "ftevent", "ftckpt", "pb", "key", "proj", "res", "entry", "export", "part"]
 
 #: Crockford's base 32: digits sort before letters, so the text sorts as the number does.
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"

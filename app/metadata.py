@@ -12,8 +12,9 @@ from app.exports import tables as exports
 from app.files import tables as files
 from app.jobs import tables as jobs
 from app.models import tables as models
+from app.uploads import tables as uploads
 
 #: The modules that define rows, lowest slice first.
-TABLES = (events, auth, budgets, files, models, exports, jobs)
+TABLES = (events, auth, budgets, files, uploads, models, exports, jobs)
 
 metadata: MetaData = Base.metadata

@@ -50,6 +50,9 @@ class Settings(BaseSettings):
     budget_delta: float = Field(1e-6, gt=0, lt=1, description="δ of the budget made with a project.")
 
     max_upload_bytes: int = Field(4 * 2**30, gt=0, description="Largest file that an upload may bring.")
+    upload_seconds: float = Field(
+        24 * 3600, gt=0, description="An upload in parts that is not completed for so long has expired."
+    )
     max_job_seconds: float = Field(
         24 * 3600, gt=0, description="A job that trains longer in one attempt fails, and is charged in full."
     )

@@ -14,6 +14,7 @@ from app.files import processing
 from app.files import service as files
 from app.jobs import lifecycle, submission
 from app.models import service as models
+from app.uploads import service as uploads
 from worker import leftovers
 from worker.workplace import Workplace
 
@@ -48,6 +49,7 @@ def sweep(workplace: Workplace) -> None:
         plan_waiting,
         _clear_incoming,
         _erase_files,
+        _erase_uploads,
         _erase_orphans,
         _erase_models,
         _erase_exports,
@@ -94,9 +96,14 @@ def _erase_files(workplace: Workplace) -> None:
     files.sweep(workplace.database, workplace.storage)
 
 
+def _erase_uploads(workplace: Workplace) -> None:
+    uploads.sweep(workplace.database, workplace.storage)
+
+
 def _erase_orphans(workplace: Workplace) -> None:
     if workplace.due("orphans", _ORPHANS_EVERY):
         files.sweep_orphans(workplace.database, workplace.storage)
+        uploads.sweep_orphans(workplace.database, workplace.storage)
 
 
 def _erase_models(workplace: Workplace) -> None:

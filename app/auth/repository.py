@@ -31,6 +31,11 @@ def find_project(session: Session, name: str) -> Project | None:
     return session.scalar(select(Project).where(Project.name == name))
 
 
+def project_ids(session: Session) -> list[str]:
+    """Ids of all projects."""
+    return list(session.scalars(select(Project.id).order_by(Project.id)))
+
+
 def any_project(session: Session) -> bool:
     """Whether the database has been set up."""
     return session.scalar(select(Project.id).limit(1)) is not None

@@ -52,6 +52,11 @@ def authenticate(session: Session, token: str) -> Caller:
     return Caller(key.project_id, key.id, frozenset().union(*(IMPLIED[scope] for scope in key.scopes)))
 
 
+def project_ids(session: Session) -> list[str]:
+    """Ids of all projects."""
+    return repository.project_ids(session)
+
+
 def create_project(session: Session, name: str) -> Project:
     """A new project. InvalidRequest when the name is taken."""
     if repository.find_project(session, name) is not None:

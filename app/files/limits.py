@@ -11,6 +11,8 @@ MAX_ROWS = 100_000_000
 MAX_CELL_BYTES = 2**20
 #: Bytes of a row in the file.
 MAX_ROW_BYTES = 2**23
+#: One request has so long to bring a file, or a part of one: what is stored without a row is nobody's after twice that.
+MAX_RECEIVING_SECONDS = 43_200.0
 #: Entries of a zip archive.
 MAX_ARCHIVE_ENTRIES = 200_000
 #: Of an image as uploaded.

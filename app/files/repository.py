@@ -145,11 +145,6 @@ def to_erase(session: Session, limit: int) -> Sequence[tuple[str, str]]:
     return [(project_id, file_id) for project_id, file_id in rows]
 
 
-def projects(session: Session) -> Sequence[str]:
-    """Ids of all projects."""
-    return session.scalars(select(Project.id).order_by(Project.id)).all()
-
-
 def known(session: Session, file_ids: Sequence[str]) -> set[str]:
     """Those of the ids that have a row, deleted or not."""
     return set(session.scalars(select(File.id).where(File.id.in_(file_ids))))

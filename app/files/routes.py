@@ -26,7 +26,7 @@ from app.files.schemas import (
     render_units,
 )
 from app.files.tables import File
-from app.files.upload import receive
+from app.files.upload import Form, receive
 from app.http.deps import Admin, DatabaseDep, QueueDep, Reader, Reading, SettingsDep, StorageDep, Submitter, Writing
 from app.http.downloads import Download, respond
 from app.http.pagination import Page, paginate
@@ -87,7 +87,7 @@ async def create_file(
 
     file_id = new_id("file")
     key = service.source_key(caller.project_id, file_id)
-    received = await receive(request, storage, key, _FIELDS, check, settings.max_upload_bytes)
+    received = await receive(request, storage, key, Form(fields=_FIELDS, check=check), settings.max_upload_bytes)
     form = check(received.fields)
 
     def create() -> File:

@@ -21,7 +21,7 @@ class UnitColumn(BaseModel):
     column: Annotated[str, Field(min_length=1, max_length=MAX_COLUMN_NAME)] | None
 
 
-def _unit_in(text: str | None) -> UnitColumn | None:
+def unit_in(text: str | None) -> UnitColumn | None:
     """A privacy unit as the form has it: `record`, a column's name, or {"column": name} as JSON, which can also name a
     column `record`. None: nothing was said. ValueError for what is none of these."""
     if not text:
@@ -37,7 +37,7 @@ def _unit_in(text: str | None) -> UnitColumn | None:
 
 
 def _is_unit(text: str) -> str:
-    _unit_in(text)
+    unit_in(text)
     return text
 
 
@@ -75,7 +75,7 @@ class UploadForm(BaseModel):
         """The privacy unit; None: nothing was said."""
         if self.privacy_unit_column is not None:
             return UnitColumn(column=self.privacy_unit_column)
-        return _unit_in(self.privacy_unit)
+        return unit_in(self.privacy_unit)
 
 
 class FileError(BaseModel):

@@ -13,12 +13,14 @@ import structlog
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from app.auth import service as auth
 from app.auth.service import Caller
 from app.budgets import service as budgets
 from app.db.base import now
 from app.db.session import Database
 from app.errors import Conflict, InvalidRequest, NotFound, PermissionDenied
 from app.files import repository
+from app.files.limits import MAX_RECEIVING_SECONDS
 from app.files.processing import process, report_key
 from app.files.schemas import UnitColumn
 from app.files.tables import File, FileUse
@@ -46,8 +48,8 @@ log = structlog.get_logger(__name__)
 FINE_TUNE = "fine-tune"
 #: Rows that a sweep takes at once.
 _AT_ONCE = 100
-#: Longer than any upload takes.
-_ORPHAN_SECONDS = 86400.0
+#: No upload takes so long, see `app.files.upload`: whatever is older and has no row will never get one.
+_ORPHAN_SECONDS = 2 * MAX_RECEIVING_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,10 +282,10 @@ def sweep(database: Database, storage: Storage) -> None:
 def sweep_orphans(database: Database, storage: Storage) -> int:
     """Removes uploads that were cut off between the store and their row; the number of them.
 
-    An upload takes its id when it begins: what has none of the rows a day later never gets one.
+    An upload takes its id when it begins: what has none of the rows long after its time never gets one.
     """
     with database.reading() as session:
-        projects = repository.projects(session)
+        projects = auth.project_ids(session)
     removed = 0
     for project_id in projects:
         old = [name for name in storage.names(f"projects/{project_id}/files") if _is_old(name)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from streaming_form_data.parser import ParseFailedException, UnexpectedPartExcep
 from streaming_form_data.targets import BaseTarget
 
 from app.errors import InvalidRequest, PayloadTooLarge, ServiceUnavailable
+from app.files.limits import MAX_RECEIVING_SECONDS
 from app.storage import Storage
 
 log = structlog.get_logger(__name__)
@@ -25,7 +27,23 @@ _FRAMING = 2**16
 #: A refused client that is still sending hears of it only once it has sent: so much is read and dropped.
 _DRAINED = 2**28
 
-_FILE = "file"
+
+def _nothing(_fields: Mapping[str, str]) -> None:
+    """No fields, no questions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a form may hold. file: the part with the bytes, and what they are called in errors; fields: the others.
+
+    check: raises for fields that will be refused; asked before the file is stored where the fields precede it, as
+    they do from the wire's client, and in any case at the end.
+    """
+
+    file: str = "file"
+    noun: str = "file"
+    fields: frozenset[str] = frozenset()
+    check: Callable[[Mapping[str, str]], object] = _nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,51 +95,42 @@ class _File(BaseTarget):  # type: ignore[misc]
         return data
 
 
-async def receive(
-    request: Request,
-    storage: Storage,
-    key: str,
-    field_names: frozenset[str],
-    check: Callable[[Mapping[str, str]], object],
-    max_bytes: int,
-) -> Received:
+async def receive(request: Request, storage: Storage, key: str, form: Form, max_bytes: int) -> Received:
     """The form, with its file stored under `key`. Where it raises, nothing is stored.
 
-    check: raises for fields that will be refused; asked before the file is stored where the fields precede it, as
-    they do from the wire's client, and in any case at the end.
-    Raises PayloadTooLarge (file_too_large), ServiceUnavailable (storage_unavailable) and InvalidRequest
-    (invalid_multipart, missing_file, unknown_field, upload_interrupted).
+    Raises PayloadTooLarge (file_too_large, part_too_large), ServiceUnavailable (storage_unavailable) and InvalidRequest
+    (invalid_multipart, missing_file, unknown_field, upload_interrupted, upload_too_slow).
     """
     try:
         if int(request.headers.get("content-length", 0)) > max_bytes + _FRAMING:
-            raise _too_large(max_bytes)
-        return await _receive(request, storage, key, field_names, check, max_bytes)
+            raise _too_large(form, max_bytes)
+        async with asyncio.timeout(MAX_RECEIVING_SECONDS):
+            return await _receive(request, storage, key, form, max_bytes)
     except ClientDisconnect:
-        raise InvalidRequest("upload_interrupted", "The connection ended before the file did.", param=_FILE) from None
+        raise InvalidRequest(
+            "upload_interrupted", "The connection ended before the file did.", param=form.file
+        ) from None
+    except TimeoutError:
+        raise InvalidRequest(
+            "upload_too_slow", "The file did not arrive in time; send it in parts.", param=form.file
+        ) from None
     except OSError as error:
         log.warning("upload_not_stored", error=type(error).__name__)
-        await _drain(request)
+        await drain(request)
         raise ServiceUnavailable("storage_unavailable", "The file could not be stored; try again.") from error
     except Exception:
-        await _drain(request)
+        await drain(request)
         raise
 
 
-async def _receive(
-    request: Request,
-    storage: Storage,
-    key: str,
-    field_names: frozenset[str],
-    check: Callable[[Mapping[str, str]], object],
-    max_bytes: int,
-) -> Received:
+async def _receive(request: Request, storage: Storage, key: str, form: Form, max_bytes: int) -> Received:
     file = _File()
-    targets = {name: _Field() for name in field_names}
+    targets = {name: _Field() for name in form.fields}
     try:
         parser = StreamingFormDataParser(request.headers, strict=True)
     except ParseFailedException:
         raise _invalid() from None
-    parser.register(_FILE, file)
+    parser.register(form.file, file)
     for name, target in targets.items():
         parser.register(name, target)
 
@@ -131,27 +140,26 @@ async def _receive(
             try:
                 parser.data_received(chunk)
             except UnexpectedPartException:
-                raise InvalidRequest(
-                    "unknown_field", f"The form takes `{_FILE}` and {', '.join(sorted(field_names))}."
-                ) from None
+                others = f" and {', '.join(sorted(form.fields))}" if form.fields else " alone"
+                raise InvalidRequest("unknown_field", f"The form takes `{form.file}`{others}.") from None
             except (ParseFailedException, ValueError):
                 raise _invalid() from None
             if file.parts and not checked and "purpose" in (given := _values(targets)):
-                check(given)
+                form.check(given)
                 checked = True
             if data := file.take():
                 size += len(data)
                 if size > max_bytes:
-                    raise _too_large(max_bytes)
+                    raise _too_large(form, max_bytes)
                 digest.update(data)
                 await writer.write(data)
         if file.parts == 0:
-            raise InvalidRequest("missing_file", "The form needs a part named `file`.", param=_FILE)
+            raise InvalidRequest("missing_file", f"The form needs a part named `{form.file}`.", param=form.file)
         if not file.finished or file.parts > 1:
             raise _invalid()
         fields = _values(targets)
-        check(fields)
-    return Received(fields, _display_name(file.multipart_filename), size, digest.hexdigest())
+        form.check(fields)
+    return Received(fields, display_name(file.multipart_filename), size, digest.hexdigest())
 
 
 def _values(targets: Mapping[str, _Field]) -> dict[str, str]:
@@ -169,23 +177,23 @@ def _values(targets: Mapping[str, _Field]) -> dict[str, str]:
     return fields
 
 
-def _display_name(filename: str | None) -> str:
+def display_name(filename: str | None) -> str:
     """The last part of what may be a path on the client, without control characters."""
     name = (filename or "").replace("%22", '"').replace("\\", "/").rpartition("/")[2]
     return "".join(character for character in name if character.isprintable())[:255] or "upload"
 
 
-def _too_large(max_bytes: int) -> PayloadTooLarge:
-    return PayloadTooLarge(
-        "file_too_large", f"This server takes files of up to {max_bytes} bytes.", param=_FILE, max_bytes=max_bytes
-    )
+def _too_large(form: Form, max_bytes: int) -> PayloadTooLarge:
+    message = f"This server takes {form.noun}s of up to {max_bytes} bytes here."
+    return PayloadTooLarge(f"{form.noun}_too_large", message, param=form.file, max_bytes=max_bytes)
 
 
 def _invalid() -> InvalidRequest:
     return InvalidRequest("invalid_multipart", "The body is not a complete multipart/form-data form.")
 
 
-async def _drain(request: Request) -> None:
+async def drain(request: Request) -> None:
+    """Reads and drops what a refused client is still sending, so that it hears the answer."""
     left = _DRAINED
     try:
         async for chunk in request.stream():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Container
 
 import structlog
 from starlette.datastructures import MutableHeaders
@@ -26,11 +25,11 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 class RequestEnvelope:
     """ASGI middleware. The innermost place that sees every answer, and the outermost that can still give one.
 
-    streamed: paths whose routes take bodies of any size piece by piece. Every other body is held in memory as a whole,
-    and is so before the caller is known.
+    streamed: matches paths whose routes take bodies of any size piece by piece. Every other body is held in memory as
+    a whole, and is so before the caller is known.
     """
 
-    def __init__(self, app: ASGIApp, streamed: Container[str]) -> None:
+    def __init__(self, app: ASGIApp, streamed: re.Pattern[str]) -> None:
         self.app = app
         self.streamed = streamed
 
@@ -52,7 +51,7 @@ class RequestEnvelope:
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
-                limited = receive if scope["path"] in self.streamed else _limit(receive)
+                limited = receive if self.streamed.fullmatch(scope["path"]) else _limit(receive)
                 await self.app(scope, limited, send_with_id)
             except Exception:
                 log.exception("request_failed", **_about(scope))

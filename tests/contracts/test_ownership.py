@@ -35,6 +35,9 @@ def objects(
     rows = b"text,label\n" + b"".join(b"words,%d\n" % (number % 2) for number in range(100))
     file = client.post("/v1/files", data={"purpose": "fine-tune"}, files={"file": ("rows.csv", rows)}).json()
     job = client.post("/v1/fine_tuning/jobs", json={"model": "all-MiniLM-L6-v2", "training_file": file["id"]}).json()
+    upload = client.post(
+        "/v1/uploads", json={"bytes": 1, "filename": "a.csv", "mime_type": "text/csv", "purpose": "fine-tune"}
+    ).json()
     storage = app.state.storage
     assert processing.process(database, storage, settings, file["id"])  # so that it has a report
     storage.put_bytes("probe/README.md", CARD)
@@ -68,6 +71,7 @@ def objects(
         "base_model_id": model.id,
         "budget_id": budget.id,
         "export_id": export.id,
+        "upload_id": upload["id"],
         "path": "README.md",
     }
 

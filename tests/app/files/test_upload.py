@@ -15,6 +15,8 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from app.files import limits, service
+from app.files import upload as upload_module
 from app.settings import Settings
 from tests.app.files.conftest import Upload
 
@@ -257,3 +259,22 @@ def test_a_key_asks_for_the_same_of_its_file(client: TestClient) -> None:
 def test_expiry_is_kept(upload: Upload) -> None:
     file = upload(DATA, **{"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"})
     assert file["expires_at"] - file["created_at"] == 3600
+
+
+def test_an_upload_that_takes_too_long_is_ended_before_a_sweep_could_take_it_for_abandoned(
+    live_server: Any, api_key: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a sweep removes is older than any upload may be."""
+    assert service._ORPHAN_SECONDS > limits.MAX_RECEIVING_SECONDS
+    monkeypatch.setattr(upload_module, "MAX_RECEIVING_SECONDS", 0.3)
+    host, port = live_server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.settimeout(20)
+        connection.sendall(
+            f"POST /v1/files HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {api_key}\r\n"
+            "content-type: multipart/form-data; boundary=b\r\ncontent-length: 9000000\r\n\r\n"
+            '--b\r\nContent-Disposition: form-data; name="file"; filename="a.csv"\r\n\r\n'.encode()
+            + bytes(1_000_000)
+        )
+        assert b"upload_too_slow" in connection.recv(65_536)
+    eventually(lambda: stored(settings) == [])

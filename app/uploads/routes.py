@@ -1,0 +1,176 @@
+"""/v1/uploads."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request
+from fastapi.concurrency import run_in_threadpool
+
+from app.db.session import after_commit
+from app.errors import ApiError, ServiceUnavailable
+from app.files import service as files
+from app.files.tables import File
+from app.files.upload import Form, display_name, drain, receive
+from app.http.deps import DatabaseDep, QueueDep, Reader, Reading, SettingsDep, StorageDep, Submitter, Writing
+from app.http.pagination import Page, paginate
+from app.ids import new_id
+from app.uploads import repository, service
+from app.uploads.joining import join
+from app.uploads.schemas import (
+    MAX_PART_BYTES,
+    CompleteUpload,
+    CreateUpload,
+    PartList,
+    PartOut,
+    UploadOut,
+    render,
+    render_part,
+)
+from app.uploads.tables import Part, Upload
+
+router = APIRouter(prefix="/uploads", tags=["uploads"])
+
+UploadId = Annotated[str, Path(max_length=64)]
+
+_PART = Form(file="data", noun="part")
+
+_PART_FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["data"],
+                    "properties": {"data": {"type": "string", "format": "binary"}},
+                }
+            }
+        },
+    }
+}
+
+
+@router.post("")
+def create_upload(body: CreateUpload, session: Writing, caller: Submitter, settings: SettingsDep) -> UploadOut:
+    """Begins an upload in parts, for files that are too big for one request."""
+    upload = service.create(
+        session, caller, body, display_name(body.filename), settings.max_upload_bytes, settings.upload_seconds
+    )
+    return render(upload, None)
+
+
+@router.get("/{upload_id}")
+def retrieve_upload(session: Reading, caller: Reader, upload_id: UploadId) -> UploadOut:
+    """One upload."""
+    upload = service.get(session, caller.project_id, upload_id)
+    return render(upload, service.file_of(session, upload))
+
+
+@router.get("/{upload_id}/parts")
+def list_parts(session: Reading, caller: Reader, page: Page, upload_id: UploadId) -> PartList:
+    """What has arrived, for a client that goes on where it was interrupted."""
+    service.get(session, caller.project_id, upload_id)
+    parts, has_more = paginate(session, repository.parts(upload_id), Part, page)
+    return PartList(data=[render_part(part) for part in parts], has_more=has_more)
+
+
+@router.post("/{upload_id}/parts", openapi_extra=_PART_FORM)
+async def create_part(
+    request: Request, caller: Submitter, database: DatabaseDep, storage: StorageDep, upload_id: UploadId
+) -> PartOut:
+    """Adds a part, of at most 64 MiB. Parts may come side by side and in any order."""
+
+    def find() -> Upload:
+        with database.reading() as session:
+            upload = service.get(session, caller.project_id, upload_id)
+        service.require_pending(upload)
+        return upload
+
+    try:
+        upload = await run_in_threadpool(find)
+    except ApiError:
+        await drain(request)
+        raise
+    part_id = new_id("part")
+    key = service.part_key(upload, part_id)
+    received = await receive(request, storage, key, _PART, min(MAX_PART_BYTES, upload.bytes))
+
+    def add() -> Part:
+        with database.writing() as session:
+            return service.add_part(session, caller.project_id, upload_id, part_id, received.bytes)
+
+    try:
+        part = await run_in_threadpool(add)
+    except BaseException:
+        await run_in_threadpool(storage.delete, key)
+        raise
+    return render_part(part)
+
+
+@router.post("/{upload_id}/complete")
+async def complete_upload(
+    body: CompleteUpload,
+    caller: Submitter,
+    database: DatabaseDep,
+    storage: StorageDep,
+    queue: QueueDep,
+    upload_id: UploadId,
+) -> UploadOut:
+    """Joins the parts to a file, which is then read like any other. Asked again with the same parts, it is the same.
+
+    No unit of work is open while bytes are copied.
+    """
+
+    def find() -> tuple[Upload, list[str], File | None]:
+        with database.reading() as session:
+            upload, keys = service.to_join(session, caller, upload_id, body.part_ids)
+            return upload, keys, service.file_of(session, upload)
+
+    upload, keys, file = await run_in_threadpool(find)
+    if not keys:
+        return render(upload, file)
+    file_id = new_id("file")
+    try:
+        digest = await join(storage, keys, files.source_key(caller.project_id, file_id), body.md5)
+    except FileNotFoundError:  # the upload has ended meanwhile: completed by an equal request, or for good
+        upload, keys, file = await run_in_threadpool(find)
+        if keys:
+            raise ServiceUnavailable("storage_unavailable", "A part could not be read; try again.") from None
+        return render(upload, file)
+    except OSError as error:
+        raise ServiceUnavailable("storage_unavailable", "The file could not be stored; try again.") from error
+
+    def complete() -> tuple[Upload, File | None]:
+        with database.writing() as session:
+            upload, file = service.complete(
+                session,
+                caller,
+                upload_id,
+                body.part_ids,
+                service.Joined(file_id, digest),
+                partial(service.erase, database, storage, caller.project_id),
+            )
+            if file is not None and file.id == file_id:
+                after_commit(session, lambda: queue.hint_file(file_id))
+        return upload, file
+
+    stored = False
+    try:
+        upload, file = await run_in_threadpool(complete)
+        stored = upload.file_id == file_id
+    finally:
+        if not stored:
+            await run_in_threadpool(storage.delete_prefix, files.prefix(caller.project_id, file_id))
+    return render(upload, file)
+
+
+@router.post("/{upload_id}/cancel")
+def cancel_upload(
+    session: Writing, caller: Submitter, database: DatabaseDep, storage: StorageDep, upload_id: UploadId
+) -> UploadOut:
+    """Ends an upload, and removes its parts."""
+    upload = service.cancel(session, caller.project_id, upload_id)
+    after_commit(session, lambda: service.erase(database, storage, caller.project_id, upload_id))
+    return render(upload, None)
