@@ -132,7 +132,8 @@ def _base_facts(bundle: Bundle) -> dict[str, Any] | None:
     """The model as the base of another job; None where it cannot be one (an adapter alone, for instance)."""
     try:
         found = model_folder.inspect(bundle.folder, bundle.folder, "", "fine_tuned")
-        return dataclasses.replace(found.base, digest=found.digest(job_folder.sha256)).to_dict()
+        facts = dataclasses.replace(found.base, digest=found.digest(job_folder.sha256)).to_dict()
+        return {**facts, "parameter_names": list(found.base.parameter_names)}
     except (model_folder.Refused, OSError) as reason:
         log.info("model_is_no_base", reason=str(reason))
         return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 
@@ -16,6 +17,31 @@ class Full:
     """Every weight."""
 
     type: ClassVar[str] = "full"
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """Every weight but those whose names match one of the patterns, and the head.
+
+    patterns: of names as they stand in the base's weights, `*` and `?` as in a shell, from the beginning of a name or
+    from any of its dots: `embeddings.*` is of `bert.embeddings.word_embeddings.weight`, too.
+    """
+
+    type: ClassVar[str] = "freeze"
+    patterns: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.patterns) > 64 or not all(1 <= len(pattern) <= 200 for pattern in self.patterns):
+            raise ValueError("at most 64 patterns, each of 1 to 200 characters")
+
+    def freezes(self, name: str) -> bool:
+        """Whether one of the patterns is of this name."""
+        return any(matches(pattern, name) for pattern in self.patterns)
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a pattern of `Freeze` is of this name."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +87,15 @@ class BitFit:
     type: ClassVar[str] = "bitfit"
 
 
-Adaptation = Full | LastLayers | Head | Lora | BitFit
+Adaptation = Full | Freeze | LastLayers | Head | Lora | BitFit
 
-ADAPTATIONS: dict[str, type[Adaptation]] = {cls.type: cls for cls in (Full, LastLayers, Head, Lora, BitFit)}
+ADAPTATIONS: dict[str, type[Adaptation]] = {cls.type: cls for cls in (Full, Freeze, LastLayers, Head, Lora, BitFit)}
 
 
 def adaptation_to_dict(adaptation: Adaptation) -> dict[str, Any]:
     """JSON-ready: the type and the fields."""
-    return {"type": adaptation.type, **dataclasses.asdict(adaptation)}
+    fields = dataclasses.asdict(adaptation)
+    return {"type": adaptation.type, **{n: list(v) if isinstance(v, tuple) else v for n, v in fields.items()}}
 
 
 def adaptation_from_dict(data: Mapping[str, Any]) -> Adaptation:

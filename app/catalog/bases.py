@@ -26,6 +26,7 @@ class BaseModel:
     chat_template: whether it comes with one.
     Of a model that this service trained: trained_for, the task; labels, the classes of its head; lineage, what the jobs
       cost that made it, the last one first, see `app.models.lineage`.
+    parameter_names: of the weights' tensors; none where they are not known before a trainer reads them.
     conversion: of a package whose weights have another form, the name in `worker.trainer.convert`; `digest` is of what
       comes out, and `path` names the file that goes in.
     package, path: the installed package that carries the files, and their folder inside it; elsewhere `path` is where
@@ -51,6 +52,7 @@ class BaseModel:
     trained_for: str = ""
     labels: tuple[str, ...] = ()
     lineage: tuple[Mapping[str, Any], ...] = ()
+    parameter_names: tuple[str, ...] = ()
     conversion: str = ""
     package: str = ""
     path: str = ""
@@ -61,10 +63,10 @@ class BaseModel:
         return bool(labels) and self.trained_for == task and self.labels == labels
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, without the place of the files; `from_dict` gives the same facts back."""
+        """JSON-ready, without the place of the files and the names in them; `from_dict` gives the same facts back."""
         fields = dataclasses.asdict(self)
-        for place in ("conversion", "package", "path"):
-            del fields[place]
+        for left_out in ("parameter_names", "conversion", "package", "path"):
+            del fields[left_out]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
     @classmethod

@@ -11,7 +11,7 @@ The rule, in float32:
 
 from __future__ import annotations
 
-from app.catalog.adaptations import ADAPTATIONS, Adaptation, BitFit, Full, Head, LastLayers, Lora
+from app.catalog.adaptations import ADAPTATIONS, Adaptation, BitFit, Freeze, Full, Head, LastLayers, Lora
 from app.catalog.bases import BaseModel
 
 _WEIGHT, _TRAINED = 4, 16
@@ -22,7 +22,7 @@ _PROCESS = 500 << 20
 def trained_parameters(base: BaseModel, adaptation: Adaptation) -> int:
     """How many parameters train besides the head. Of LoRA: its usual two square matrices a block."""
     match adaptation:
-        case Full():
+        case Full() | Freeze():  # which patterns there will be is not known
             return base.parameters
         case LastLayers(num_layers):
             return min(num_layers, base.num_layers) * base.layer_parameters

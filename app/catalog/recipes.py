@@ -128,10 +128,10 @@ _WARM_STEPS, _WARM_NOISE_RATIO = 80, 3.0
 _MAIN_EPOCHS, _MAIN_HEAD_LEARNING_RATE = 4, 5e-3
 _MAIN_SAMPLE_RATE, _MAX_EXPECTED_BATCH_SIZE = 1 / 13, 4096
 # Measured for LoRA and BitFit; for whole layers the usual rate of DP-Adam (Li et al. 2022).
-_PRIVATE_LEARNING_RATES = {"lora": 1e-3, "bitfit": 2e-3, "last_layers": 5e-4, "full": 5e-4}
+_PRIVATE_LEARNING_RATES = {"lora": 1e-3, "bitfit": 2e-3, "last_layers": 5e-4, "freeze": 5e-4, "full": 5e-4}
 
 # Without noise small batches and the usual rates of fine-tuning (Devlin et al. 2019) do better.
-_PUBLIC_LEARNING_RATES = {"lora": 5e-4, "bitfit": 1e-3, "last_layers": 5e-5, "full": 3e-5}
+_PUBLIC_LEARNING_RATES = {"lora": 5e-4, "bitfit": 1e-3, "last_layers": 5e-5, "freeze": 3e-5, "full": 3e-5}
 _PUBLIC_HEAD_LEARNING_RATE, _PUBLIC_EXPECTED_BATCH_SIZE = 1e-3, 64
 
 

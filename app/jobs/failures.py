@@ -11,6 +11,7 @@ FAILURES: dict[str, str] = {
     "plan_mismatch": "The job's phases are not those of its privacy plan; no step was made.",
     "resume_mismatch": "The checkpoint was made under another plan or other data.",
     "base_model_invalid": "The base model cannot be loaded.",
+    "nothing_to_train": "The adaptation leaves no parameter to train; no step was made.",
     "export_check_failed": "The exported model did not load or did not answer as the trained one.",
     "ranks_disagree": "The training processes came to different weights.",
     "trainer_error": "The training process failed.",

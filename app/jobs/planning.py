@@ -13,12 +13,12 @@ from typing import Any
 from app.budgets import service as budgets
 from app.budgets.service import Charge
 from app.budgets.status import remaining_epsilon
-from app.catalog.adaptations import BitFit, Head, Lora, adaptation_to_dict
+from app.catalog.adaptations import adaptation_to_dict
 from app.catalog.bases import BaseModel
 from app.catalog.families import FAMILIES
 from app.catalog.recipes import EVALUATION, Recipe, recipe_for
 from app.errors import BudgetExceeded, InvalidRequest
-from app.jobs import checkpoints, columns, targets
+from app.jobs import adapting, checkpoints, columns, targets
 from app.jobs.facts import BudgetFacts, Defaults, FileFacts
 from app.jobs.schemas import CreateJob, EvaluationBlock, TaskBlock, adaptation_of, hyperparameters_of
 from app.jobs.targets import Target
@@ -238,21 +238,9 @@ def _recipe(request: _Request, target_epsilon: float | None) -> tuple[Recipe, di
             param="batch_size",
         )
     task, adaptation = request.reading.task, adaptation_of(request.body)
-    if task.head == "pretrained" and isinstance(adaptation, Head):
-        raise InvalidRequest(
-            "adaptation_not_supported",
-            f"The task `{task.type}` trains the base's own head: there is no new one to train alone.",
-            param="adaptation.type",
-        )
-    if isinstance(adaptation, BitFit) and request.base.bias_parameters == 0:
-        raise InvalidRequest(
-            "adaptation_not_supported", "This base model has no bias terms that could train.", param="adaptation.type"
-        )
     family = FAMILIES[request.base.family]
-    if isinstance(adaptation, Lora) and not family.lora:
-        raise InvalidRequest(
-            "adaptation_not_supported", "This base model has no matrices for LoRA.", param="adaptation.type"
-        )
+    if adaptation is not None:
+        adapting.require(adaptation, task, request.base)
     recipe, reason = recipe_for(
         task.type,
         adaptation,

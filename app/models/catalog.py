@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from sqlalchemy.orm import Session
@@ -14,6 +16,7 @@ from app.models import digests, discovery, repository
 from app.models.lineage import lineage_of
 from app.models.model_folder import WEIGHTS, Refused
 from app.models.tables import Model
+from app.models.weights import read_header
 from app.settings import Settings
 
 
@@ -44,7 +47,7 @@ def refused(settings: Settings) -> dict[str, Refused]:
 def find_base(settings: Settings, name: str) -> BaseModel | None:
     """The base of that id, offered to every project. Raises InvalidRequest `base_model_refused`, with the reason."""
     if name in BASES:
-        return BASES[name]
+        return dataclasses.replace(BASES[name], parameter_names=_parameter_names(name))
     if "@" in name:
         raise InvalidRequest(
             "hub_not_available",
@@ -96,6 +99,16 @@ def base_path(base: BaseModel) -> Path:
     if digests.sha256(folder / WEIGHTS) != base.digest:
         raise BaseModelUnavailable(f"the weights of {base.id} are not the catalog's")
     return folder
+
+
+@cache  # a package does not change under a service that runs
+def _parameter_names(name: str) -> tuple[str, ...]:
+    """Of a package's weights; none where it is missing or its weights are still to be converted."""
+    base = BASES[name]
+    folder = package_path(base)
+    if folder is None or base.conversion:
+        return ()
+    return tuple(read_header(folder / WEIGHTS))
 
 
 def package_path(base: BaseModel) -> Path | None:

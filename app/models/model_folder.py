@@ -166,6 +166,7 @@ def inspect(folder: Path, root: Path, base_id: str, source: Source = "folder") -
         chat_template=template,
         trained_for=str(marker.get("task", "")),
         labels=_labels(config) if marker.get("task") else (),
+        parameter_names=tuple(tensors),
         path=str(folder),
     )
     return ModelFolder(base, small, weights)

@@ -16,7 +16,8 @@ class Model(Base):
     job_id has no foreign key: jobs are a higher slice. base: id of the base model.
     step_number: steps over all parts of the plan behind a checkpoint's weights; None: the job's finished model.
     files: [{path, bytes, sha256, crc32}], in the order of the archives. archives: {format: {bytes, sha256}}, of the
-      whole archive. base_facts: `BaseModel.to_dict` of it as the base of another job; None where it cannot be one.
+      whole archive. base_facts: `BaseModel.to_dict` of it as the base of another job, and `parameter_names`;
+      None where it cannot be one.
     erased_at: when the bytes of a deleted model were gone.
     """
 

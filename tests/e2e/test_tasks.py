@@ -20,6 +20,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
 
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import (
     AutoImageProcessor,
     AutoModelForCausalLM,
@@ -212,7 +213,17 @@ def test_a_private_classifier_of_a_folder_of_images_a_class(
 
 def test_plain_text_of_a_causal_model(running: Running, client: openai.OpenAI, tmp_path: Path, models: Path) -> None:
     content = lines({"text": sentences(ROWS)})
-    got = Trained(running, client, tmp_path, "texts.jsonl", content, "tiny-gpt2", **PUBLIC, **FULL)
+    part = {**FULL, "adaptation": {"type": "freeze", "patterns": ["wpe.*", "h.0.*"]}}
+    misspelt = {"type": "freeze", "patterns": ["wpe.*", "layers.0.*"]}
+    with pytest.raises(openai.BadRequestError) as refused:
+        Trained(running, client, tmp_path, "texts.jsonl", content, "tiny-gpt2", **PUBLIC, adaptation=misspelt)
+    assert (refused.value.code, refused.value.param) == ("freeze_matches_nothing", "adaptation.patterns")
+    got = Trained(running, client, tmp_path, "texts.jsonl", content, "tiny-gpt2", **PUBLIC, **part)
+    assert got.job.model_extra["adaptation"] == part["adaptation"]
+    before, after = (load_file(folder / "model.safetensors") for folder in (models / "tiny-gpt2", got.bundle))
+    rests = {name for name in before if torch.equal(before[name], after[name])}
+    assert {name for name in before if ".wpe." in name or ".h.0." in name} <= rests
+    assert any(".h.1." in name for name in before.keys() - rests)
     assert got.task == "language_modeling"
     assert got.metrics["token_accuracy"] > 0.5
     ids = AutoTokenizer.from_pretrained(got.bundle)("the cat sat on the mat", return_tensors="pt")["input_ids"]

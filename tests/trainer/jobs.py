@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast, RobertaConfig, RobertaModel
 
-from app.catalog.adaptations import Adaptation, BitFit, Full, Head, LastLayers, Lora
+from app.catalog.adaptations import Adaptation, BitFit, Freeze, Full, Head, LastLayers, Lora
 from app.catalog.families import FAMILIES
 from app.catalog.recipes import EVALUATION, HEAD_PHASE, MAIN_PHASE, Phase, Recipe
 from app.catalog.tasks import TASKS
@@ -31,6 +31,7 @@ ADAPTATIONS: dict[str, Adaptation] = {
     "lora": Lora(rank=2, alpha=4.0),
     "bitfit": BitFit(),
     "last_layers": LastLayers(1),
+    "freeze": Freeze(("embeddings.*", "encoder.layer.0.*.dense.*", "*.1.attention.self.query.weight")),
     "full": Full(),
 }
 

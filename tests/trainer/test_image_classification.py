@@ -18,6 +18,7 @@ from transformers import (
     AutoModelForImageClassification,
 )
 
+from app.catalog.adaptations import Freeze, matches
 from app.catalog.recipes import HEAD_PHASE, MAIN_PHASE, Phase
 from tests.trainer.images import make_image_base, picture
 from tests.trainer.jobs import ADAPTATIONS, KEY, MadeJob, make_job
@@ -42,7 +43,8 @@ def _job(folder: Path, base: tuple[str, Path], adaptation: str, steps: int, rate
     main = Phase(MAIN_PHASE, ADAPTATIONS[adaptation], 0.5, steps, rate, rate)
     head = Phase(HEAD_PHASE, ADAPTATIONS["head"], 0.5, 2, 1e-2, 1e-2)
     phases = (dataclasses.replace(main, name=HEAD_PHASE),) if adaptation == "head" else (head, main)
-    made = make_job(folder, base[1], family=base[0], task=TASK, phases=phases, data=[("", "")] * 40, **how)
+    how = {"phases": phases, **how}
+    made = make_job(folder, base[1], family=base[0], task=TASK, data=[("", "")] * 40, **how)
     table = {"scan": [picture(n % 2 == 1, n) for n in range(40)], "finding": [TASK.labels[n % 2] for n in range(40)]}
     pq.write_table(pa.table(table), folder / "data/training.parquet")
     return made
@@ -77,6 +79,23 @@ def test_without_noise_it_learns_the_task(tmp_path: Path, images_base: tuple[str
     job = _job(tmp_path / "job", images_base, "head", 60, 0.05, private=False, evaluation="public")
     run(job.folder, KEY, Control(None))
     assert job.metrics()["accuracy"] >= 0.9
+
+
+@pytest.mark.parametrize("family", ["vit", "resnet"])
+def test_freezing_goes_by_the_names_in_the_file(tmp_path: Path, family: str) -> None:
+    base = (family, make_image_base(tmp_path / "base", family))
+    pattern = {"vit": "encoder.layer.0.*", "resnet": "embedder.*"}[family]  # transformers calls ViT's `layers.0` now
+    before = load_file(base[1] / "model.safetensors")
+    frozen = {name for name in before if matches(pattern, name)}
+    assert frozen
+    main = Phase(MAIN_PHASE, Freeze((pattern,)), 0.5, 3, 1e-2, 1e-2)
+    job = _job(tmp_path / "job", base, "head", 2, 1e-2, phases=(main,))
+    run(job.folder, KEY, Control(None))
+    after = load_file(job.folder / "results/model/model.safetensors")
+    assert after.keys() == before.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert not changed & frozen
+    assert any(".1." in name for name in changed)
 
 
 def test_lora_on_a_vision_transformer(tmp_path: Path, images_base: tuple[str, Path]) -> None:

@@ -45,11 +45,13 @@ def test_every_adaptation_gives_a_bundle_that_plain_transformers_loads(
     weights = load_file(bundle / "model.safetensors")
     assert not [name for name in weights if "lora" in name or "base_layer" in name]
     changed = _changed(weights, base)
+    dense = "bert.encoder.layer.0.output.dense"
     query, embeddings = "encoder.layer.1.attention.self.query.weight", "embeddings.word_embeddings.weight"
     assert ("bert." + query in changed) == (adaptation in ("lora", "last_layers", "full"))
-    assert ("bert.encoder.layer.0.attention.self.query.weight" in changed) == (adaptation in ("lora", "full"))
+    assert ("bert.encoder.layer.0.attention.self.query.weight" in changed) == (adaptation in ("lora", "freeze", "full"))
+    assert (f"{dense}.weight" in changed) == (adaptation == "full")
     assert ("bert." + embeddings in changed) == (adaptation == "full")
-    assert ("bert.encoder.layer.0.output.dense.bias" in changed) == (adaptation in ("bitfit", "full"))
+    assert (f"{dense}.bias" in changed) == (adaptation in ("bitfit", "full"))
     assert weights["classifier.weight"].abs().min() > 0
     assert job.metrics()["released"] == ("private" if private else "public")
 

@@ -105,6 +105,8 @@ def adapt(job: Job) -> tuple[PreparedPhase, ...]:
     for phase in job.spec.phases:
         adaptation = phase.adaptation
         names.append([*ADAPTERS[adaptation.type].parameters(job.model, job.family, adaptation), *head])
+        if not names[-1]:
+            raise TrainerFailure("nothing_to_train")
     nn.Module.to(job.model, job.device.torch_device)
     job.model.requires_grad_(False)
     parameters = dict(job.model.named_parameters())

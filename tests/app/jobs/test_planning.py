@@ -122,7 +122,7 @@ def test_hyperparameters_in_either_of_the_wires_places():
 
 def test_an_adaptation_that_was_asked_for():
     planned = plan(adaptation={"type": "lora", "rank": 4}, privacy={"clipping": "flat", "max_grad_norm": 0.5})
-    assert planned.resolved["adaptation"] == {"type": "lora", "rank": 4, "alpha": 16.0, "targets": ()}
+    assert planned.resolved["adaptation"] == {"type": "lora", "rank": 4, "alpha": 16.0, "targets": []}
     assert planned.resolved["auto"] == {"adaptation": "requested"}
     assert all(
         (part.clipping, part.max_grad_norm) == ("flat", 0.5)

@@ -182,7 +182,9 @@ def test_the_base_lies_in_its_package_and_is_checked(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = BASES[BASE]
-    assert service.find_base(settings, BASE) is base
+    found = service.find_base(settings, BASE)
+    assert found is not None
+    assert found.to_dict() == base.to_dict()
     assert service.find_base(settings, "none") is None
     assert (service.base_path(base) / "config.json").is_file()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from worker.trainer.adaptations.adapter import Adapter
 from worker.trainer.adaptations.bitfit import BITFIT
+from worker.trainer.adaptations.freeze import FREEZE
 from worker.trainer.adaptations.full import FULL
 from worker.trainer.adaptations.head import HEAD
 from worker.trainer.adaptations.last_layers import LAST_LAYERS
@@ -11,6 +12,7 @@ from worker.trainer.adaptations.lora import LORA
 
 ADAPTERS: dict[str, Adapter] = {
     "full": FULL,
+    "freeze": FREEZE,
     "last_layers": LAST_LAYERS,
     "head": HEAD,
     "lora": LORA,

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from worker.trainer.failure import TrainerFailure
 from worker.trainer.spec import TaskSpec
@@ -54,6 +55,14 @@ def load_base(
     model.requires_grad_(False)
     model.train(False)
     return model
+
+
+def names_in_files(model: PreTrainedModel) -> dict[str, str]:
+    """The model's parameters → what they are called in a checkpoint; transformers has renamed some since."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        (found[name],) = revert_weight_conversion(model, {name: parameter})
+    return found
 
 
 def marker(config: PreTrainedConfig) -> dict[str, Any]:

@@ -1,0 +1,90 @@
+"""What of a base an adaptation finds to train is known before anything is spent."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from app.catalog.bases import BaseModel
+from app.errors import ApiError
+from app.jobs import planning
+from app.jobs.planning import Planned
+from app.jobs.schemas import CreateJob, parsed
+from app.models.catalog import find_base
+from app.settings import Settings
+from tests.app.jobs.test_planning import BASE, DEFAULTS, file
+from tests.app.jobs.test_planning_generative import base as base_of
+
+NAMES = (
+    "embeddings.word_embeddings.weight",
+    "encoder.layer.0.output.dense.weight",
+    "encoder.layer.10.output.dense.weight",
+)
+
+
+def plan(base: BaseModel, *patterns: str, **body: Any) -> Planned:
+    adaptation = {"type": "freeze", "patterns": list(patterns)}
+    request = {"model": base.id, "training_file": "file-1", "adaptation": adaptation, **body}
+    return planning.plan(parsed(CreateJob.model_validate(request)), base, file(), None, DEFAULTS)
+
+
+def refusal(base: BaseModel, *patterns: str, **body: Any) -> tuple[str, str | None]:
+    with pytest.raises(ApiError) as refused:
+        plan(base, *patterns, **body)
+    return refused.value.code, refused.value.param
+
+
+def test_patterns_are_of_the_plan() -> None:
+    named = dataclasses.replace(BASE, parameter_names=NAMES)
+    resolved = plan(named, "embeddings.*", "layer.0.*").resolved
+    assert resolved["adaptation"] == {"type": "freeze", "patterns": ["embeddings.*", "layer.0.*"]}
+    assert resolved["phases"][-1]["adaptation"]["type"] == "freeze"
+    assert "parameter_names" not in resolved["base"]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "code"),
+    [
+        ((), "freeze_matches_nothing"),
+        (("embedding.*",), "freeze_matches_nothing"),
+        (("embeddings.*", "layer.1.*"), "freeze_matches_nothing"),  # each of them: it is not a beginning of layer.10
+        (("dings.*",), "freeze_matches_nothing"),  # a name is matched from a dot on
+        (("embeddings.*", "encoder.*"), "freeze_matches_everything"),
+        (("*",), "freeze_matches_everything"),
+    ],
+)
+def test_patterns_of_nothing_and_of_everything_are_refused(patterns: tuple[str, ...], code: str) -> None:
+    named = dataclasses.replace(BASE, parameter_names=NAMES)
+    assert refusal(named, *patterns) == (code, "adaptation.patterns")
+
+
+def test_without_names_nothing_is_frozen_blindly() -> None:
+    assert refusal(dataclasses.replace(BASE, parameter_names=()), "embeddings.*")[0] == "adaptation_not_supported"
+
+
+def test_weights_that_are_no_parameters_do_not_count() -> None:
+    names = ("model.shared.weight", "final_logits_bias")
+    bart = base_of("bart", parameter_names=names)
+    assert refusal(
+        bart, "shared.*", task={"type": "text_to_text", "columns": {"source": "Sentence", "target": "Label"}}
+    ) == (
+        "freeze_matches_everything",
+        "adaptation.patterns",
+    )
+
+
+@pytest.mark.parametrize("patterns", [[""], ["x" * 201], ["a.*"] * 65, "embeddings.*", [7]])
+def test_patterns_are_short_and_few(patterns: Any) -> None:
+    body = {"model": "m", "training_file": "f", "adaptation": {"type": "freeze", "patterns": patterns}}
+    with pytest.raises(ApiError) as refused:
+        parsed(CreateJob.model_validate(body))
+    assert refused.value.code == "invalid_adaptation"
+
+
+def test_names_of_a_packages_weights_are_known(settings: Settings) -> None:
+    base = find_base(settings, "all-MiniLM-L6-v2")
+    assert base is not None
+    assert "embeddings.word_embeddings.weight" in base.parameter_names
+    assert plan(base, "embeddings.*").resolved["adaptation"]["patterns"] == ["embeddings.*"]
