@@ -120,6 +120,8 @@ HEAD_EPSILON = 1.0
 
 # Head on frozen features. Results are flat in 10 to 40 epochs and in rates of 1/16 to 1/4.
 _HEAD_SAMPLE_RATE, _HEAD_EPOCHS, _HEAD_LEARNING_RATE, _HEAD_AVERAGING = 1 / 8, 20, 0.2, 0.95
+# On tokens, see docs/recipes.md.
+_TOKEN_HEAD_LEARNING_RATE = 1e-2
 # The private mean's noise at ε of 1 and above; below, it keeps its share of the target.
 _CENTRING_NOISE_MULTIPLIER = 20.0
 
@@ -148,8 +150,8 @@ def recipe_for(
     width: int = 1,
     lora: bool = True,
 ) -> tuple[Recipe, str]:
-    """The measured recipe, and why this adaptation: `requested`, `few_units`, `small_epsilon`, `many_units`,
-    `token_head` or `pretrained_head`.
+    """The measured recipe, and why this adaptation: `requested`, `few_units`, `small_epsilon`, `many_units` or
+    `pretrained_head`.
 
     adaptation, n_epochs, batch_size, learning_rate_multiplier: None is the wire's `auto`. batch_size is the expected
     one, q · N; epochs become ⌈epochs / q⌉ steps; both are the last phase's. target_epsilon: None without privacy.
@@ -203,8 +205,8 @@ def recipe_for(
 
 
 def _auto(head: HeadKind, num_units: int, target_epsilon: float | None, lora: bool) -> tuple[Adaptation, str]:
-    if head != "pooled":
-        return Lora(), "pretrained_head" if head == "pretrained" else "token_head"
+    if head == "pretrained":
+        return Lora(), "pretrained_head"
     if num_units <= HEAD_UNITS:
         return Head(), "few_units"
     if target_epsilon is not None and target_epsilon < HEAD_EPSILON:
@@ -214,7 +216,7 @@ def _auto(head: HeadKind, num_units: int, target_epsilon: float | None, lora: bo
 
 def _head_rate(head: HeadKind) -> float:
     """Pooled features are unit vectors; a token's are √width times as long."""
-    return _HEAD_LEARNING_RATE if head == "pooled" else _MAIN_HEAD_LEARNING_RATE
+    return _HEAD_LEARNING_RATE if head == "pooled" else _TOKEN_HEAD_LEARNING_RATE
 
 
 def _main_sample_rate(num_units: int, private: bool) -> float:

@@ -495,7 +495,7 @@ def test_tokens_and_tags_are_token_classification():
     planned = plan(file(columns=({**column("tokens"), "type": "json", "elements": None}, tags)))
     assert planned.resolved["task"]["type"] == "token_classification"
     assert planned.resolved["task"]["labels"] == ["B-PER", "O"]
-    assert [part.name for part in planned.plan.parts] == ["head", "main", "evaluation"]  # tokens are not centred
+    assert [part.name for part in planned.plan.parts] == ["head", "evaluation"]  # tokens are not centred
 
 
 def test_an_option_of_another_task_is_refused_by_name():
