@@ -28,7 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from app.db.session import Database
-from app.files import repository
+from app.files import progress, repository
 from app.files.limits import ReaderLimits, limits_for
 from app.files.problems import Problem
 from app.files.tables import File
@@ -39,6 +39,9 @@ log = structlog.get_logger(__name__)
 
 #: How the kernel ends a reader that took too much.
 _LIMIT_SIGNALS = (signal.SIGKILL, signal.SIGXCPU, signal.SIGXFSZ)
+
+#: The folder that the reader writes to, and where in it it says how far it is.
+_OUTPUT, _PROGRESS = "output", "progress"
 
 #: A folder younger than this may be one that its worker is just about to lock.
 _UNLOCKED_SECONDS = 60.0
@@ -60,8 +63,8 @@ def process(database: Database, storage: Storage, settings: Settings, file_id: s
         if file.attempts > settings.max_attempts:  # earlier ones ended with their worker
             outcome: dict[str, Any] = {"problem": {"code": "processing_failed"}}
         else:
-            with _kept_claim(database, settings, file):
-                outcome = _read(storage, settings, file, limits)
+            with _work_folder(settings, file.id) as work, _kept_claim(database, settings, file, work):
+                outcome = _read(storage, work, file, limits)
     except Exception:
         with database.writing() as session:
             repository.give_back(session, file_id, file.attempts)
@@ -75,15 +78,17 @@ def process(database: Database, storage: Storage, settings: Settings, file_id: s
 
 
 @contextmanager
-def _kept_claim(database: Database, settings: Settings, file: File) -> Iterator[None]:
-    """Renews the claim while the block runs, from a thread: of a worker that is killed it ends with its last lease."""
+def _kept_claim(database: Database, settings: Settings, file: File, work: Path) -> Iterator[None]:
+    """Renews the claim while the block runs, from a thread: of a worker that is killed it ends with its last lease.
+    The same write shows how far the reader is."""
     done = threading.Event()
 
     def beat() -> None:
         while not done.wait(settings.heartbeat_seconds):
             try:
                 with database.writing() as session:
-                    if not repository.renew(session, file.id, file.attempts, settings.lease_seconds):
+                    read = progress.told(work / _OUTPUT / _PROGRESS)
+                    if not repository.renew(session, file.id, file.attempts, settings.lease_seconds, read):
                         return  # another reads it by now; the first to finish wins
             except SQLAlchemyError:
                 log.warning("claim_not_renewed", file_id=file.id, exc_info=True)
@@ -97,25 +102,24 @@ def _kept_claim(database: Database, settings: Settings, file: File) -> Iterator[
         thread.join()
 
 
-def _read(storage: Storage, settings: Settings, file: File, limits: ReaderLimits) -> dict[str, Any]:
+def _read(storage: Storage, work: Path, file: File, limits: ReaderLimits) -> dict[str, Any]:
     """The reader's profile, with `rows_digest` and `rows_key` once the rows are stored, or its problem."""
-    with _work_folder(settings, file.id) as work:
-        source = storage.local_path(file.source_key)
-        if source is None:
-            source = work / "source"
-            storage.get_file(file.source_key, source)
-        output = work / "output"
-        output.mkdir()
-        rows = output / "rows.parquet"
-        profile = _run_reader(source, file.filename, file.unit_column, rows, limits)
-        if "problem" in profile:
-            return profile
-        rows_key = f"{_prefix(file)}/rows.parquet"
-        with rows.open("rb") as written:
-            digest = hashlib.file_digest(written, "sha256").hexdigest()
-        storage.put_file(report_key(file), rows.with_name("report.json"), "application/json")
-        storage.put_file(rows_key, rows, "application/vnd.apache.parquet")
-        return {**profile, "rows_digest": digest, "rows_key": rows_key}
+    source = storage.local_path(file.source_key)
+    if source is None:
+        source = work / "source"
+        storage.get_file(file.source_key, source)
+    output = work / _OUTPUT
+    output.mkdir()
+    rows = output / "rows.parquet"
+    profile = _run_reader(source, file.filename, file.unit_column, rows, limits)
+    if "problem" in profile:
+        return profile
+    rows_key = f"{_prefix(file)}/rows.parquet"
+    with rows.open("rb") as written:
+        digest = hashlib.file_digest(written, "sha256").hexdigest()
+    storage.put_file(report_key(file), rows.with_name("report.json"), "application/json")
+    storage.put_file(rows_key, rows, "application/vnd.apache.parquet")
+    return {**profile, "rows_digest": digest, "rows_key": rows_key}
 
 
 def remove_abandoned(settings: Settings) -> int:
@@ -178,6 +182,7 @@ def _run_reader(
         "rows": str(rows),
         "profile": str(profile),
         "report": str(rows.with_name("report.json")),
+        "progress": str(rows.with_name(_PROGRESS)),
         "limits": asdict(limits),
         "parent": os.getpid(),
     }
@@ -231,7 +236,7 @@ def _finish(session: Session, file_id: str, outcome: dict[str, Any]) -> bool:
         file.status = "error"
         file.error = Problem(**outcome["problem"]).to_dict()
     else:
-        file.status = "processed"
+        file.status, file.bytes_read = "processed", file.bytes
         file.format = outcome["format"]
         file.num_rows = outcome["num_rows"]
         file.num_units = outcome["num_units"]

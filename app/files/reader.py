@@ -1,10 +1,10 @@
 """Reads one uploaded dataset: `python -m app.files.reader JOB`, in a process that a hostile file may ruin alone.
 
-JOB is JSON: {"source", "filename", "unit_column", "rows", "profile", "report", "limits"}. To the path `rows` it writes
-the canonical rows as Parquet, to `profile` as JSON {"format", "num_rows", "num_units", "records_per_unit", "columns"}
-(see `app.files.profile`) or {"problem": {…}}, and to `report` the owner's report (`app.files.report`). The process sets
-its own limits before it opens the file. It has no need of a socket or of another program, but nothing here forbids
-them.
+JOB is JSON: {"source", "filename", "unit_column", "rows", "profile", "report", "progress", "limits"}. To the path
+`rows` it writes the canonical rows as Parquet, to `profile` as JSON {"format", "num_rows", "num_units",
+"records_per_unit", "columns"} (see `app.files.profile`) or {"problem": {…}}, to `report` the owner's report
+(`app.files.report`), and on the way to `progress` how far it is (`app.files.progress`). The process sets its own limits
+before it opens the file. It has no need of a socket or of another program, but nothing here forbids them.
 
 Canonical rows: in the file's order; equal input gives equal bytes. Every cell is text or null, but for columns of type
 `image`: those are bytes, a PNG or JPEG of at most 512 pixels a side in RGB without metadata. A column's type says what
@@ -47,6 +47,7 @@ from app.files.formats.interface import literal
 from app.files.limits import ReaderLimits, max_column_bytes
 from app.files.problems import ReadError
 from app.files.profile import profile, units
+from app.files.progress import progress
 from app.files.report import owner_report
 
 _PR_SET_PDEATHSIG = 1
@@ -58,6 +59,7 @@ def main(job: Mapping[str, Any]) -> None:
     _confine(ReaderLimits(**job["limits"]))
     if os.getppid() != job["parent"]:
         raise SystemExit(1)  # the worker died before the kernel was asked to say so
+    progress.start(Path(job["progress"]), Path(job["source"]).stat().st_size)
     try:
         found = read(Path(job["source"]), job["filename"], Path(job["rows"]), job["unit_column"], Path(job["report"]))
     except ReadError as error:
@@ -77,6 +79,7 @@ def read(
     ReadError for what is wrong with the file.
     """
     source, filename = unpacked(source, filename, rows.parent)
+    progress.follow(source)
     format_ = choose(filename, source)
     with _connect(source, rows.parent) as connection:
         table = format_.open(connection, source, rows.parent)

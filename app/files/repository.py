@@ -99,18 +99,19 @@ def claim(session: Session, file_id: str, seconds: float) -> File | None:
     return session.scalars(
         update(File)
         .where(File.id == file_id, File.status == "uploaded", File.deleted_at.is_(None), _unclaimed())
-        .values(claimed_until=now() + seconds, attempts=File.attempts + 1)
+        .values(claimed_until=now() + seconds, attempts=File.attempts + 1, bytes_read=0)
         .returning(File)
         .execution_options(synchronize_session=False)
     ).one_or_none()
 
 
-def renew(session: Session, file_id: str, attempt: int, seconds: float) -> bool:
-    """Extends the claim that was the file's attempt of that number; False where it is another's by now."""
+def renew(session: Session, file_id: str, attempt: int, seconds: float, bytes_read: int) -> bool:
+    """Extends the claim that was the file's attempt of that number, which has read so far; False where it is another's
+    by now."""
     renewed = session.scalars(
         update(File)
         .where(File.id == file_id, File.attempts == attempt, File.claimed_until.is_not(None))
-        .values(claimed_until=now() + seconds)
+        .values(claimed_until=now() + seconds, bytes_read=bytes_read)
         .returning(File.id)
         .execution_options(synchronize_session=False)
     )

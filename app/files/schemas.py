@@ -96,7 +96,8 @@ class FileColumn(BaseModel):
 
 
 class FileOut(BaseModel):
-    """The wire's `file`, and ours after `status_details`."""
+    """The wire's `file`, and ours after `status_details`. bytes_read: how far the reader is; of rows nothing is told
+    before all are read."""
 
     id: str
     object: Literal["file"] = "file"
@@ -108,6 +109,7 @@ class FileOut(BaseModel):
     status: Literal["uploaded", "processed", "error"]
     status_details: str | None
     error: FileError | None
+    bytes_read: int
     public: bool
     privacy_budget: str | None
     privacy_unit: Literal["record"] | UnitColumn | None
@@ -191,6 +193,7 @@ def render(file: File) -> FileOut:
         status=file.status,
         status_details=error["message"] if error else None,
         error=FileError(**error) if error else None,
+        bytes_read=file.bytes_read,
         public=file.public,
         privacy_budget=file.budget_id,
         privacy_unit=_unit(file),

@@ -21,6 +21,7 @@ class File(Base):
     columns: [{name, type, distinct, classes, elements, chat, range, nulls}], see `app.files.profile`; in the service
       only, since all but names and types comes from private rows.
     error: {code, message, line, column, row}. source_key, rows_key: in the storage.
+    bytes_read: how far the reader is, of `bytes`.
     attempts, claimed_until: of the processing; a claim that ran out is another attempt's.
     erased_at: when the bytes of a deleted file were gone.
     """
@@ -54,6 +55,7 @@ class File(Base):
     columns: Mapped[list[dict[str, Any]] | None] = mapped_column(Json)
     source_key: Mapped[str] = mapped_column(String(255))
     rows_key: Mapped[str | None] = mapped_column(String(255))
+    bytes_read: Mapped[int] = mapped_column(BigInteger, default=0)
     attempts: Mapped[int] = mapped_column(default=0)
     claimed_until: Mapped[float | None] = mapped_column(Double)
     created_at: Mapped[float] = mapped_column(Double)

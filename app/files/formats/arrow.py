@@ -12,6 +12,7 @@ from app.files.formats.arrow_columns import open_batches
 from app.files.formats.interface import Format, Table
 from app.files.limits import max_column_bytes
 from app.files.problems import ReadError
+from app.files.progress import progress
 
 _FILE_MAGIC = b"ARROW1\0\0"
 #: Where a stream's first message begins, since Arrow 0.15.
@@ -24,11 +25,11 @@ def _open(connection: duckdb.DuckDBPyConnection, path: Path, scratch: Path) -> T
     try:
         if source.read(len(_FILE_MAGIC)) == _FILE_MAGIC:
             file = pa.ipc.open_file(source, options=_OPTIONS)
-            schema, batches = file.schema, _batches_of_file(file)
+            schema, batches = file.schema, _batches_of_file(path, file)
         else:
             source.seek(0)
             reader = pa.ipc.open_stream(source, options=_OPTIONS)
-            schema, batches = reader.schema, iter(reader)
+            schema, batches = reader.schema, _batches_of_stream(path, source, reader)
     except MemoryError:
         raise
     except (pa.ArrowException, OSError, ValueError):
@@ -36,9 +37,19 @@ def _open(connection: duckdb.DuckDBPyConnection, path: Path, scratch: Path) -> T
     return open_batches(connection, schema, batches, "invalid_arrow", max_column_bytes(path.stat().st_size))
 
 
-def _batches_of_file(file: pa.ipc.RecordBatchFileReader) -> Iterator[pa.RecordBatch]:
+def _batches_of_file(path: Path, file: pa.ipc.RecordBatchFileReader) -> Iterator[pa.RecordBatch]:
     for n in range(file.num_record_batches):
         yield file.get_batch(n)
+        progress.at(path, (n + 1) / file.num_record_batches)
+
+
+def _batches_of_stream(
+    path: Path, source: pa.NativeFile, reader: pa.ipc.RecordBatchStreamReader
+) -> Iterator[pa.RecordBatch]:
+    for batch in reader:
+        yield batch
+        progress.at(path, source.tell() / source.size())
+    progress.at(path, 1.0)  # a marker of the end stands behind the last one
 
 
 ARROW = Format(

@@ -29,6 +29,7 @@ from app.files.formats.packed import is_packed
 from app.files.formats.parquet import PARQUET
 from app.files.limits import MAX_ARCHIVE_ENTRIES, MAX_IMAGE_BYTES, max_unpacked_bytes
 from app.files.problems import ReadError
+from app.files.progress import progress
 
 _MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 _METADATA = {f"metadata{suffix}": each for each in (CSV, TSV, JSONL, JSON, PARQUET) for suffix in each.suffixes}
@@ -59,7 +60,7 @@ class _Archive:
         if not begins_as_one:  # a zip may stand behind another file, which would be all that someone else sees
             raise ReadError("invalid_archive")
         try:
-            self._file = zipfile.ZipFile(path)
+            self._path, self._file = path, zipfile.ZipFile(path)
         except MemoryError:
             raise
         except (zipfile.BadZipFile, OSError, ValueError, struct.error, NotImplementedError, OverflowError):
@@ -83,13 +84,14 @@ class _Archive:
             raise ReadError("invalid_archive") from None
 
     def image(self, name: str, row: int) -> bytes:
-        """The canonical image of that name."""
+        """The canonical image of that name, which is the row's."""
         try:
             data = b"".join(self.read(name, MAX_IMAGE_BYTES))
         except ReadError as error:
             raise ReadError(error.problem.code, row=row, column=1) from None
         if data.startswith(_MAGIC) or is_packed(data):
             raise ReadError("nested_archive", row=row, column=1)
+        progress.at(self._path, row / len(self.entries))
         return images.canonical(data, row=row, column=1)
 
 

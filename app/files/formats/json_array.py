@@ -16,7 +16,7 @@ import duckdb
 
 from app.files.formats.interface import Format, Table
 from app.files.formats.jsonl import open_lines
-from app.files.formats.objects import Objects, check_object, decoder, open_objects
+from app.files.formats.objects import READINGS, Objects, check_object, decoder, open_objects
 from app.files.formats.text import open_text, undecodable
 from app.files.limits import MAX_ROW_BYTES
 from app.files.problems import ReadError
@@ -28,7 +28,7 @@ _NEAR = 16
 
 
 def _open(connection: duckdb.DuckDBPyConnection, path: Path, scratch: Path) -> Table:
-    with open_text(path) as file:
+    with open_text(path, 0, READINGS) as file:
         try:
             begins_with_object = _Text(file).peek() == "{"
         except UnicodeDecodeError:
@@ -43,9 +43,9 @@ def _no_lines(rows: Collection[int]) -> Mapping[int, int]:
     return {}
 
 
-def _objects(path: Path) -> Objects:
+def _objects(path: Path, reading: int) -> Objects:
     """Every object of the array with its line. ReadError with line, column and row."""
-    with open_text(path) as file:
+    with open_text(path, reading, READINGS) as file:
         text = _Text(file)
         try:
             yield from _elements(text)

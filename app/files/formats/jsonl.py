@@ -9,9 +9,10 @@ from pathlib import Path
 import duckdb
 
 from app.files.formats.interface import Format, Table, lines_of
-from app.files.formats.objects import Objects, check_object, decoder, open_objects
+from app.files.formats.objects import READINGS, Objects, check_object, decoder, open_objects
 from app.files.limits import MAX_ROW_BYTES
 from app.files.problems import ReadError
+from app.files.progress import open_followed
 
 
 def open_lines(connection: duckdb.DuckDBPyConnection, path: Path, scratch: Path) -> Table:
@@ -19,10 +20,10 @@ def open_lines(connection: duckdb.DuckDBPyConnection, path: Path, scratch: Path)
     return open_objects(connection, partial(_objects, path), lambda rows: lines_of(_objects(path), rows))
 
 
-def _objects(path: Path) -> Objects:
+def _objects(path: Path, reading: int = READINGS) -> Objects:
     """Every object with its line; blank lines are skipped."""
     decode = decoder().decode
-    with path.open("rb") as file:
+    with open_followed(path, reading, READINGS) as file:
         line = 0
         while data := file.readline(MAX_ROW_BYTES + 1):
             line += 1

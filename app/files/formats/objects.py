@@ -17,19 +17,21 @@ from app.files.formats.interface import Column, ColumnType, Table, check_names, 
 from app.files.limits import MAX_COLUMNS
 from app.files.problems import ReadError
 
+READINGS = 2
+
 #: Objects with the line that each begins on.
 Objects = Iterator[tuple[int, dict[str, Any]]]
 
 
 def open_objects(
     connection: duckdb.DuckDBPyConnection,
-    objects: Callable[[], Objects],
+    objects: Callable[[int], Objects],
     lines: Callable[[Collection[int]], Mapping[int, int]],
 ) -> Table:
-    """The table of these objects. They are read twice: first every one is checked and the columns are learnt, then the
-    rows are handed on."""
+    """The table of these objects, which are read READINGS times: first every one is checked and the columns are learnt,
+    then the rows are handed on. objects: asked with the number of the reading, from 0."""
     kinds: dict[str, set[ColumnType]] = {}
-    for line, row in objects():
+    for line, row in objects(0):
         for name, value in row.items():
             if name not in kinds:
                 if len(kinds) == MAX_COLUMNS:
@@ -41,7 +43,7 @@ def open_objects(
     columns = tuple(Column(name, _merged(found)) for name, found in kinds.items())
     if not columns:
         raise ReadError("no_rows")
-    cells = ([_text(row.get(column.name)) for column in columns] for _, row in objects())
+    cells = ([_text(row.get(column.name)) for column in columns] for _, row in objects(1))
     return Table(columns, (stream(connection, columns, cells),), lines)
 
 

@@ -13,6 +13,7 @@ from app.files.formats.arrow_columns import BATCH_ROWS, open_batches
 from app.files.formats.interface import Format, Table
 from app.files.limits import MAX_ROWS, max_column_bytes
 from app.files.problems import ReadError
+from app.files.progress import progress
 
 
 def _open(connection: duckdb.DuckDBPyConnection, path: Path, scratch: Path) -> Table:
@@ -25,11 +26,17 @@ def _open(connection: duckdb.DuckDBPyConnection, path: Path, scratch: Path) -> T
         raise ReadError("invalid_parquet") from None
     if num_rows > MAX_ROWS:
         raise ReadError("too_many_rows")
-    return open_batches(connection, schema, _batches(file), "invalid_parquet", max_column_bytes(path.stat().st_size))
+    return open_batches(
+        connection, schema, _batches(path, file), "invalid_parquet", max_column_bytes(path.stat().st_size)
+    )
 
 
-def _batches(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
-    yield from file.iter_batches(batch_size=BATCH_ROWS, use_threads=False)
+def _batches(path: Path, file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+    rows = 0
+    for batch in file.iter_batches(batch_size=BATCH_ROWS, use_threads=False):
+        yield batch
+        rows += batch.num_rows
+        progress.at(path, rows / max(file.metadata.num_rows, 1))
 
 
 PARQUET = Format(

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import codecs
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
 from app.files.limits import MAX_ROW_BYTES
 from app.files.problems import ReadError
+from app.files.progress import open_followed
 
 _PIECE = 2**20
 
 
-def open_text(path: Path) -> TextIO:
-    """Without its byte order mark, with its line ends as they are. Reading raises UnicodeDecodeError: `undecodable`."""
-    return path.open(encoding="utf-8-sig", newline="")
+def open_text(path: Path, reading: int = 0, readings: int = 1) -> TextIO:
+    """Without its byte order mark, with its line ends as they are. Reading raises UnicodeDecodeError: `undecodable`.
+
+    reading: which one of how many this is, see `app.files.progress`.
+    """
+    return io.TextIOWrapper(open_followed(path, reading, readings), encoding="utf-8-sig", newline="")
 
 
 def lines_within_limits(file: TextIO) -> Iterator[str]:

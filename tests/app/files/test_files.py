@@ -145,8 +145,8 @@ def test_a_claim_is_short_and_renewed_while_the_file_is_read(
     lost = upload(DATA + b"one more,row\n")
     with database.writing() as session:
         assert processing.repository.claim(session, lost["id"], 0.2) is not None
-        assert processing.repository.renew(session, lost["id"], 1, 0.2)
-        assert not processing.repository.renew(session, lost["id"], 2, 60.0)  # another attempt's
+        assert processing.repository.renew(session, lost["id"], 1, 0.2, 0)
+        assert not processing.repository.renew(session, lost["id"], 2, 60.0, 0)  # another attempt's
     until(lambda: service.process(database, app.state.storage, quick, lost["id"]), 5)
 
 
@@ -166,7 +166,7 @@ def test_a_worker_that_lost_its_claim_takes_nothing_from_who_has_it(
     with pytest.raises(OSError, match="away"):
         service.process(database, app.state.storage, settings, file["id"])
     with database.writing() as session:
-        assert processing.repository.renew(session, file["id"], 2, 60.0)
+        assert processing.repository.renew(session, file["id"], 2, 60.0, 0)
 
 
 def test_an_upload_that_was_cut_off_before_its_row_is_removed(

@@ -37,6 +37,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
                 "rows": str(own / "output" / "rows.parquet"),
                 "profile": str(own / "output" / "profile.json"),
                 "report": str(own / "output" / "report.json"),
+                "progress": str(own / "output" / "progress"),
                 "limits": asdict(limits_for((own / "source").stat().st_size)),
             }
         )

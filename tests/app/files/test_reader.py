@@ -230,6 +230,7 @@ def run_reader(
         "rows": str(output / "rows.parquet"),
         "profile": str(output / "profile.json"),
         "report": str(output / "report.json"),
+        "progress": str(output / "progress"),
         "limits": asdict(limits),
         "parent": os.getpid() if parent is None else parent,
     }
