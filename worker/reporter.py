@@ -21,7 +21,17 @@ from app.events import service as events
 from app.jobs.lifecycle import Claimed
 from app.privacy import loss_curve
 from app.privacy.plan import PrivacyPlan
-from worker.trainer.messages import Checkpoint, Failed, Finished, Message, Notice, Progress, Started, Stopped
+from worker.trainer.messages import (
+    Checkpoint,
+    Failed,
+    Finished,
+    Message,
+    Notice,
+    Progress,
+    Started,
+    Stopped,
+    Truncation,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -173,6 +183,8 @@ def check(message: Message, plan: PrivacyPlan) -> None:
                 and message.num_steps == sum(part.num_steps for part in plan.parts)
                 and _planned(plan, message.step, message.executed)
             )
+        case Truncation(dataset, rows, tokens, cut):
+            sound = dataset in ("training", "validation") and _count(rows) and _count(tokens) and _cut(cut)
         case Checkpoint(step, executed, losses):
             sound = _planned(plan, step, executed) and _points(plan, losses, executed)
         case Stopped(step, executed):
@@ -205,6 +217,18 @@ def _points(plan: PrivacyPlan, losses: Any, executed: Mapping[str, int]) -> bool
     """Whether each point is one of the plan's loss curve, and all of its steps are executed."""
     return isinstance(losses, list | tuple) and all(
         isinstance(point, Mapping) and loss_curve.is_point(plan, point, executed, {}) for point in losses
+    )
+
+
+def _cut(cut: Any) -> bool:
+    """Whether it names sides of a record with two counts each."""
+    return (
+        isinstance(cut, Mapping)
+        and cut.keys() <= {"text", "tokens", "source", "target", "chat"}
+        and all(
+            isinstance(side, Mapping) and side.keys() == {"rows", "tokens"} and all(map(_count, side.values()))
+            for side in cut.values()
+        )
     )
 
 

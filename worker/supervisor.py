@@ -42,6 +42,7 @@ from worker.trainer.messages import (
     Started,
     Stop,
     Stopped,
+    Truncation,
 )
 from worker.trainer.spec import (
     CHECKPOINTS_FOLDER,
@@ -298,6 +299,8 @@ class Attempt:
                 self._record("trainer_started", dataclasses.asdict(message))
             case Notice(code, data):
                 self._record(code, data)
+            case Truncation():
+                self._keep_for_the_owner(message)
             case Progress():
                 self._lease.note(reporter.progress(message))
                 if self._progress.due(message):
@@ -311,6 +314,27 @@ class Attempt:
             case Stopped() | Stop():  # nobody asked
                 raise Unworkable("trainer_error")
         return False
+
+    def _keep_for_the_owner(self, message: Truncation) -> None:
+        """Beside the owner's report of the file: exact figures, which nothing else of the job may hold.
+
+        Written while the job's row is held: the file cannot be deleted meanwhile, and a stale attempt writes nothing.
+        """
+        claimed, task = self._claimed, self._spec.task
+        files_of = {"training": claimed.training_file_id, "validation": claimed.validation_file_id}
+        file_id = files_of[message.dataset]
+        if file_id is None:
+            raise BadMessage("a validation file that the job has not")
+        figures = {
+            **dataclasses.asdict(message),
+            "model": claimed.model,
+            "task": task.type,
+            "max_length": task.max_length,
+            "max_target_length": task.options.get("max_target_length"),
+        }
+        with self._workplace.database.writing() as session:
+            lifecycle.heartbeat(session, claimed.job_id, claimed.fence, self._settings.lease_seconds)
+            files.keep_truncation(self._workplace.storage, claimed.project_id, file_id, claimed.job_id, figures)
 
     def _commit_checkpoint(self, message: Checkpoint) -> None:
         """Stores a checkpoint, moves the job's pointer to it under the fence, deletes the one before.

@@ -167,7 +167,7 @@ def retrieve_report(session: Writing, caller: Admin, storage: StorageDep, file_i
     file = service.get(session, caller.project_id, file_id)
     report = service.report_of(storage, file)
     service.look(session, caller, file, "report_read")
-    return render_report(file, report)
+    return render_report(file, report, service.truncation_of(storage, file))
 
 
 @router.delete("/files/{file_id}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -143,11 +143,27 @@ class ReportColumn(BaseModel):
     range: list[float] | None
 
 
+class FileTruncation(BaseModel):
+    """What a job cut of the rows, by its base's tokenizer. tokens: of all rows, what was cut included. cut: {text,
+    tokens, source, target or chat: {rows, tokens}}, the rows that lost something and what they lost together."""
+
+    job_id: str
+    dataset: Literal["training", "validation"]
+    model: str
+    task: str
+    max_length: int
+    max_target_length: int | None
+    rows: int
+    tokens: int
+    cut: dict[str, dict[str, int]]
+
+
 class FileReport(BaseModel):
     """Exact figures of the rows, for the data's owner: nothing of it is private, and no budget covers it.
 
     records_per_unit: [[records, units, rows]], ascending; the last entry stands for all larger units, too.
     inferred_tasks: those that jobs can infer from the columns' names. duplicate_rows: rows that repeat an earlier one.
+    truncation: what each of the latest jobs cut, once it has read the rows; the latest first.
     """
 
     object: Literal["file.report"] = "file.report"
@@ -161,6 +177,7 @@ class FileReport(BaseModel):
     inferred_tasks: list[str]
     duplicate_rows: int | None
     columns: list[ReportColumn]
+    truncation: list[FileTruncation] = Field(default_factory=list)
 
 
 class FileList(BaseModel):
@@ -220,9 +237,10 @@ def render_units(file: File, bound: int) -> FileUnits:
     )
 
 
-def render_report(file: File, report: Mapping[str, Any]) -> FileReport:
-    """The report as it was stored, with what it is of."""
-    return FileReport(file_id=file.id, privacy_unit=_unit(file), **report)
+def render_report(file: File, report: Mapping[str, Any], truncation: Sequence[Mapping[str, Any]]) -> FileReport:
+    """The report as it was stored, with what it is of, and what jobs cut since."""
+    cut = [FileTruncation(**each) for each in truncation]
+    return FileReport(file_id=file.id, privacy_unit=_unit(file), truncation=cut, **report)
 
 
 def _unit(file: File) -> Literal["record"] | UnitColumn | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -48,6 +48,9 @@ log = structlog.get_logger(__name__)
 FINE_TUNE = "fine-tune"
 #: Rows that a sweep takes at once.
 _AT_ONCE = 100
+
+#: The latest jobs whose truncation the owner's report tells.
+_MOST_TRUNCATIONS = 50
 #: No upload takes so long, see `app.files.upload`: whatever is older and has no row will never get one.
 _ORPHAN_SECONDS = 2 * MAX_RECEIVING_SECONDS
 
@@ -216,6 +219,28 @@ def report_of(storage: Storage, file: File) -> dict[str, Any]:
         with suppress(FileNotFoundError):
             return dict(json.loads(b"".join(storage.stream(key))))
     raise NotFound("file_report")
+
+
+def keep_truncation(storage: Storage, project_id: str, file_id: str, job_id: str, figures: Mapping[str, Any]) -> None:
+    """Keeps, for the owner's report, what a job cut of the file's rows. figures: `schemas.FileTruncation`, but for the
+    job."""
+    key = f"{_truncation_prefix(project_id, file_id)}/{job_id}/{figures['dataset']}.json"
+    storage.put_bytes(key, json.dumps({"job_id": job_id, **figures}).encode(), "application/json")
+
+
+def truncation_of(storage: Storage, file: File) -> list[dict[str, Any]]:
+    """What the latest jobs on the file cut of its rows, the latest first. Exact: for the owner's report only."""
+    prefix = _truncation_prefix(file.project_id, file.id)
+    found = []
+    for job_id in sorted(storage.names(prefix), reverse=True)[:_MOST_TRUNCATIONS]:
+        for dataset in ("training", "validation"):
+            with suppress(FileNotFoundError):
+                found.append(dict(json.loads(b"".join(storage.stream(f"{prefix}/{job_id}/{dataset}.json")))))
+    return found
+
+
+def _truncation_prefix(project_id: str, file_id: str) -> str:
+    return f"{prefix(project_id, file_id)}/truncation"
 
 
 def delete(session: Session, project_id: str, file_id: str) -> File:

@@ -235,8 +235,25 @@ def test_plain_text_of_a_causal_model(running: Running, client: openai.OpenAI, t
 def test_plain_text_of_a_masked_model(running: Running, client: openai.OpenAI, tmp_path: Path, models: Path) -> None:
     # What is hidden of a text follows from its tokens: texts of several lengths hide several places.
     texts = [" ".join([("film good", "plot bad")[n % 2]] * (2 + n % 7)) for n in range(ROWS)]
-    got = Trained(running, client, tmp_path, "texts.jsonl", lines({"text": texts}), "tiny-bert", **PUBLIC, **FULL)
+    cut = {**PUBLIC, **FULL, "task": {"type": "masked_lm", "max_length": 12}}
+    got = Trained(running, client, tmp_path, "texts.jsonl", lines({"text": texts}), "tiny-bert", **cut)
     assert got.task == "masked_lm"
+    report = client.get(f"/files/{got.job.training_file}/report", cast_to=dict[str, Any])
+    beyond = [max(0, len(text.split()) + 2 - 12) for text in texts]  # [CLS] and [SEP]
+    assert report["truncation"] == [
+        {
+            "job_id": got.job.id,
+            "dataset": "training",
+            "model": "tiny-bert",
+            "task": "masked_lm",
+            "max_length": 12,
+            "max_target_length": None,
+            "rows": ROWS,
+            "tokens": sum(len(text.split()) + 2 for text in texts),
+            "cut": {"text": {"rows": sum(map(bool, beyond)), "tokens": sum(beyond)}},
+        }
+    ]
+    assert "trunc" not in got.job.to_json() + json.dumps(got.metrics)
     assert got.metrics["token_accuracy"] > 0.5
     tokenizer = AutoTokenizer.from_pretrained(got.bundle)
     inputs = {

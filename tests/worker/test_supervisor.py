@@ -17,6 +17,7 @@ from app.db.session import Database
 from app.files.tables import File
 from app.jobs import lifecycle, settlement
 from app.jobs.tables import Job, JobKey
+from app.metadata import metadata
 from app.models.tables import Model
 from worker import supervisor
 from worker.trainer_process import TrainerProcess
@@ -79,6 +80,45 @@ def test_what_is_not_on_the_list_stays_in_the_folder(work: Work, job: Read, clie
     for words in ("trainer_state", "pytorch_model", "vocab.txt"):
         assert stored(words) == []
     assert "loss" not in client.get(f"/v1/fine_tuning/jobs/{job().id}/events").text
+
+
+CUT = "say(type='truncation', dataset='training', rows=60, tokens=987654321, cut={'text': {'rows': 7, 'tokens': 77}});"
+
+
+def test_what_was_cut_is_told_to_the_owner_alone(
+    work: Work, job: Read, client: TestClient, stored: Any, database: Database
+) -> None:
+    work(CUT + "started(); results(); finish()")
+    assert job().status == "succeeded"
+    file = job().training_file_id
+    (told,) = client.get(f"/v1/files/{file}/report").json()["truncation"]
+    assert (told["job_id"], told["rows"], told["tokens"]) == (job().id, 60, 987654321)
+    assert told["cut"] == {"text": {"rows": 7, "tokens": 77}}
+    shown = [client.get(path).text for path in (f"/v1/fine_tuning/jobs/{job().id}", f"/v1/files/{file}", "/v1/models")]
+    shown.append(client.get(f"/v1/fine_tuning/jobs/{job().id}/events", params={"limit": 100}).text)
+    with database.reading() as session:
+        for table in metadata.sorted_tables:
+            shown += [json.dumps(list(map(str, row))) for row in session.execute(select(table))]
+    assert [text for text in shown if "truncation" in text or "987654321" in text] == []
+    assert len(stored("truncation")) == 1
+    assert client.delete(f"/v1/files/{file}").status_code == 200
+    assert stored("truncation") == []
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "dataset='Mrs Patient', rows=1, tokens=1, cut={}",
+        "dataset='training', rows=1, tokens=1, cut={'Mrs Patient': {'rows': 1, 'tokens': 1}}",
+        "dataset='training', rows=1, tokens=1, cut={'text': {'rows': 1, 'tokens': 'Mrs Patient'}}",
+        "dataset='training', rows=1, tokens=1, cut={'text': {'rows': 1, 'tokens': 1, 'Mrs Patient': 1}}",
+        "dataset='training', rows=-1, tokens=1, cut={}",
+    ],
+)
+def test_what_was_cut_is_told_in_numbers_only(work: Work, job: Read, stored: Any, said: str) -> None:
+    work(f"say(type='truncation', {said}); started(); results(); finish()")
+    assert job().status == "queued"  # as a crash
+    assert stored("truncation") == []
 
 
 @pytest.mark.parametrize(

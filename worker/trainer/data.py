@@ -20,6 +20,7 @@ from torch import Tensor
 from worker.trainer.dp.randomness import JobRandomness
 from worker.trainer.dp.sampler import split_units
 from worker.trainer.failure import TrainerFailure
+from worker.trainer.messages import Truncation
 from worker.trainer.spec import TRAINING_FILE, VALIDATION_FILE, TrainerSpec
 from worker.trainer.tasks.examples import Examples
 from worker.trainer.tasks.interface import TrainerTask
@@ -57,10 +58,12 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class JobData:
-    """What a job trains on, and what it evaluates on (None: nothing)."""
+    """What a job trains on, and what it evaluates on (None: nothing). truncation: of each file, for its
+    owner; none of images."""
 
     training: Dataset
     evaluation: Dataset | None
+    truncation: tuple[Truncation, ...] = ()
 
 
 def load_data(folder: Path, spec: TrainerSpec, task: TrainerTask, randomness: JobRandomness) -> JobData:
@@ -71,19 +74,32 @@ def load_data(folder: Path, spec: TrainerSpec, task: TrainerTask, randomness: Jo
     if len(units) != plan.num_units + data.num_held_out:
         raise TrainerFailure("data_mismatch", "training and held-out units are not the file's")
     validation: Dataset | None = None
+    truncation: list[Truncation] = []
     if spec.evaluation != "none" and data.has_validation_file:
         # A file declared public has no units but its rows.
         its_column = column if spec.evaluation == "private" else None
         its_columns, its_units = _read(folder / VALIDATION_FILE, spec, data.num_validation_rows, its_column)
         if len(its_units) != plan.num_validation_units:
             raise TrainerFailure("data_mismatch", "validation units are not the file's")
-        validation = gather(task.encode(its_columns), its_units)
+        its_examples = task.encode(its_columns)
+        truncation += _truncation("validation", its_examples)
+        validation = gather(its_examples, its_units)
     examples = task.encode(columns)
+    truncation += _truncation("training", examples)
     if not data.num_held_out:
-        return JobData(gather(examples, units), validation)
+        return JobData(gather(examples, units), validation, tuple(truncation))
     split = split_units(randomness, num_units=len(units), num_held_out=data.num_held_out)
     held_out = gather(examples, [units[unit] for unit in split.held_out])
-    return JobData(gather(examples, [units[unit] for unit in split.training]), validation or held_out)
+    training = gather(examples, [units[unit] for unit in split.training])
+    return JobData(training, validation or held_out, tuple(truncation))
+
+
+def _truncation(dataset: str, examples: Examples) -> list[Truncation]:
+    if not examples.lost:
+        return []
+    cut = {side: {"rows": int((lost > 0).sum()), "tokens": int(lost.sum())} for side, lost in examples.lost.items()}
+    tokens = int(examples.lengths.sum()) + sum(side["tokens"] for side in cut.values())
+    return [Truncation(dataset, len(examples), tokens, cut)]
 
 
 def gather(examples: Examples, units: Sequence[Indices]) -> Dataset:

@@ -35,6 +35,21 @@ class Notice:
 
 
 @dataclass(frozen=True, slots=True)
+class Truncation:
+    """What of a file's rows lies beyond the longest input. Exact and not private: for the data's owner, never released.
+
+    dataset: `training` or `validation`. tokens: of all rows, what is cut included. cut: {text, tokens, source, target
+    or chat: {rows, tokens}}, the rows that lost something and what they lost.
+    """
+
+    type: ClassVar[str] = "truncation"
+    dataset: str
+    rows: int
+    tokens: int
+    cut: Mapping[str, Mapping[str, int]]
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """executed: steps done of each part of the plan. step of num_steps counts over all parts."""
 
@@ -106,10 +121,10 @@ FAILURES: dict[str, str] = {
     "trainer_error": "The training process failed.",
 }
 
-Message = Started | Notice | Progress | Checkpoint | Stopped | Finished | Failed | Stop
+Message = Started | Notice | Truncation | Progress | Checkpoint | Stopped | Finished | Failed | Stop
 
 _MESSAGES: dict[str, type[Message]] = {
-    cls.type: cls for cls in (Started, Notice, Progress, Checkpoint, Stopped, Finished, Failed, Stop)
+    cls.type: cls for cls in (Started, Notice, Truncation, Progress, Checkpoint, Stopped, Finished, Failed, Stop)
 }
 
 

@@ -51,6 +51,8 @@ def run(folder: Path, key: bytes, control: Control) -> None:
     job = with_physical_batch(job, tokens)
     data = load_data(folder, spec, job.task, job.randomness)
     state = read_checkpoint(folder, spec) or State()
+    for told in data.truncation:
+        control.send(told)
     control.send(
         Started(
             device=device.torch_device.type,

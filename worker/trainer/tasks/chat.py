@@ -54,11 +54,13 @@ class Chat(LanguageModeling):
     def _examples(self, chats: Any) -> Examples:
         """chats: (messages, tools or None) of each record."""
         encoded = [self._encoded(*tell(self.processor, messages, tools)) for messages, tools in chats]
-        ids = [row for row, _ in encoded]
-        return Examples({"input_ids": ids, "labels": [labels for _, labels in encoded]}, {}, lengths_of(ids))
+        ids = [row for row, _, _ in encoded]
+        labels = [targets for _, targets, _ in encoded]
+        lost = np.asarray([beyond for _, _, beyond in encoded], dtype=np.int64)
+        return Examples({"input_ids": ids, "labels": labels}, {}, lengths_of(ids), {"chat": lost})
 
-    def _encoded(self, text: str, spans: Sequence[Span]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Token ids, and the same as labels where a token lies within a span, IGNORED elsewhere."""
+    def _encoded(self, text: str, spans: Sequence[Span]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], int]:
+        """Token ids, the same as labels where a token lies within a span (IGNORED elsewhere), and how many were cut."""
         found = self.processor(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = np.asarray(found["input_ids"] or [self.padding], dtype=np.int64)
         offsets = np.asarray(found["offset_mapping"] or [(0, 0)], dtype=np.int64)
@@ -67,10 +69,11 @@ class Chat(LanguageModeling):
             target |= (offsets[:, 0] >= start) & (offsets[:, 1] <= end) & (offsets[:, 0] < offsets[:, 1])
         labels = np.where(target, ids, IGNORED)
         if len(ids) <= self.max_length:
-            return ids, labels
+            return ids, labels, 0
         first = slice(0, 1 if ids[0] == self.processor.bos_token_id else 0)
         rest = slice(len(ids) - self.max_length + first.stop, None)
-        return np.concatenate([ids[first], ids[rest]]), np.concatenate([labels[first], labels[rest]])
+        cut = (np.concatenate([values[first], values[rest]]) for values in (ids, labels))
+        return *cut, len(ids) - self.max_length
 
 
 class Instruction(Chat):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,14 @@ Indices = Sequence[int] | npt.NDArray[np.int64]
 class Examples:
     """sequences: name → one vector of integers a row, without padding. tensors: name → (rows, …).
 
-    lengths: (rows,), what a row takes of a physical batch, in tokens.
+    lengths: (rows,), what a row takes of a physical batch, in tokens. lost: side of a record → (rows,), tokens beyond
+    the longest input; private, and not kept by `select`.
     """
 
     sequences: Mapping[str, Sequence[npt.NDArray[Any]]]
     tensors: Mapping[str, Tensor]
     lengths: npt.NDArray[np.int64]
+    lost: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.lengths)

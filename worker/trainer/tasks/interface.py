@@ -122,11 +122,11 @@ class TextTask:
             inputs["token_type_ids"], _ = examples.padded("token_type_ids", rows, 0)
         return inputs
 
-    def encode_texts(self, columns: Mapping[str, Sequence[Any]]) -> dict[str, list[npt.NDArray[np.int64]]]:
-        """Roles `text` and, where the task reads pairs, `text_pair` → input_ids, and token_type_ids of pairs.
-
-        The longer text of a pair is cut first.
-        """
+    def encode_texts(
+        self, columns: Mapping[str, Sequence[Any]]
+    ) -> tuple[dict[str, list[npt.NDArray[np.int64]]], dict[str, npt.NDArray[np.int64]]]:
+        """Roles `text` and, where the task reads pairs, `text_pair` → input_ids, and token_type_ids of pairs; and
+        `Examples.lost`. The longer text of a pair is cut first."""
         texts = require_texts(columns["text"])
         pairs = require_texts(columns["text_pair"]) if "text_pair" in columns else None
         encoded: dict[str, list[npt.NDArray[np.int64]]] = {}
@@ -138,7 +138,26 @@ class TextTask:
             for name in ("input_ids",) if pairs is None else ("input_ids", "token_type_ids"):
                 if name in answer:
                     encoded.setdefault(name, []).extend(np.asarray(row, dtype=np.int64) for row in answer[name])
-        return encoded
+        both = {"text": texts} if pairs is None else {"text": texts, "text_pair": pairs}
+        return encoded, {"text": self.tokens_lost(encoded["input_ids"], self.max_length, both)}
+
+    def tokens_lost(
+        self,
+        kept: Sequence[Sequence[int] | npt.NDArray[np.int64]],
+        longest: int,
+        inputs: Mapping[str, Sequence[Any]],
+        **how: Any,
+    ) -> npt.NDArray[np.int64]:
+        """(rows,): tokens that each row has beyond `longest`. kept: the rows as they were cut, of which only those of
+        that length can have lost any. inputs: of the tokenizer, all rows; how: what else it was told."""
+        lost = np.zeros(len(kept), dtype=np.int64)
+        at_limit = [row for row, ids in enumerate(kept) if len(ids) >= longest]
+        for start in range(0, len(at_limit), _CHUNK):
+            rows = at_limit[start : start + _CHUNK]
+            chosen: Any = {name: [cells[row] for row in rows] for name, cells in inputs.items()}
+            whole = self.processor(**chosen, **how, truncation=False, verbose=False)["input_ids"]
+            lost[rows] = [max(0, len(ids) - longest) for ids in whole]
+        return lost
 
     def synthetic_inputs(self, model: PreTrainedModel, rows: int) -> dict[str, list[npt.NDArray[np.int64]]]:
         """Random token ids in rows of different lengths, the same on every call, in the form of `encode_texts`."""

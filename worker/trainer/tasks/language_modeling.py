@@ -30,13 +30,15 @@ class LanguageModeling(TextTask):
     def encode(self, columns: Mapping[str, Sequence[Any]]) -> Examples:
         """Role `text`; a text ends with the end-of-text token where the tokenizer has one and it fits."""
         end = self.processor.eos_token_id
+        texts = require_texts(columns["text"])
         ids = []
-        for text in require_texts(columns["text"]):
+        for text in texts:
             tokens = self.processor(text, truncation=True, max_length=self.max_length)["input_ids"]
             if end is not None and len(tokens) < self.max_length and tokens[-1:] != [end]:
                 tokens = [*tokens, end]
             ids.append(np.asarray(tokens or [self.padding], dtype=np.int64))
-        return Examples({"input_ids": ids, "labels": ids}, {}, lengths_of(ids))
+        lost = self.tokens_lost(ids, self.max_length, {"text": texts})
+        return Examples({"input_ids": ids, "labels": ids}, {}, lengths_of(ids), {"text": lost})
 
     def synthetic(self, model: PreTrainedModel, rows: int) -> Examples:
         """Random ids."""

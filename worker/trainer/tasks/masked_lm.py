@@ -34,12 +34,13 @@ class MaskedLanguageModeling(TextTask):
         """Role `text`."""
         inputs, labels = [], []
         special = set(self.processor.all_special_ids)
-        for ids in self.encode_texts({"text": columns["text"]})["input_ids"]:
+        encoded, lost = self.encode_texts({"text": columns["text"]})
+        for ids in encoded["input_ids"]:
             candidates = np.flatnonzero([int(token) not in special for token in ids])
             hidden, targets = self._hide(ids, candidates, len(self.processor))
             inputs.append(hidden)
             labels.append(targets)
-        return Examples({"input_ids": inputs, "labels": labels}, {}, lengths_of(inputs))
+        return Examples({"input_ids": inputs, "labels": labels}, {}, lengths_of(inputs), lost)
 
     def _hide(
         self, ids: npt.NDArray[np.int64], candidates: npt.NDArray[np.int64], vocabulary: int

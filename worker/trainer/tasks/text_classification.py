@@ -36,7 +36,7 @@ class TextClassification(TextTask):
 
     def encode(self, columns: Mapping[str, Sequence[Any]]) -> Examples:
         """Roles `text`, `text_pair`, `label`: a class, or a JSON list of classes."""
-        inputs = self.encode_texts(columns)
+        inputs, lost = self.encode_texts(columns)
         index = {name: position for position, name in enumerate(self.labels)}
         try:
             if self.multi_label:
@@ -47,7 +47,7 @@ class TextClassification(TextTask):
                 labels = torch.tensor([index[name] for name in columns["label"]], dtype=torch.int64)
         except (KeyError, TypeError, ValueError):
             raise TrainerFailure("data_mismatch", "a label is not a declared class") from None
-        return Examples(inputs, {"labels": labels}, lengths_of(inputs["input_ids"]))
+        return Examples(inputs, {"labels": labels}, lengths_of(inputs["input_ids"]), lost)
 
     def synthetic(self, model: PreTrainedModel, rows: int) -> Examples:
         """Random ids, classes in turn."""

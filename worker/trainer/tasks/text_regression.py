@@ -45,7 +45,7 @@ class TextRegression(TextTask):
 
     def encode(self, columns: Mapping[str, Sequence[Any]]) -> Examples:
         """Roles `text`, `text_pair`, `target`: decimal numbers; what lies beyond the range is cut off."""
-        inputs = self.encode_texts(columns)
+        inputs, lost = self.encode_texts(columns)
         try:
             targets = torch.tensor([float(cell) for cell in columns["target"]], dtype=torch.float64)
         except (TypeError, ValueError):
@@ -53,7 +53,7 @@ class TextRegression(TextTask):
         if not bool(torch.isfinite(targets).all()):
             raise TrainerFailure("data_mismatch", "a target is not finite")
         scaled = ((targets - self.centre) / self.half).clamp(-1.0, 1.0).to(torch.float32)
-        return Examples(inputs, {"targets": scaled}, lengths_of(inputs["input_ids"]))
+        return Examples(inputs, {"targets": scaled}, lengths_of(inputs["input_ids"]), lost)
 
     def synthetic(self, model: PreTrainedModel, rows: int) -> Examples:
         """Random ids, targets over the range."""

@@ -6,6 +6,7 @@ other columns. BLEU, chrF and ROUGE cannot be bounded a record: they are compute
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -48,9 +49,15 @@ class TextToText(TextTask):
         sources, targets = require_texts(columns["source"]), require_texts(columns["target"])
         first = len(self._references)
         self._references += targets
-        inputs = self._encoded("text", [self.prefix + source for source in sources], self.max_length)
+        texts = [self.prefix + source for source in sources]
+        inputs = self._encoded("text", texts, self.max_length)
         labels = self._encoded("text_target", targets, self.max_target_length)
-        return self._examples(inputs, labels, torch.arange(first, first + len(targets)))
+        examples = self._examples(inputs, labels, torch.arange(first, first + len(targets)))
+        lost = {
+            "source": self.tokens_lost(inputs, self.max_length, {"text": texts}),
+            "target": self.tokens_lost(labels, self.max_target_length, {"text_target": targets}),
+        }
+        return dataclasses.replace(examples, lost=lost)
 
     def synthetic(self, model: PreTrainedModel, rows: int) -> Examples:
         """Random ids."""

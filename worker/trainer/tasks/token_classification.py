@@ -35,6 +35,7 @@ class TokenClassification(TextTask):
     def encode(self, columns: Mapping[str, Sequence[Any]]) -> Examples:
         """Roles `tokens`, `tags`: JSON lists of strings, of equal lengths in a row."""
         index = {name: position for position, name in enumerate(self.labels)}
+        texts: list[list[str]] = []
         ids: list[npt.NDArray[np.int64]] = []
         labels: list[npt.NDArray[np.int64]] = []
         for tokens_cell, tags_cell in zip(columns["tokens"], columns["tags"], strict=True):
@@ -44,6 +45,7 @@ class TokenClassification(TextTask):
                     raise ValueError
             except (KeyError, TypeError, ValueError):
                 raise TrainerFailure("data_mismatch", "tokens and tags do not fit each other") from None
+            texts.append(tokens)
             encoded = self.processor(tokens, is_split_into_words=True, truncation=True, max_length=self.max_length)
             words = encoded.word_ids()
             first = [word is not None and (place == 0 or words[place - 1] != word) for place, word in enumerate(words)]
@@ -54,7 +56,8 @@ class TokenClassification(TextTask):
                     dtype=np.int64,
                 )
             )
-        return Examples({"input_ids": ids, "labels": labels}, {}, lengths_of(ids))
+        lost = self.tokens_lost(ids, self.max_length, {"text": texts}, is_split_into_words=True)
+        return Examples({"input_ids": ids, "labels": labels}, {}, lengths_of(ids), {"tokens": lost})
 
     def synthetic(self, model: PreTrainedModel, rows: int) -> Examples:
         """Random ids, tags in turn, the first token without one."""
