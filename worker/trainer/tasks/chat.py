@@ -72,8 +72,8 @@ class Chat(LanguageModeling):
             return ids, labels, 0
         first = slice(0, 1 if ids[0] == self.processor.bos_token_id else 0)
         rest = slice(len(ids) - self.max_length + first.stop, None)
-        cut = (np.concatenate([values[first], values[rest]]) for values in (ids, labels))
-        return *cut, len(ids) - self.max_length
+        ids_kept, labels_kept = (np.concatenate([values[first], values[rest]]) for values in (ids, labels))
+        return ids_kept, labels_kept, len(ids) - self.max_length
 
 
 class Instruction(Chat):
