@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from app.catalog.adaptations import Adaptation, Head, LastLayers, Lora, adaptation_from_dict, adaptation_to_dict
-from app.catalog.tasks import TASKS, HeadKind
+from app.catalog.tasks import TASKS, HeadKind, Task
 from app.privacy.plan import Clipping, GaussianRelease, LossSum, Part, QuantileSum, SampledGaussian
 
 #: Names of the plan's parts.
@@ -120,8 +120,8 @@ HEAD_EPSILON = 1.0
 
 # Head on frozen features. Results are flat in 10 to 40 epochs and in rates of 1/16 to 1/4.
 _HEAD_SAMPLE_RATE, _HEAD_EPOCHS, _HEAD_LEARNING_RATE, _HEAD_AVERAGING = 1 / 8, 20, 0.2, 0.95
-# On tokens, see docs/recipes.md.
-_TOKEN_HEAD_LEARNING_RATE = 1e-2
+# Of numbers, and on tokens: see docs/recipes.md.
+_REGRESSION_HEAD_LEARNING_RATE, _TOKEN_HEAD_LEARNING_RATE = 0.06, 1e-2
 # The private mean's noise at ε of 1 and above; below, it keeps its share of the target.
 _CENTRING_NOISE_MULTIPLIER = 20.0
 
@@ -160,7 +160,8 @@ def recipe_for(
     The evaluation's release is the caller's to add. Raises KeyError on an unknown task, ValueError on a number that is
     not positive, or on a new head where the task has none.
     """
-    head = TASKS[task_type].head
+    task = TASKS[task_type]
+    head = task.head
     if num_units < 1 or any(
         value is not None and value <= 0 for value in (n_epochs, batch_size, learning_rate_multiplier)
     ):
@@ -180,7 +181,7 @@ def recipe_for(
 
     if isinstance(chosen, Head):
         rate, steps = sized(_HEAD_SAMPLE_RATE, _HEAD_EPOCHS)
-        phases: tuple[Phase, ...] = (_head_phase(rate, steps, _head_rate(head) * head_scale * scale),)
+        phases: tuple[Phase, ...] = (_head_phase(rate, steps, _head_rate(task) * head_scale * scale),)
     else:
         private = target_epsilon is not None
         rate, steps = sized(_main_sample_rate(num_units, private), _MAIN_EPOCHS)
@@ -195,7 +196,7 @@ def recipe_for(
             * head_scale
             * scale,
         )
-        warm = _head_phase(_HEAD_SAMPLE_RATE, _WARM_STEPS, _head_rate(head) * head_scale)
+        warm = _head_phase(_HEAD_SAMPLE_RATE, _WARM_STEPS, _head_rate(task) * head_scale)
         # A pretrained head is warm already.
         phases = (main,) if head == "pretrained" else (dataclasses.replace(warm, noise_ratio=_WARM_NOISE_RATIO), main)
     if head != "pooled" or not centred:
@@ -214,9 +215,11 @@ def _auto(head: HeadKind, num_units: int, target_epsilon: float | None, lora: bo
     return Lora() if lora else LastLayers(), "many_units"
 
 
-def _head_rate(head: HeadKind) -> float:
+def _head_rate(task: Task) -> float:
     """Pooled features are unit vectors; a token's are √width times as long."""
-    return _HEAD_LEARNING_RATE if head == "pooled" else _TOKEN_HEAD_LEARNING_RATE
+    if task.head != "pooled":
+        return _TOKEN_HEAD_LEARNING_RATE
+    return _HEAD_LEARNING_RATE if task.labelled else _REGRESSION_HEAD_LEARNING_RATE
 
 
 def _main_sample_rate(num_units: int, private: bool) -> float:

@@ -37,11 +37,12 @@ def test_auto_and_why(units: int, epsilon: float | None, adaptation: object, rea
     assert (recipe.phases[-1].adaptation, why) == (adaptation, reason)
 
 
-def test_tokens_follow_the_same_rule_at_a_rate_of_their_own() -> None:
+def test_tokens_and_numbers_follow_the_same_rule_at_rates_of_their_own() -> None:
     recipe, why = recipe_for("token_classification", None, 1350, 3.0)
     (phase,) = recipe.phases
     assert (phase.adaptation, phase.num_steps, phase.learning_rate, why) == (Head(), 160, 1e-2, "few_units")
     assert recipe.centring_noise_multiplier is None
+    assert recipe_for("text_regression", None, 1350, 3.0)[0].phases[0].learning_rate == 0.06
     assert recipe_for("token_classification", None, 20_001, 3.0)[1] == "many_units"
     assert recipe_for("instruction", None, 10, 3.0)[1] == "pretrained_head"
 
