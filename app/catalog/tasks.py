@@ -117,15 +117,22 @@ def _loss_and_accuracy(num_labels: int, options: Mapping[str, Any]) -> float:
     return math.sqrt(2.0)
 
 
-def _text_to_text(type: str, title: str, source: tuple[str, ...], target: tuple[str, ...]) -> Task:
+def _text_to_text(
+    type: str,
+    title: str,
+    source: tuple[str, ...],
+    target: tuple[str, ...],
+    *others: Column,
+    options: tuple[str, ...] = (),
+) -> Task:
     return Task(
         type=type,
         title=title,
         model="seq2seq_lm",
-        columns=(Column("source", source), Column("target", target)),
+        columns=(Column("source", source), Column("target", target), *others),
         metrics=("loss", "perplexity", "token_accuracy"),
         sensitivity=_loss_and_accuracy,
-        options=("source_prefix", "max_target_length"),
+        options=("source_prefix", "max_target_length", *options),
         loss_bound=10.0,
         max_length=256,
         public_metrics=("bleu", "chrf", "rouge1", "rouge2", "rougeL"),
@@ -228,6 +235,9 @@ TASKS: dict[str, Task] = {
             "Translation",
             ("source", "src", "source_text"),
             ("translation", "target", "tgt", "target_text"),
+            Column("source_lang", ("source_lang", "source_language", "src_lang"), required=False),
+            Column("target_lang", ("target_lang", "target_language", "tgt_lang"), required=False),
+            options=("source_lang", "target_lang"),
         ),
         _text_to_text(
             "summarization",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from app.catalog import languages
 from app.catalog.bases import BaseModel
 from app.catalog.chat_format import PROBLEMS as CHAT_PROBLEMS
 from app.catalog.tasks import TASKS, Column, Task
@@ -62,6 +63,8 @@ def resolve(
     for file in files:
         _require_values(file, columns, task)
     options = _options(task, block, base, columns, files)
+    if "target_lang" in task.options:
+        _tell_languages(block, base, columns, options)
     labels, source = _class_list(task, block, options, columns, training, validation, by_admin)
     longest = block.max_length or min(task.max_length, base.max_length)
     if longest > base.max_length:
@@ -99,6 +102,48 @@ def _options(
     if "source_prefix" in task.options and task.type == "summarization" and base.family == "t5":
         options.setdefault("source_prefix", "summarize: ")  # as T5 was trained to (Raffel et al. 2020)
     return options
+
+
+def _tell_languages(block: TaskBlock, base: BaseModel, columns: dict[str, str], options: dict[str, Any]) -> None:
+    """Completes the options of a translation by the words that tell its base the languages; `languages_of` names the
+    base's family where each row has languages of its own. Columns of languages that nobody named are left out where the
+    base has no words for them. Raises InvalidRequest `invalid_languages`."""
+    roles = {"source_lang", "target_lang"}
+    if not roles & block.columns.keys() and (roles & options.keys() or "source_prefix" in options):
+        for role in roles & columns.keys():
+            del columns[role]
+    if roles & columns.keys():
+        named = roles & block.columns.keys()
+        if languages.speaks(base.family) and roles <= columns.keys():
+            if said := sorted((roles | {"source_prefix"}) & options.keys()):
+                raise _no_languages(f"task.{said[0]}", "The languages are said by columns already.")
+            options["languages_of"] = base.family
+        elif named:
+            raise _no_languages("task.columns", "This base model is told languages by two columns, or not at all.")
+        else:
+            for role in roles & columns.keys():
+                del columns[role]
+        return
+    if not roles & options.keys():
+        return
+    if not languages.speaks(base.family):
+        raise _no_languages("task.source_lang", "This base model has no words for a language.")
+    if "source_prefix" in options:
+        raise _no_languages("task.source_prefix", "Give languages or a prefix, not both.")
+    for role in sorted(roles):
+        said_language = options.get(role)
+        known = base.languages if base.family == "marian" else languages.NAMES
+        if said_language is None:
+            raise _no_languages(f"task.{role}", "Give the languages of both sides.")
+        if base.family == "marian" and role == "source_lang":
+            continue  # it is not told
+        if said_language not in known and (base.family == "marian" or len(said_language) < 4):
+            raise _no_languages(f"task.{role}", "This language is not known; a name in English is, of T5 and mT5.")
+    options["source_prefix"] = languages.prefix(base.family, options["source_lang"], options["target_lang"])
+
+
+def _no_languages(param: str, message: str) -> InvalidRequest:
+    return InvalidRequest("invalid_languages", message, param=param)
 
 
 def _range(declared: list[float] | None, name: str, files: Sequence[FileFacts]) -> list[float]:

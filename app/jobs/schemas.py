@@ -18,6 +18,10 @@ from app.files.limits import MAX_RECORDS_PER_UNIT
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 
 
+#: A code, or a name.
+_LANGUAGE = r"^[A-Za-z][A-Za-z _()-]{1,39}$"
+
+
 class _Strict(BaseModel):
     """A block in which a misspelt key is an error, not a default."""
 
@@ -55,7 +59,8 @@ class TaskBlock(_Strict):
 
     multi_label: a row has any number of the classes. range: [low, high] of a regression's targets, declared since their
     true extremes are somebody's own; targets beyond it are cut off. source_prefix: what every source of a text-to-text
-    task begins with; max_target_length: of a target, in tokens.
+    task begins with; max_target_length: of a target, in tokens. source_lang, target_lang: of a translation, as
+    `app.catalog.languages` tells them to the base.
     """
 
     type: str | None = Field(None, max_length=64)
@@ -65,6 +70,8 @@ class TaskBlock(_Strict):
     multi_label: bool | None = None
     range: Annotated[list[Finite], Field(min_length=2, max_length=2)] | None = None
     source_prefix: str | None = Field(None, max_length=200)
+    source_lang: str | None = Field(None, pattern=_LANGUAGE)
+    target_lang: str | None = Field(None, pattern=_LANGUAGE)
     max_target_length: int | None = Field(None, ge=4)
 
     def options(self) -> dict[str, Any]:

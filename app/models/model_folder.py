@@ -42,6 +42,7 @@ READABLE = frozenset(
 MAX_ENTRIES = 4096
 MAX_JSON_BYTES = 4 << 20
 MAX_SHARDS = 1000
+MAX_LANGUAGES = 500
 _MAX_SIZES = {"hidden_size": 65_536, "num_layers": 1024, "max_length": 10_000_000}
 _MAX_INTEGER = 1 << 31
 
@@ -91,6 +92,7 @@ _PROCESSOR_KEYS = frozenset(
 _CLASS_NAME = re.compile(r"[A-Za-z][A-Za-z0-9]{0,63}")
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _BLOCK = re.compile(r"^(.*?\.)?(?:layers?|h|blocks?|stages)\.(\d+)\.")
+_LANGUAGE = re.compile(rb'">>([A-Za-z][A-Za-z_-]{1,15})<<"')
 _LICENCE = re.compile(r"^license:\s*['\"]?([A-Za-z0-9.+-]{1,64})['\"]?\s*$", re.MULTILINE)
 
 
@@ -166,6 +168,7 @@ def inspect(folder: Path, root: Path, base_id: str, source: Source = "folder") -
         chat_template=template,
         trained_for=str(marker.get("task", "")),
         labels=_labels(config) if marker.get("task") else (),
+        languages=_languages(small) if family.kind == "seq2seq" else (),
         parameter_names=tuple(tensors),
         path=str(folder),
     )
@@ -351,6 +354,12 @@ def _checked(value: Any, depth: int = 0) -> Any:
         case _:
             raise Refused("absurd_config", "config.json has a number, a text or a list that no model has")
     return value
+
+
+def _languages(small: Mapping[str, bytes]) -> tuple[str, ...]:
+    """Those that a translation can be asked into by a token before its source."""
+    found = {match.decode() for name in (TOKENIZER, "vocab.json") for match in _LANGUAGE.findall(small.get(name, b""))}
+    return tuple(sorted(found)[:MAX_LANGUAGES])
 
 
 def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -147,7 +147,7 @@ def test_translation_on_public_data_is_scored_and_loads(
         training_file=file.id,
         hyperparameters={"n_epochs": 60, "learning_rate_multiplier": 100},
         extra_body={
-            "task": {"type": "translation", "max_length": 16, "max_target_length": 8},
+            "task": {"source_lang": "en", "target_lang": "fr", "max_length": 16, "max_target_length": 8},
             "adaptation": {"type": "full"},
             "privacy": {"mechanism": "none"},
             "evaluation": {"split": 0.2},
@@ -162,7 +162,9 @@ def test_translation_on_public_data_is_scored_and_loads(
     assert metrics["generated_rows"] == 40
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(bundle), AutoTokenizer.from_pretrained(bundle)
     before = AutoModelForSeq2SeqLM.from_pretrained(models / "tiny-t5")
-    asked = tokenizer("the cat sleeps", return_tensors="pt")
+    says = "translate English to French: "
+    assert says in (bundle / "README.md").read_text()
+    asked = tokenizer(f"{says}the cat sleeps", return_tensors="pt")
     written = model.generate(**asked, max_new_tokens=6)
     assert "chat" in tokenizer.decode(written[0], skip_special_tokens=True).split()
     with torch.inference_mode():

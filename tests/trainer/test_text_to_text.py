@@ -20,7 +20,7 @@ from worker.trainer.run import run
 from worker.trainer.spec import TaskSpec
 from worker.trainer.tasks import generated_text
 from worker.trainer.tasks.interface import IGNORED
-from worker.trainer.tasks.text_to_text import TextToText
+from worker.trainer.tasks.text_to_text import TextToText, Translation
 
 TASK = TaskSpec("translation", {"source": "review", "target": "mood"}, (), 16, {"max_target_length": 8})
 PREFIXED = TaskSpec("text_to_text", {}, (), 4, {"max_target_length": 3, "source_prefix": "say "})
@@ -102,6 +102,18 @@ def test_a_prefix_is_read_and_both_sides_keep_their_end(bases: dict[str, Path]) 
     said = [[WORDS[token] for token in examples.sequences[name][0]] for name in ("input_ids", "labels")]
     assert said == [["say", "the", "cat", "</s>"], ["le", "chat", "</s>"]]
     assert any("'say '" in note for note in task.notes())
+
+
+def test_rows_with_languages_of_their_own_say_them(bases: dict[str, Path]) -> None:
+    spec = TaskSpec("translation", {}, (), 16, {"max_target_length": 3, "languages_of": "marian"})
+    columns = {"source": ["cat", "dog"], "target": ["le", "le"], "source_lang": ["en", "en"]}
+    plain = Translation(TaskSpec("translation", {}, (), 16, {"max_target_length": 3}), bases["marian"], 32)
+    told = Translation(spec, bases["marian"], 32)
+    examples = told.encode({**columns, "target_lang": ["fra", "deu"]})
+    expected = plain.encode({**columns, "source": [">>fra<< cat", ">>deu<< dog"]})
+    for row in range(2):
+        assert examples.sequences["input_ids"][row].tolist() == expected.sequences["input_ids"][row].tolist()
+    assert any(">>fr<< " in note for note in told.notes())
 
 
 @pytest.mark.parametrize("family", ["t5", "marian"])

@@ -20,9 +20,11 @@ def base(family: str, **changes: Any) -> BaseModel:
     return dataclasses.replace(BASE, id="tiny", family=family, tasks=FAMILIES[family].tasks, max_length=256, **changes)
 
 
-def plan(family: str, *columns: dict[str, Any], bias_parameters: int = 0, **body: Any) -> Planned:
+def plan(
+    family: str, *columns: dict[str, Any], bias_parameters: int = 0, languages: tuple[str, ...] = (), **body: Any
+) -> Planned:
     request = parsed(CreateJob.model_validate({"model": "tiny", "training_file": "file-1", **body}))
-    planned_on = base(family, bias_parameters=bias_parameters)
+    planned_on = base(family, bias_parameters=bias_parameters, languages=languages)
     return planning.plan(request, planned_on, file(columns=columns), None, DEFAULTS)
 
 
@@ -103,6 +105,55 @@ def test_the_task_of_an_encoder_and_decoder_follows_from_the_columns(
     resolved = plan(family, *map(column, columns)).resolved["task"]
     assert (resolved["type"], resolved["options"]) == (task, options)
     assert resolved["columns"] == dict(zip(("source", "target"), columns, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("family", "known", "languages", "prefix"),
+    [
+        ("t5", (), ("en", "de"), "translate English to German: "),
+        ("mt5", (), ("English", "Luxembourgish"), "translate English to Luxembourgish: "),
+        ("marian", ("deu", "fra"), ("eng", "fra"), ">>fra<< "),
+    ],
+)
+def test_languages_become_what_the_base_was_trained_to_read(
+    family: str, known: tuple[str, ...], languages: tuple[str, str], prefix: str
+) -> None:
+    block = {"source_lang": languages[0], "target_lang": languages[1]}  # says that it is a translation
+    resolved = plan(family, column("source"), column("target"), languages=known, task=block).resolved["task"]
+    assert resolved["type"] == "translation"
+    assert resolved["options"] == {**block, "max_target_length": 128, "source_prefix": prefix}
+
+
+@pytest.mark.parametrize(
+    ("family", "known", "block", "param"),
+    [
+        ("bart", (), {"source_lang": "en", "target_lang": "de"}, "task.source_lang"),
+        ("marian", (), {"source_lang": "en", "target_lang": "de"}, "task.target_lang"),  # of two languages only
+        ("marian", ("fra",), {"source_lang": "en", "target_lang": "deu"}, "task.target_lang"),
+        ("t5", (), {"source_lang": "en", "target_lang": "qx"}, "task.target_lang"),
+        ("t5", (), {"source_lang": "en"}, "task.target_lang"),
+        ("t5", (), {"source_lang": "en", "target_lang": "de", "source_prefix": "x: "}, "task.source_prefix"),
+        ("t5", (), {"columns": {"target_lang": "to"}}, "task.columns"),  # both, or none
+        ("t5", (), {"columns": {"source_lang": "from", "target_lang": "to"}, "target_lang": "de"}, "task.target_lang"),
+        ("bart", (), {"columns": {"source_lang": "from", "target_lang": "to"}}, "task.columns"),
+    ],
+)
+def test_languages_that_a_base_cannot_be_told_are_refused(
+    family: str, known: tuple[str, ...], block: dict[str, Any], param: str
+) -> None:
+    columns = [column(name) for name in ("source", "target", "from", "to")]
+    with pytest.raises(ApiError) as refused:
+        plan(family, *columns, languages=known, task={"type": "translation", **block})
+    assert (refused.value.code, refused.value.param) == ("invalid_languages", param)
+
+
+def test_each_row_may_have_languages_of_its_own() -> None:
+    columns = [column(name) for name in ("source", "target", "source_lang", "target_lang")]
+    resolved = plan("t5", *columns, task={"type": "translation"}).resolved["task"]
+    assert resolved["columns"] == {name: name for name in ("source", "target", "source_lang", "target_lang")}
+    assert resolved["options"] == {"max_target_length": 128, "languages_of": "t5"}
+    other = plan("bart", *columns, task={"type": "translation"}).resolved["task"]  # has no words for them
+    assert (other["columns"].keys(), other["options"]) == ({"source", "target"}, {"max_target_length": 128})
 
 
 def test_a_prefix_and_the_length_of_targets_are_options() -> None:

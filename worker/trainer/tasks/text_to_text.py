@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
+from app.catalog import languages
 from worker.trainer.spec import TaskSpec
 from worker.trainer.tasks import generated_text
 from worker.trainer.tasks.examples import Examples, Indices, lengths_of
@@ -41,15 +42,18 @@ class TextToText(TextTask):
     def __init__(self, spec: TaskSpec, base: Path, max_length: int) -> None:
         super().__init__(spec, base, max_length)
         self.prefix = str(spec.options.get("source_prefix") or "")
+        self.languages_of = str(spec.options.get("languages_of") or "")
         self.max_target_length = min(int(spec.options.get("max_target_length") or spec.max_length), max_length)
         self._references: list[str] = []
 
     def encode(self, columns: Mapping[str, Sequence[Any]]) -> Examples:
-        """Roles `source`, `target`. The tensor `row` says which of the references is a row's own."""
+        """Roles `source`, `target`, and both languages where rows have their own.
+
+        The tensor `row` says which of the references is a row's own."""
         sources, targets = require_texts(columns["source"]), require_texts(columns["target"])
         first = len(self._references)
         self._references += targets
-        texts = [self.prefix + source for source in sources]
+        texts = [before + source for before, source in zip(self._prefixes(columns), sources, strict=True)]
         inputs = self._encoded("text", texts, self.max_length)
         labels = self._encoded("text_target", targets, self.max_target_length)
         examples = self._examples(inputs, labels, torch.arange(first, first + len(targets)))
@@ -106,11 +110,20 @@ class TextToText(TextTask):
 
     def notes(self) -> list[str]:
         """Where texts are cut, and what a source begins with."""
-        begins = [f"Every source must begin with {self.prefix!r}, as in training."] if self.prefix else []
+        says = self.prefix or (self.languages_of and languages.prefix(self.languages_of, "en", "fr"))
+        such = "such words as " if self.languages_of else ""
+        begins = [f"Every source must begin with {such}{says!r}, as in training."] if says else []
         return [
             f"Sources are cut to {self.max_length} tokens, targets were cut to {self.max_target_length}.",
             *begins,
         ]
+
+    def _prefixes(self, columns: Mapping[str, Sequence[Any]]) -> list[str]:
+        """Of each row."""
+        if not self.languages_of:
+            return [self.prefix] * len(columns["source"])
+        pairs = zip(require_texts(columns["source_lang"]), require_texts(columns["target_lang"]), strict=True)
+        return [languages.prefix(self.languages_of, *pair) for pair in pairs]
 
     @torch.inference_mode()
     def _write(self, model: Any, examples: Examples, rows: Indices) -> list[str]:
