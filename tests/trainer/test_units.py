@@ -34,6 +34,7 @@ from worker.trainer.device import set_up_device
 from worker.trainer.dp.engine import GradientEngine
 from worker.trainer.dp.step import TOLERANCE
 from worker.trainer.failure import TrainerFailure
+from worker.trainer.features import pooled_features, pooled_vectors
 from worker.trainer.job import Job, PreparedPhase, adapt, load_job
 from worker.trainer.run import run
 
@@ -169,9 +170,8 @@ class Sums:
             parameter.requires_grad_(False)
         for parameter in self.prepared.parameters.values():
             parameter.requires_grad_(True)
-        on_features = self.prepared.on_features
-        pooled = loop._pooled(self.job, self.training) if on_features else None
-        self.features = None if pooled is None else loop._features(self.job, pooled)
+        pooled = pooled_vectors(self.job, self.training) if self.prepared.on_features else None
+        self.features = None if pooled is None else pooled_features(self.job, pooled)
 
     def batches(self, dataset: Dataset, step: int) -> Iterator[tuple[Any, Tensor]]:
         units = np.arange(dataset.num_units)
@@ -240,7 +240,8 @@ def test_a_step_takes_no_more_rows_of_a_unit_than_declared_and_other_ones_each_t
             chosen.append(batch["features"][unit_index == 0])
         assert dict(counts) == {unit: min(BOUND, len(rows)) for unit, rows in enumerate(sums.training.rows_of_unit)}
     assert len(sums.training.rows_of_unit[0]) == LARGE
-    distinct = len({tuple(row) for row in sums.features[sums.training.rows_of_unit[0]].tolist()})
+    assert sums.features is not None
+    distinct = len({tuple(row) for row in sums.features.of_rows(sums.training.rows_of_unit[0]).tolist()})
     assert BOUND < len(seen) <= distinct
     assert not all(torch.equal(chosen[0], other) for other in chosen)
 
@@ -265,7 +266,7 @@ def test_the_choice_of_one_unit_does_not_move_anothers(tmp_path: Path, base: Pat
 def test_the_centre_counts_each_unit_once(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = made_job(tmp_path / "job", base, evaluation="none")
     job, phases, _, training, _ = loaded(made)
-    pooled = loop._pooled(job, training)
+    pooled = pooled_vectors(job, training)
     totals: list[Tensor] = []
 
     def release(randomness: object, part: GaussianRelease, total: Tensor, *, tolerance: float) -> Tensor:
