@@ -134,6 +134,13 @@ def test_a_head_on_tokens_learns_the_same_from_vectors_that_are_kept(
         torch.testing.assert_close(kept[name], value, atol=1e-5, rtol=1e-4)
 
 
+def test_a_single_step_of_lora_without_noise_is_exported(tmp_path: Path) -> None:
+    base = make_encoder_base(tmp_path / "base", "masked", "bert")
+    job = _job(tmp_path / "job", base, "masked", "bert", "lora", steps=1, private=False, evaluation="public")
+    run(job.folder, KEY, Control(None))  # its A has no gradient, as B is zero
+    assert (job.folder / "results/model/model.safetensors").exists()
+
+
 def test_a_regression_answers_in_the_targets_units(tmp_path: Path) -> None:
     base = make_encoder_base(tmp_path / "base", "regression", "bert")
     job = _job(
