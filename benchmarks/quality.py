@@ -78,11 +78,12 @@ WORKLOADS = {
         ),
         Workload(
             "e2e_masked",
-            "E2E, masked_lm on 2,000 texts",
+            "E2E, masked_lm on 800 texts",
             "minilm-masked",
-            sets.e2e_text(2000, 300),
+            sets.e2e_text(800, 100),
             {"type": "masked_lm"},
             WRITING,
+            settings={"hyperparameters": {"n_epochs": 2, "learning_rate_multiplier": 4.0}},
         ),
         Workload(
             "e2e_friendly_adapted",
@@ -95,12 +96,12 @@ WORKLOADS = {
         ),
         Workload(
             "scitldr",
-            "SciTLDR, 400 of 1,992, the first 128 tokens",
+            "SciTLDR, 240 of 1,992, the first 128 tokens",
             _FLAN_T5,
-            sets.scitldr(400, 60),
+            sets.scitldr(240, 32),
             {"type": "summarization", "max_length": 128, "max_target_length": 48},
             WRITTEN,
-            settings={"hyperparameters": {"n_epochs": 1, "batch_size": 64}},
+            settings={"hyperparameters": {"n_epochs": 1, "batch_size": 32}},
         ),
         Workload(
             "e2e_nlg",
@@ -113,9 +114,9 @@ WORKLOADS = {
         ),
         Workload(
             "dolly15k",
-            "Dolly, 500 of those up to 400 characters",
+            "Dolly, 300 of those up to 400 characters",
             _SMOLLM2,
-            sets.dolly(500, 60, 400),
+            sets.dolly(300, 60, 400),
             {"type": "instruction", "max_length": 128},
             WRITING,
             settings={"hyperparameters": {"n_epochs": 1, "batch_size": 64}},
