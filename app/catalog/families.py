@@ -183,6 +183,14 @@ _RESNET_KEYS = frozenset(
     }
 )  # fmt: skip
 
+_BIT_KEYS = frozenset(
+    {
+        "depths", "drop_path_rate", "embedding_dynamic_padding", "embedding_size", "global_padding", "hidden_act",
+        "hidden_sizes", "layer_type", "num_channels", "num_groups", "out_features", "out_indices", "output_stride",
+        "stage_names", "width_factor",
+    }
+)  # fmt: skip
+
 _EFFICIENTNET_KEYS = frozenset(
     {
         "batch_norm_eps", "batch_norm_momentum", "depth_coefficient", "depth_divisor", "depthwise_padding",
@@ -208,6 +216,7 @@ FAMILIES: dict[str, Family] = {
         _image("deit", "hidden_size", "num_hidden_layers", _VIT_KEYS),
         _image("convnext", "hidden_sizes", "depths", _CONVNEXT_KEYS),
         _image("resnet", "hidden_sizes", "depths", _RESNET_KEYS, lora=False),
+        _image("bit", "hidden_sizes", "depths", _BIT_KEYS, lora=False),
         _image("efficientnet", "hidden_dim", "num_block_repeats", _EFFICIENTNET_KEYS, lora=False),
         Family(
             "distilbert",

@@ -91,7 +91,7 @@ _PROCESSOR_KEYS = frozenset(
 
 _CLASS_NAME = re.compile(r"[A-Za-z][A-Za-z0-9]{0,63}")
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-_BLOCK = re.compile(r"^(.*?\.)?(?:layers?|h|blocks?|stages)\.(\d+)\.")
+_BLOCK = re.compile(r"^(.*?\.)?(?:layers?|h|blocks?)\.(\d+)\.")
 _LANGUAGE = re.compile(rb'">>([A-Za-z][A-Za-z_-]{1,15})<<"')
 _LICENCE = re.compile(r"^license:\s*['\"]?([A-Za-z0-9.+-]{1,64})['\"]?\s*$", re.MULTILINE)
 

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import (
+    BitConfig,
+    BitForImageClassification,
     ConvNextConfig,
     ConvNextForImageClassification,
     DeiTConfig,
@@ -42,6 +44,9 @@ def _model(family: str) -> PreTrainedModel:
     if family == "resnet":
         return ResNetForImageClassification(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1],
                                                          num_labels=5))  # fmt: skip
+    if family == "bit":
+        sizes: dict[str, Any] = {"embedding_size": 32, "hidden_sizes": [32, 64], "depths": [1, 1], "num_groups": 8}
+        return BitForImageClassification(BitConfig(**sizes, num_labels=5))
     return EfficientNetForImageClassification(
         EfficientNetConfig(
             image_size=32, hidden_dim=1280, num_block_repeats=[1, 1], kernel_sizes=[3, 3], in_channels=[32, 16],

@@ -31,7 +31,7 @@ from worker.trainer.tasks.image_classification import ImageClassification
 TASK = TaskSpec("image_classification", {"image": "scan", "label": "finding"}, ("dark", "bright"), max_length=1)
 
 
-@pytest.fixture(scope="module", params=["vit", "deit", "convnext", "resnet", "efficientnet"])
+@pytest.fixture(scope="module", params=["vit", "deit", "convnext", "resnet", "bit", "efficientnet"])
 def images_base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """Family and folder."""
     family = str(request.param)
@@ -70,6 +70,9 @@ def test_a_private_job_gives_a_bundle_that_plain_transformers_loads(
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     body = {name for name in changed if "classifier" not in name}
     assert bool(body) == (adaptation != "head")
+    if images_base[0] == "bit" and adaptation == "full":  # GroupNorm sees one image at a time: it trains
+        assert {name for name in before if ".norm" in name and name.endswith((".weight", ".bias"))} <= changed
+        return
     # Running statistics and BatchNorm's own weights are those of the base, and so are closed or open gates.
     untouched = ("running_", "num_batches", "normalization.", "batchnorm.", "_bn.", "_norm.", "squeeze_excite")
     assert not [name for name in changed if any(part in name for part in untouched)]
@@ -101,7 +104,7 @@ def test_freezing_goes_by_the_names_in_the_file(tmp_path: Path, family: str) -> 
 def test_lora_on_a_vision_transformer(tmp_path: Path, images_base: tuple[str, Path]) -> None:
     family, base = images_base
     job = _job(tmp_path / "job", images_base, "lora", 2, 1e-2)
-    if family in ("resnet", "efficientnet"):  # the service refuses such a plan before it comes here
+    if family in ("resnet", "bit", "efficientnet"):  # the service refuses such a plan before it comes here
         with pytest.raises(TrainerFailure, match="no matrices"):
             run(job.folder, KEY, Control(None))
         return

@@ -228,3 +228,18 @@ def test_a_refused_folder_says_why_to_who_asks_for_it(settings: Settings, tmp_pa
     assert (caught.value.code, caught.value.extra) == ("base_model_refused", {"reason": "no_safetensors"})
     assert catalog.find_base(mine, "none") is None
     assert list(catalog.refused(mine)) == ["bad"]
+
+
+@pytest.mark.parametrize("family", ["resnet", "bit", "convnext"])
+def test_the_blocks_of_a_network_in_stages_are_counted_in_all_of_them(tmp_path: Path, family: str) -> None:
+    config = {"model_type": family, "hidden_sizes": [8, 16], "depths": [3, 2], "architectures": ["ForImages"]}
+    blocks = [f"{family}.encoder.stages.{stage}.layers.{n}." for stage, depth in ((0, 3), (1, 2)) for n in range(depth)]
+    shapes = {f"{block}conv.weight": (8, 8, 3, 3) for block in blocks}
+    shapes[f"{family}.encoder.stages.1.downsampling_layer.0.weight"] = (16, 8)
+    folder = make_folder(tmp_path / "m", config__json=config, model__safetensors=safetensors(shapes))
+    base = inspect(folder, tmp_path, "m").base
+    assert (base.num_layers, base.layer_parameters, base.hidden_size) == (5, 8 * 8 * 9, 16)
+    fewer = {name: shape for name, shape in shapes.items() if ".1.layers.1." not in name}
+    (folder / "model.safetensors").write_bytes(safetensors(fewer))
+    with pytest.raises(Refused, match="fewer layers"):
+        inspect(folder, tmp_path, "m")

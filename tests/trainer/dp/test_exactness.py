@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers as hf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -72,6 +73,18 @@ def test_fallback_equals_loop_over_units(name: str, lora: bool) -> None:
     batch = to_dtype(CASES[name].batch(6), torch.float64)
     for unit_index in (OWN_UNIT, SEVERAL_ROWS):
         check_loop(FunctionalEngine, model, trainable(model), CASES[name].loss, batch, unit_index, 1e-12)
+
+
+def test_fallback_equals_loop_where_weights_are_standardized() -> None:
+    """BiT's: the standardization of a convolution's weights is no layer that the tape knows, GroupNorm trains."""
+    torch.manual_seed(0)
+    config = hf.BitConfig(embedding_size=32, hidden_sizes=[32, 64], depths=[1, 1], num_groups=8, num_labels=3)
+    model = hf.BitForImageClassification(config).double().eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, 0.1, 0.5)
+    batch = to_dtype(CASES["resnet"].batch(6), torch.float64)
+    for unit_index in (OWN_UNIT, SEVERAL_ROWS):
+        check_loop(FunctionalEngine, model, trainable(model), CASES["resnet"].loss, batch, unit_index, 1e-12)
 
 
 @pytest.mark.parametrize("clipping", ["flat", "automatic", "per_layer"])

@@ -116,4 +116,6 @@ VIT = ImageFamily("vit", "vit", "vit.layers", vector=_first_token, unmovable=("a
 DEIT = ImageFamily("deit", "deit", "deit.layers", vector=_first_token, unmovable=("attention.k_proj.bias",))
 CONVNEXT = ImageFamily("convnext", "convnext", "convnext.encoder.stages", lora_targets=("pwconv1", "pwconv2"))
 RESNET = ImageFamily("resnet", "resnet", "resnet.encoder.stages", head="classifier.1")
+#: A ResNet with GroupNorm in place of BatchNorm, which trains (Kolesnikov et al. 2020).
+BIT = ImageFamily("bit", "bit", "bit.encoder.stages", head="classifier.1")
 EFFICIENTNET = ImageFamily("efficientnet", "efficientnet", "efficientnet.encoder.blocks")

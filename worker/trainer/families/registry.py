@@ -8,7 +8,7 @@ from worker.trainer.families.bart import BART, MARIAN
 from worker.trainer.families.bert import BERT, BERT_MASKED, BERT_TOKENS
 from worker.trainer.families.distilbert import DISTILBERT, DISTILBERT_MASKED, DISTILBERT_TOKENS
 from worker.trainer.families.gpt2 import GPT2_CAUSAL
-from worker.trainer.families.images import CONVNEXT, DEIT, EFFICIENTNET, RESNET, VIT
+from worker.trainer.families.images import BIT, CONVNEXT, DEIT, EFFICIENTNET, RESNET, VIT
 from worker.trainer.families.interface import Family
 from worker.trainer.families.llama import LLAMA_CAUSAL
 from worker.trainer.families.qwen import QWEN2_CAUSAL, QWEN3_CAUSAL
@@ -37,7 +37,10 @@ FAMILIES: dict[str, dict[ModelClass, Family]] = {
         "token_classification": DISTILBERT_TOKENS,
         "masked_lm": DISTILBERT_MASKED,
     },
-    **{family.model_type: {"image_classification": family} for family in (VIT, DEIT, CONVNEXT, RESNET, EFFICIENTNET)},
+    **{
+        family.model_type: {"image_classification": family}
+        for family in (VIT, DEIT, CONVNEXT, RESNET, BIT, EFFICIENTNET)
+    },
     "gpt2": {"causal_lm": GPT2_CAUSAL},
     "llama": {"causal_lm": LLAMA_CAUSAL},
     "qwen2": {"causal_lm": QWEN2_CAUSAL},
