@@ -17,7 +17,15 @@ from app.uploads import routes as uploads
 
 #: The routers under /v1, in the order of the documentation; what lies below a model comes before the models' own, which
 #: take whatever is left.
-SLICES = (files.router, uploads.router, jobs.router, exports.router, models.router, budgets.router)
+SLICES = (
+    files.router,
+    uploads.router,
+    jobs.router,
+    models.bases_in_folders,
+    exports.router,
+    models.router,
+    budgets.router,
+)
 
 #: Paths that take bodies of any size, up to limits of their own.
 STREAMED = re.compile(r"/v1/files|/v1/uploads/[^/]+/parts")

@@ -39,7 +39,9 @@ def add_commands(commands: Any) -> None:
 
 def _list(_arguments: argparse.Namespace) -> int:
     settings = Settings()
-    for base in models.bases(settings):
+    for name in [base.id for base in models.bases(settings)]:
+        base = models.find_base(settings, name)
+        assert base is not None
         print(f"{base.id}  {base.family}  {base.parameters:,} parameters  {base.licence}  sha256:{base.digest}")
     for name, reason in models.refused(settings).items():
         print(f"{name}  refused  {reason.code}: {reason}")

@@ -12,6 +12,7 @@ from app.budgets import heads
 from app.db.session import Database
 from app.http import problems
 from app.http.middleware import RequestEnvelope
+from app.models import service as models
 from app.queue import Queue
 from app.secret_key import load_secret_key
 from app.settings import Settings
@@ -46,6 +47,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    models.bases(app.state.settings)  # new ones are hashed in the background from here on
     yield
     app.state.queue.close()
     app.state.database.dispose()

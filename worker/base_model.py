@@ -96,15 +96,17 @@ def converted(settings: Settings, base: BaseModel) -> Path:
             made = Path(scratch) / "model"
             env = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | {"HOME": scratch}
             command = tether.python("-m", "worker.trainer.convert", base.conversion, str(source), str(made))
-            done = subprocess.run(  # noqa: S603
-                command,
-                env=tether.importable(env),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=_CONVERSION_SECONDS,
-            )
-            if done.returncode != 0:
-                raise models.BaseModelUnavailable(f"the weights of {base.id} cannot be converted")
+            try:
+                subprocess.run(  # noqa: S603
+                    command,
+                    env=tether.importable(env),
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    timeout=_CONVERSION_SECONDS,
+                    check=True,
+                )
+            except subprocess.SubprocessError as error:
+                raise models.BaseModelUnavailable(f"the weights of {base.id} cannot be converted") from error
             with contextlib.suppress(OSError):  # another worker was quicker
                 made.rename(target)
     if digests.sha256(target / model_folder.WEIGHTS) != base.digest:

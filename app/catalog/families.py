@@ -39,6 +39,8 @@ class Family:
     position_offset: position embeddings that no token takes. unlimited: the length that is offered then.
     position_table: positions are learnt, so that there is a weight of them; extra_positions: rows that it has besides.
     keys: what the family's config class reads besides `COMMON_KEYS`.
+    head: a tensor of the head that comes with the weights for predicting tokens; where `tied` (unless the config says
+      otherwise) it is the embedding. Of an encoder it is not, and often missing.
     lora: whether it has matrices for LoRA; nets of convolutions have none.
     centred: whether its pooled vectors are centred by a privately released mean (see the trainer's encoders).
     """
@@ -55,6 +57,8 @@ class Family:
     unlimited: int = 512
     centred: bool = False
     lora: bool = True
+    head: str = ""
+    tied: bool = True
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -79,6 +83,10 @@ _DISTILBERT_KEYS = frozenset(
 )  # fmt: skip
 
 
+#: Of models that write text.
+_HEAD = "lm_head.weight"
+
+
 def _bert(model_type: str, position_offset: int = 0) -> Family:
     return Family(
         model_type,
@@ -89,6 +97,8 @@ def _bert(model_type: str, position_offset: int = 0) -> Family:
         _BERT_KEYS,
         position_offset,
         centred=True,
+        head="cls.predictions.transform.dense.weight" if model_type == "bert" else "lm_head.dense.weight",
+        tied=False,
     )
 
 
@@ -144,6 +154,7 @@ def _seq2seq(model_type: str, keys: frozenset[str], *, table: bool = False, unli
         keys,
         position_table=table,
         extra_positions=2 if table else 0,
+        head=_HEAD,
     )
 
 
@@ -157,6 +168,8 @@ def _rotary(model_type: str, keys: frozenset[str]) -> Family:
         "max_position_embeddings",
         keys,
         position_table=False,
+        head=_HEAD,
+        tied=False,
     )
 
 
@@ -226,8 +239,10 @@ FAMILIES: dict[str, Family] = {
             "max_position_embeddings",
             _DISTILBERT_KEYS,
             centred=True,
+            head="vocab_transform.weight",
+            tied=False,
         ),
-        Family("gpt2", "causal", "n_embd", "n_layer", "n_positions", _GPT2_KEYS),
+        Family("gpt2", "causal", "n_embd", "n_layer", "n_positions", _GPT2_KEYS, head=_HEAD),
         _rotary("llama", _LLAMA_KEYS),
         _rotary("qwen2", _QWEN_KEYS),
         _rotary("qwen3", _QWEN_KEYS),

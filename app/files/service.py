@@ -252,7 +252,9 @@ def delete(session: Session, project_id: str, file_id: str) -> File:
     if file is None:
         raise NotFound("file")
     if repository.in_use(session, file.id):
-        raise Conflict("file_in_use", "A job that has not ended needs this file; cancel it, or wait for its end.")
+        raise Conflict(
+            "file_in_use", "A job or an export that has not ended needs this file; cancel or delete it, or wait."
+        )
     file.deleted_at = session.scalars(select(now())).one()
     session.flush()
     return file

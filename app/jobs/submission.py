@@ -112,8 +112,7 @@ def _submit(
     idempotency_key: str | None,
 ) -> Job:
     for remaining in reversed(range(_TRIES)):
-        with database.reading() as session:
-            facts = _read(session, settings, caller.project_id, body)
+        facts = _read(database, settings, caller.project_id, body)
         heads.require_sound(database, facts.budgets)
         planned = _plan(body, facts, settings, caller.may("admin"))
         try:
@@ -128,8 +127,7 @@ def _submit(
 def estimate(database: Database, settings: Settings, caller: Caller, body: CreateJob) -> Planned:
     """What a submit would plan, with nothing stored. Raises what it would raise; Conflict while a file is read."""
     parsed(body)
-    with database.reading() as session:
-        facts = _read(session, settings, caller.project_id, body)
+    facts = _read(database, settings, caller.project_id, body)
     planned = _plan(body, facts, settings, caller.may("admin"))
     if planned is None:
         raise Conflict("file_not_processed", "A file is still being read; try again soon.", param="training_file")
@@ -164,8 +162,8 @@ def _plan_one(database: Database, settings: Settings, secret: bytes, job_id: str
                 if job is None or job.status != "validating_files":
                     return False
                 body = CreateJob.model_validate(job.request)
-                facts = _read(session, settings, job.project_id, body)
                 by_admin = _is_admin(session, job.key_id)
+            facts = _read(database, settings, job.project_id, body)
             heads.require_sound(database, facts.budgets)
             planned = _plan(body, facts, settings, by_admin)
         except (BudgetLocked, ServiceUnavailable):
@@ -218,10 +216,15 @@ def _take_waiting(session: Session, job_id: str) -> Job | None:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def _read(session: Session, settings: Settings, project_id: str, body: CreateJob) -> _Facts:
-    base = models.find_base_for(session, settings, project_id, body.model)
+def _read(database: Database, settings: Settings, project_id: str, body: CreateJob) -> _Facts:
+    base = models.find_base_for(database, settings, project_id, body.model)
     if base is None:
         raise NotFound("model", param="model")
+    with database.reading() as session:
+        return _read_files(session, project_id, body, base)
+
+
+def _read_files(session: Session, project_id: str, body: CreateJob, base: BaseModel) -> _Facts:
     training = _file(session, project_id, body.training_file, "training_file")
     validation = None
     if body.validation_file is not None:

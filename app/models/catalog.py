@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from sqlalchemy.orm import Session
-
 from app.catalog.bases import BASES, BaseModel
+from app.db.session import Database
 from app.errors import InvalidRequest
 from app.models import digests, discovery, repository
 from app.models.lineage import lineage_of
@@ -25,8 +24,8 @@ class BaseModelUnavailable(LookupError):
 
 
 def bases(settings: Settings) -> list[BaseModel]:
-    """All that this server offers to every project: packages, then the operator's folder. The first call after a model
-    was put there hashes its weights."""
+    """All that this server offers to every project: packages, then the operator's folder. Of a model that was just put
+    there, the digest is empty until its weights are hashed, which this begins in the background."""
     return [base for base in BASES.values() if package_path(base) is not None] + list(_discovered(settings))
 
 
@@ -34,7 +33,7 @@ def _discovered(settings: Settings) -> Iterator[BaseModel]:
     if settings.models_dir is not None:
         for found in discovery.scan(settings.models_dir).models.values():
             try:
-                yield discovery.base_of(found, settings.data_dir)
+                yield discovery.base_now(found, settings.data_dir)
             except OSError:
                 continue  # it went away under us
 
@@ -44,8 +43,16 @@ def refused(settings: Settings) -> dict[str, Refused]:
     return {} if settings.models_dir is None else dict(discovery.scan(settings.models_dir).refused)
 
 
+def offers(settings: Settings, name: str) -> bool:
+    """Whether a base of that id is offered to every project. Hashes nothing."""
+    return name in BASES or (settings.models_dir is not None and name in discovery.scan(settings.models_dir).models)
+
+
 def find_base(settings: Settings, name: str) -> BaseModel | None:
-    """The base of that id, offered to every project. Raises InvalidRequest `base_model_refused`, with the reason."""
+    """The base of that id, offered to every project, with its digest: the first call after it was put there hashes its
+    weights, so none belongs in a unit of work. Raises InvalidRequest: hub_not_available, base_model_refused with the
+    reason.
+    """
     if name in BASES:
         return dataclasses.replace(BASES[name], parameter_names=_parameter_names(name))
     if "@" in name:
@@ -67,14 +74,15 @@ def find_base(settings: Settings, name: str) -> BaseModel | None:
     return None if found is None else discovery.base_of(found, settings.data_dir)
 
 
-def find_base_for(session: Session, settings: Settings, project_id: str, name: str) -> BaseModel | None:
+def find_base_for(database: Database, settings: Settings, project_id: str, name: str) -> BaseModel | None:
     """The base of that id for a job of the project: one of the above, or a model that the project's jobs made.
 
-    Raises InvalidRequest: base_model_refused, model_not_a_base.
+    Raises InvalidRequest: hub_not_available, base_model_refused, model_not_a_base.
     """
     if not name.startswith(discovery.FINE_TUNED):
         return find_base(settings, name)
-    model = repository.find(session, project_id, name)
+    with database.reading() as session:
+        model = repository.find(session, project_id, name)
     return None if model is None else as_base(model)
 
 

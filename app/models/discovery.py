@@ -1,7 +1,7 @@
 """The operator's folder of models: which there are, by name, and why one is not offered.
 
 A model is a folder `NAME` or `ORGANISATION/NAME` with a config.json. Hidden folders are passed over. What was found is
-kept in memory as long as no file of it changes; weights are hashed when somebody asks for the model.
+kept in memory as long as no file of it changes; weights are hashed once, see `app.models.digests`.
 """
 
 from __future__ import annotations
@@ -61,6 +61,15 @@ def scan(root: Path, source: Source = "folder") -> Found:
 def base_of(found: ModelFolder, data_dir: Path) -> BaseModel:
     """The base with its digest. Takes as long as hashing its weights does, the first time. Raises OSError."""
     return dataclasses.replace(found.base, digest=found.digest(lambda path: digests.sha256(path, data_dir)))
+
+
+def base_now(found: ModelFolder, data_dir: Path) -> BaseModel:
+    """The same at once: without a digest while nobody has hashed the weights, which then begins in the background."""
+    try:
+        return dataclasses.replace(found.base, digest=found.digest(lambda path: digests.known(path, data_dir)))
+    except digests.Unknown:
+        digests.later(found.weights.values(), data_dir)
+        return found.base
 
 
 def _candidates(root: Path) -> Iterator[tuple[str, Path]]:

@@ -148,12 +148,15 @@ def inspect(folder: Path, root: Path, base_id: str, source: Source = "folder") -
         raise Refused("no_tokenizer", "there is no tokenizer.json")
     noted = config.get(MARKER)
     marker: Mapping[str, Any] = noted if isinstance(noted, dict) else {}
+    tasks = tuple(name for name in family.tasks if _has_head(name, config, family, tensors))
+    if not tasks:
+        raise Refused("no_head", f"the weights have no {family.head}, and config.json does not tie it to the embedding")
     template = "chat_template.jinja" in small or b'"chat_template"' in small.get("tokenizer_config.json", b"")
     base = BaseModel(
         id=base_id,
         title=_title(config, family, sizes["num_layers"] - bool(marker.get("pooling_layer"))),
         family=family.model_type,
-        tasks=tuple(name for name in family.tasks if _has_head(name, config)),
+        tasks=tasks,
         parameters=sum(tensor.size for tensor in tensors.values()),
         layer_parameters=_layer_parameters(tensors),
         bias_parameters=sum(tensor.size for name, tensor in tensors.items() if name.endswith(".bias")),
@@ -267,13 +270,14 @@ class _Reader:
         return found[1].lower() if found else "unknown"
 
 
-def _has_head(task: str, config: Mapping[str, Any]) -> bool:
-    """Whether the weights hold the head that the task trains; an encoder often comes without the one that it was
-    pretrained with."""
-    architectures = config.get("architectures") or []
-    return TASKS[task].model != "masked_lm" or any(
-        str(name).endswith(("ForMaskedLM", "ForPreTraining")) for name in architectures
-    )
+def _has_head(task: str, config: Mapping[str, Any], family: Family, tensors: Mapping[str, TensorInfo]) -> bool:
+    """Whether the weights hold the head that the task trains, which is never made anew for these tasks; an encoder
+    often comes without the one that it was pretrained with."""
+    if TASKS[task].head != "pretrained":
+        return True
+    if family.kind != "encoder" and config.get("tie_word_embeddings", family.tied):
+        return True
+    return family.head in tensors
 
 
 def _sizes(config: Mapping[str, Any], family: Family) -> dict[str, int]:

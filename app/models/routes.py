@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from sqlalchemy.orm import Session
+from starlette.convertors import Convertor, register_url_convertor
 
 from app.auth.service import Caller
 from app.catalog.memory import MOST_BATCH_TOKENS
@@ -27,6 +28,7 @@ from app.http.deps import (
 from app.http.pagination import PageParams
 from app.models import bundles, listing, report_page, repository, service
 from app.models.bundles import ArchiveName
+from app.models.discovery import FINE_TUNED
 from app.models.schemas import (
     BaseModelList,
     BaseModelOut,
@@ -47,7 +49,27 @@ from app.storage import Storage
 
 router = APIRouter(tags=["models"])
 
+#: Before the routes of what lies below a model: a base ORGANISATION/exports is none of those.
+bases_in_folders = APIRouter(tags=["models"])
+
 ModelId = Annotated[str, Path(max_length=200)]
+
+_IN_FOLDER = "in_folder"
+
+
+class _InFolder(Convertor[str]):
+    """ORGANISATION/NAME; a model that was trained here has no slash in its id."""
+
+    regex = f"(?!{FINE_TUNED})[^/]+/[^/]+"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor(_IN_FOLDER, _InFolder())
 
 
 @router.get("/base_models")
@@ -74,10 +96,10 @@ def list_base_models(
 
 @router.get("/base_models/{base_model_id:path}")
 def retrieve_base_model(
-    session: Reading, caller: Reader, settings: SettingsDep, base_model_id: ModelId
+    caller: Reader, database: DatabaseDep, settings: SettingsDep, base_model_id: ModelId
 ) -> BaseModelOut:
     """One of them; or a model that a job of this project made, as the base of another job."""
-    base = service.find_base_for(session, settings, caller.project_id, base_model_id)
+    base = service.find_base_for(database, settings, caller.project_id, base_model_id)
     if base is None:
         raise NotFound("model")
     return render_base(base, settings.max_physical_batch_tokens or MOST_BATCH_TOKENS["cpu"])
@@ -93,7 +115,7 @@ def list_tasks(_caller: Reader) -> TaskList:
 def list_models(session: Reading, caller: Reader, settings: SettingsDep) -> ModelList:
     """Bases and the project's own models; like the wire's, not in pages."""
     own = session.scalars(repository.readable(caller.project_id).order_by(Model.created_at.desc(), Model.id.desc()))
-    return ModelList(data=[*map(render_as_model, service.bases(settings)), *map(render, own)])
+    return ModelList(data=[*(render_as_model(base.id) for base in service.bases(settings)), *map(render, own)])
 
 
 @router.get("/models/{model_id}/files")
@@ -188,12 +210,12 @@ def retrieve_signing_key(_caller: Reader, keys: ReportKeysDep) -> SigningKey:
 # Below the longer paths: the id of a base may hold a slash, so this one takes whatever is left.
 
 
+@bases_in_folders.get(f"/models/{{model_id:{_IN_FOLDER}}}", include_in_schema=False)
 @router.get("/models/{model_id:path}")
 def retrieve_model(session: Reading, caller: Reader, settings: SettingsDep, model_id: ModelId) -> ModelOut:
     """A model of the project, with its metrics and its privacy report; or a base."""
-    base = service.find_base(settings, model_id)
-    if base is not None:
-        return render_as_model(base)
+    if service.offers(settings, model_id):
+        return render_as_model(model_id)
     return render(service.get(session, caller.project_id, model_id), full=True)
 
 

@@ -109,7 +109,7 @@ class BaseModelOut(BaseModel):
     num_layers: int
     max_length: int
     licence: str
-    sha256: str
+    sha256: str | None
     source: str
     training_memory_bytes: dict[str, int]
     lineage: list[Ancestor]
@@ -164,9 +164,9 @@ def render(model: Model, *, full: bool = False) -> ModelOut:
     )
 
 
-def render_as_model(base: bases.BaseModel) -> ModelOut:
+def render_as_model(base_id: str) -> ModelOut:
     """A base among the models. The wire wants a time, a base has none."""
-    return ModelOut(id=base.id, created=0, owned_by="catalog")
+    return ModelOut(id=base_id, created=0, owned_by="catalog")
 
 
 def render_base(base: bases.BaseModel, batch_tokens: int, recommendation: Recommendation | None = None) -> BaseModelOut:
@@ -181,7 +181,7 @@ def render_base(base: bases.BaseModel, batch_tokens: int, recommendation: Recomm
         num_layers=base.num_layers,
         max_length=base.max_length,
         licence=base.licence,
-        sha256=base.digest,
+        sha256=base.digest or None,
         source=base.source,
         training_memory_bytes=training_bytes_by_adaptation(base, batch_tokens),
         lineage=[Ancestor.model_validate(entry) for entry in base.lineage],

@@ -21,6 +21,7 @@ from app.models.catalog import (
     bases,
     find_base,
     find_base_for,
+    offers,
     package_path,
     refused,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "hold",
     "model_id",
     "note_export",
+    "offers",
     "package_path",
     "publish",
     "refused",
@@ -198,7 +200,7 @@ def delete(session: Session, settings: Settings, project_id: str, identifier: st
     """
     model = repository.lock(session, project_id, identifier)
     if model is None:
-        if find_base(settings, identifier) is not None:
+        if offers(settings, identifier):
             raise InvalidRequest("base_model", "A base model belongs to the catalog: it cannot be deleted.")
         raise NotFound("model")
     if repository.in_use(session, model.id):

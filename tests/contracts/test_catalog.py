@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 from transformers import AutoConfig
 
 from app.catalog.adaptations import ADAPTATIONS, adaptation_from_dict, adaptation_to_dict
@@ -105,6 +106,22 @@ def _header(weights: Path) -> dict[str, Any]:
         header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     header.pop("__metadata__", None)
     return header
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_a_familys_head_is_where_transformers_keeps_it(family: Family) -> None:
+    """A base that lacks it is refused at the submit; a wrong name would refuse every base."""
+    config = AutoConfig.for_model(family.model_type)
+    if family.kind == "image":
+        assert family.head == ""
+        return
+    if family.kind != "encoder":
+        assert config.tie_word_embeddings == family.tied
+        config.tie_word_embeddings = False
+    task = next(name for name in family.tasks if TASKS[name].head == "pretrained")
+    with torch.device("meta"):
+        model = family_for(family.model_type, task).auto_class.from_config(config)
+    assert family.head in model.state_dict()
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)

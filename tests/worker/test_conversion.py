@@ -66,6 +66,13 @@ def test_a_pickle_runs_nothing(settings: Settings, tmp_path: Path, monkeypatch: 
     assert list((settings.data_dir / "converted").iterdir()) == []
 
 
+def test_a_conversion_that_takes_too_long_is_no_base(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base_model, "_CONVERSION_SECONDS", 0.01)
+    with pytest.raises(models.BaseModelUnavailable, match="cannot be converted"):
+        base_model.converted(settings, LITE0)
+    assert list((settings.data_dir / "converted").iterdir()) == []
+
+
 def lite0(images: Tensor, state: dict[str, Tensor]) -> Tensor:
     """EfficientNet-Lite0 written out: MBConv blocks, ReLU6, TensorFlow's `same` padding, no squeeze-and-excitation."""
 

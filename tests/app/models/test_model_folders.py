@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from app.models.model_folder import Refused, inspect
 from app.models.weights import InvalidWeights, read_header
 from app.settings import Settings
 from tests.app.models.folders import CONFIG, SHAPES, framed, make_folder, safetensors
+
+#: Its weights end with the body, as `AutoModel.save_pretrained` leaves them.
+LLAMA: dict[str, Any] = {**CONFIG, "model_type": "llama", "architectures": ["LlamaModel"]}
 
 
 def refused(folder: Path, root: Path | None = None) -> str:
@@ -104,6 +108,7 @@ HOSTILE: dict[str, tuple[str, dict[str, Any]]] = {
     "another vocabulary": ("config_mismatch", {"config__json": {**CONFIG, "vocab_size": 2_000_000_000}}),
     "other positions": ("config_mismatch", {"config__json": {**CONFIG, "max_position_embeddings": 9_000_000}}),
     "more layers than weights": ("config_mismatch", {"config__json": {**CONFIG, "num_hidden_layers": 900}}),
+    "no head of its own": ("no_head", {"config__json": LLAMA}),
     "no tokenizer": ("no_tokenizer", {"tokenizer__json": None}),
     "a long chat template": ("file_too_large", {"chat_template__jinja": "x" * 70_000}),
     "text for weights": ("invalid_weights", {"model__safetensors": b"not tensors at all"}),
@@ -199,6 +204,27 @@ def test_a_changed_model_is_looked_at_again(tmp_path: Path, monkeypatch: pytest.
     assert discovery.scan(models).refused["one"].code == "no_safetensors"
 
 
+def test_a_head_is_there_or_tied(tmp_path: Path) -> None:
+    for number, (config, shapes) in enumerate(
+        (
+            ({**LLAMA, "tie_word_embeddings": True}, SHAPES),
+            (LLAMA, {**SHAPES, "lm_head.weight": (20, 8)}),
+        )
+    ):
+        folder = make_folder(tmp_path / str(number), config__json=config, model__safetensors=safetensors(shapes))
+        assert "language_modeling" in inspect(folder, tmp_path, "mine").base.tasks
+
+
+def test_a_masked_language_model_needs_its_head(tmp_path: Path) -> None:
+    """Whatever its config says of its architecture."""
+    config = {**CONFIG, "architectures": ["BertForMaskedLM"]}
+    bare = make_folder(tmp_path / "bare", config__json=config)
+    head = {"cls.predictions.transform.dense.weight": (8, 8)}
+    whole = make_folder(tmp_path / "whole", config__json=config, model__safetensors=safetensors({**SHAPES, **head}))
+    assert "masked_lm" not in inspect(bare, tmp_path, "bare").base.tasks
+    assert "masked_lm" in inspect(whole, tmp_path, "whole").base.tasks
+
+
 def test_weights_are_hashed_once_for_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "weights"
     file.write_bytes(b"one")
@@ -209,6 +235,9 @@ def test_weights_are_hashed_once_for_all_processes(tmp_path: Path, monkeypatch: 
     file.write_bytes(b"two")
     os.utime(file, ns=(1, 1))
     assert digests.sha256(file, tmp_path / "data") == hashlib.sha256(b"two").hexdigest()
+    os.replace(shutil.copy2(file, tmp_path / "copy"), file)  # of the same size and time, but another file
+    with pytest.raises(digests.Unknown):
+        digests.known(file, tmp_path / "data")
     (tmp_path / "data" / "model_digests.json").write_text("broken")
     assert digests.sha256(file, tmp_path / "data") == hashlib.sha256(b"two").hexdigest()
 
