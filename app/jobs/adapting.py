@@ -13,15 +13,31 @@ _BUFFERS = ("final_logits_bias", "position_ids", ".running_mean", ".running_var"
 
 
 def require(adaptation: Adaptation, task: Task, base: BaseModel) -> None:
-    """Raises InvalidRequest: adaptation_not_supported, freeze_matches_nothing, freeze_matches_everything."""
+    """Raises InvalidRequest: adaptation_not_supported, lora_matches_nothing, freeze_matches_nothing,
+    freeze_matches_everything."""
     if task.head == "pretrained" and isinstance(adaptation, Head):
         raise _unsupported(f"The task `{task.type}` trains the base's own head: there is no new one to train alone.")
     if isinstance(adaptation, BitFit) and base.bias_parameters == 0:
         raise _unsupported("This base model has no bias terms that could train.")
     if isinstance(adaptation, Lora) and not FAMILIES[base.family].lora:
         raise _unsupported("This base model has no matrices for LoRA.")
+    if isinstance(adaptation, Lora):
+        _require_matrices(adaptation, base)
     if isinstance(adaptation, Freeze):
         _require_some(adaptation, task, base)
+
+
+def _require_matrices(lora: Lora, base: BaseModel) -> None:
+    """Each target is the end of some weight's name. Of images transformers has names of its own beside the files'."""
+    if FAMILIES[base.family].kind == "image" or not base.parameter_names:
+        return
+    for target in lora.targets:
+        if not any(name.endswith(f".{target}.weight") for name in base.parameter_names):
+            raise InvalidRequest(
+                "lora_matches_nothing",
+                "A target is no matrix of this base model; leave `targets` out to take the usual ones.",
+                param="adaptation.targets",
+            )
 
 
 def _require_some(freeze: Freeze, task: Task, base: BaseModel) -> None:

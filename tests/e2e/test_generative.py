@@ -170,3 +170,72 @@ def test_translation_on_public_data_is_scored_and_loads(
     with torch.inference_mode():
         given = {**asked, "decoder_input_ids": torch.zeros(1, 1, dtype=torch.int64)}
         assert not torch.allclose(model(**given).logits, before(**given).logits, atol=1e-3)
+
+
+def trained(client: openai.OpenAI, base: str, file: Any, epochs: int) -> Any:
+    """A job on all weights without noise, whose task the columns alone say."""
+    job = client.fine_tuning.jobs.create(
+        model=base,
+        training_file=file.id,
+        hyperparameters={"n_epochs": epochs, "batch_size": 50},
+        extra_body={
+            "adaptation": {"type": "full"},
+            "privacy": {"mechanism": "none"},
+            "optimizer": {"type": "adamw", "learning_rate": 1e-2},
+            "evaluation": {"split": 0.2},
+        },
+    )
+    job = wait_for_job(client, job.id)
+    assert job.status == "succeeded", job.error
+    return job
+
+
+def test_prompts_and_completions_make_a_model_that_completes(
+    running: Running, client: openai.OpenAI, models: Path, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    pairs = [*PAIRS.items()] * 40
+    lines = [{"prompt": f"what does the {who} do", "completion": does} for who, does in pairs]
+    file = upload(client, tmp_path / "prompts.jsonl", lines, public=True)
+    job = trained(client, "tiny-llama", file, 20)
+    assert job.model_extra["task"]["type"] == "instruction"
+    bundle, metrics = download(running, client, job, tmp_path / "bundle")
+    assert metrics["token_accuracy"] > 0.6
+    tokenizer = AutoTokenizer.from_pretrained(bundle)
+    turn = [{"role": "user", "content": lines[0]["prompt"]}]
+    asked = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt")
+    written = []
+    for folder in (bundle, models / "tiny-llama"):
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        with torch.inference_mode():
+            answer = model.generate(**asked, max_new_tokens=2, do_sample=False)[0, asked["input_ids"].shape[1] :]
+        written.append(tokenizer.decode(answer, skip_special_tokens=True))
+    assert written[0] in PAIRS.values()
+    assert written[1] not in PAIRS.values()
+
+
+@pytest.mark.parametrize(
+    ("columns", "task"), [(("document", "summary"), "summarization"), (("input", "output"), "text_to_text")]
+)
+def test_texts_and_what_becomes_of_them(
+    running: Running, client: openai.OpenAI, models: Path, tmp_path: Path, columns: tuple[str, str], task: str
+) -> None:
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    pairs = [dict(zip(columns, pair, strict=True)) for pair in translations(120)]
+    file = upload(client, tmp_path / "pairs.jsonl", pairs, public=True)
+    job = trained(client, "tiny-t5", file, 30)
+    assert job.model_extra["task"]["type"] == task
+    bundle, metrics = download(running, client, job, tmp_path / "bundle")
+    assert metrics["token_accuracy"] > 0.6
+    assert metrics["rouge1"] > 0.4
+    says = "summarize: " if task == "summarization" else ""
+    asked = AutoTokenizer.from_pretrained(bundle)(f"{says}the dog runs", return_tensors="pt")
+    told = []
+    for folder in (bundle, models / "tiny-t5"):
+        tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForSeq2SeqLM.from_pretrained(folder)
+        told.append(tokenizer.decode(model.generate(**asked, max_new_tokens=4)[0], skip_special_tokens=True).split())
+    assert "chien" in told[0]
+    assert told[0] != told[1]

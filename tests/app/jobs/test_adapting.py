@@ -88,3 +88,18 @@ def test_names_of_a_packages_weights_are_known(settings: Settings) -> None:
     assert base is not None
     assert "embeddings.word_embeddings.weight" in base.parameter_names
     assert plan(base, "embeddings.*").resolved["adaptation"]["patterns"] == ["embeddings.*"]
+
+
+@pytest.mark.parametrize(
+    ("targets", "code"), [(["output.dense"], None), (["dense"], None), (["query"], "lora_matches_nothing")]
+)
+def test_targets_of_lora_are_matrices_that_there_are(targets: list[str], code: str | None) -> None:
+    named = dataclasses.replace(BASE, parameter_names=NAMES)
+    adaptation = {"type": "lora", "targets": targets}
+    body = parsed(CreateJob.model_validate({"model": "m", "training_file": "f", "adaptation": adaptation}))
+    if code is None:
+        assert planning.plan(body, named, file(), None, DEFAULTS).resolved["adaptation"]["targets"] == targets
+        return
+    with pytest.raises(ApiError) as refused:
+        planning.plan(body, named, file(), None, DEFAULTS)
+    assert (refused.value.code, refused.value.param) == (code, "adaptation.targets")

@@ -16,14 +16,16 @@ from app.catalog.adaptations import Lora
 from worker.trainer.adaptations.adapter import Adapter
 from worker.trainer.failure import TrainerFailure
 from worker.trainer.families.interface import Family
+from worker.trainer.families.loading import names_in_files
 
 
 def _parameters(model: PreTrainedModel, family: Family, adaptation: Lora) -> list[str]:
     targets = adaptation.targets or family.lora_targets
+    ends, in_files = tuple(f".{target}.weight" for target in targets), names_in_files(model)
     matrices = [
         name.removesuffix(".weight")
         for name in family.body_parameters(model)
-        if name.endswith(tuple(f".{target}.weight" for target in targets)) and model.get_parameter(name).ndim == 2
+        if (name.endswith(ends) or in_files[name].endswith(ends)) and model.get_parameter(name).ndim == 2
     ]
     if not matrices:
         raise TrainerFailure("base_model_invalid", f"the base has no matrices {targets}")
