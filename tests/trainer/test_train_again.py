@@ -10,12 +10,17 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
+from app.catalog.adaptations import Full
+from app.catalog.recipes import MAIN_PHASE, Phase
 from app.models.model_folder import inspect
+from tests.trainer.encoders import make_encoder_base
 from tests.trainer.jobs import CLASSIFICATION, KEY, LABELS, make_job, rows
 from worker.trainer.control import Control
 from worker.trainer.families.registry import family_for
 from worker.trainer.run import run
 from worker.trainer.spec import TaskSpec
+
+MASKED_TEXTS = TaskSpec("masked_lm", {"text": "review"}, (), max_length=16)
 
 
 def trained_once(folder: Path, base: Path, family: str) -> Path:
@@ -70,3 +75,24 @@ def test_a_second_job_trains_and_exports(tmp_path: Path, first: tuple[str, Path,
     assert found.continues("text_classification", ("bad", *LABELS))
     assert not found.continues("text_classification", LABELS)
     assert not inspect(base, base, "x").base.continues("text_classification", ())
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_a_masked_language_model_learns_classes_next(tmp_path: Path, family: str) -> None:
+    """Adapted to texts without labels first: then it pools and classifies like any other base, and tags tokens."""
+    base = make_encoder_base(tmp_path / "base", "masked", family)
+    main = Phase(MAIN_PHASE, Full(), 0.5, 3, 1e-2, 1e-2)
+    first = make_job(tmp_path / "first", base, family=family, task=MASKED_TEXTS, phases=(main,))
+    run(first.folder, KEY, Control(None))
+    adapted = first.folder / "results/model"
+    found = inspect(adapted, adapted, "ft-x", "fine_tuned").base
+    assert {"text_classification", "token_classification", "masked_lm"} <= {*found.tasks}
+    second = make_job(tmp_path / "second", adapted, family=family, private=False, evaluation="public", steps=30)
+    run(second.folder, KEY, Control(None))
+    name = f"{family}.embeddings.word_embeddings.weight"
+    bundle = second.folder / "results/model"
+    before, between, after = (load_file(folder / "model.safetensors") for folder in (base, adapted, bundle))
+    assert not torch.equal(before[name], between[name])
+    assert torch.equal(between[name], after[name])
+    assert AutoModelForSequenceClassification.from_pretrained(bundle).config.id2label == dict(enumerate(LABELS))
+    assert second.metrics()["accuracy"] > 0.7
