@@ -133,13 +133,19 @@ class TaskColumn(BaseModel):
 
 
 class TaskOut(BaseModel):
-    """What can be trained."""
+    """What can be trained. options: keys of a job's `task` block that this one takes, beside columns, labels and
+    max_length (in tokens, unless a job says another). metrics: what an evaluation releases, with noise on private rows;
+    public_metrics: what one on data declared public adds."""
 
     type: str
     object: Literal["task"] = "task"
     title: str
     labelled: bool
     columns: list[TaskColumn]
+    options: list[str]
+    max_length: int
+    metrics: list[str]
+    public_metrics: list[str]
 
 
 class TaskList(BaseModel):
@@ -199,4 +205,13 @@ def render_base(base: bases.BaseModel, batch_tokens: int, recommendation: Recomm
 def render_task(task: tasks.Task) -> TaskOut:
     """A task in the catalog."""
     columns = [TaskColumn(role=c.role, names=list(c.names), required=c.required) for c in task.columns]
-    return TaskOut(type=task.type, title=task.title, labelled=task.labelled, columns=columns)
+    return TaskOut(
+        type=task.type,
+        title=task.title,
+        labelled=task.labelled,
+        columns=columns,
+        options=list(task.options),
+        max_length=task.max_length,
+        metrics=list(task.metrics),
+        public_metrics=list(task.public_metrics),
+    )

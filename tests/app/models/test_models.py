@@ -213,3 +213,12 @@ def test_the_openai_client(openai_client: openai.OpenAI, publish: Callable[..., 
     assert missing.value.code == "model_not_found"
     with pytest.raises(openai.NotFoundError):
         openai_client.models.retrieve("org/none")
+
+
+def test_the_list_of_tasks_says_what_each_takes_and_releases(client: TestClient) -> None:
+    tasks = {task["type"]: task for task in client.get("/v1/tasks").json()["data"]}
+    translation, tags = tasks["translation"], tasks["token_classification"]
+    assert {"source_lang", "target_lang", "source_prefix"} <= {*translation["options"]}
+    assert (translation["metrics"][0], translation["public_metrics"][:2]) == ("loss", ["bleu", "chrf"])
+    assert "entity_f1" in tags["public_metrics"]
+    assert tasks["text_regression"]["options"] == ["range"]
