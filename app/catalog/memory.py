@@ -37,8 +37,8 @@ def trained_parameters(base: BaseModel, adaptation: Adaptation) -> int:
 #: run at full speed already (benchmarks/RESULTS.md).
 MOST_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 
-#: A head on tokens keeps every token's vector where these would not take more, were each row as long as it may be;
-#: elsewhere the frozen body runs again at each step.
+#: A head on tokens keeps the vectors of so many; for the other rows that a step draws, the frozen body runs again. No
+#: other choice hangs on it: of persons, how many rows there are is private.
 MOST_FEATURE_BYTES = 2 << 30
 
 

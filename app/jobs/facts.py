@@ -26,7 +26,8 @@ class BudgetFacts:
 class FileFacts:
     """A processed file. param: the request's key that named it. budget: None for a file declared public.
 
-    unit_column, num_units: its privacy units, by default each row.
+    unit_column, num_units: its privacy units, by default each row. Of persons, num_rows is private: nothing that is
+    told, or that a plan holds, may follow from it.
 
     columns: [{name, distinct, classes, nulls, …}] as `app.files.tables.File` has them. They come from private rows:
     they decide whether a job can be, and none of their values is ever told.

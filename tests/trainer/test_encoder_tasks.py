@@ -25,11 +25,20 @@ from transformers import (
 from app.catalog.memory import MOST_FEATURE_BYTES
 from app.catalog.recipes import HEAD_PHASE, MAIN_PHASE, Phase
 from app.catalog.tasks import TASKS
+from tests.trainer.dp.checks import distance
+from tests.trainer.dp.oracles import clipped_sum, norm
 from tests.trainer.encoders import MASKED, REGRESSION, SPECS, TOKENS, make_encoder_base, toy_table
 from tests.trainer.jobs import ADAPTATIONS, KEY, MadeJob, make_job, rows
+from worker.trainer import loop
 from worker.trainer.control import Control
+from worker.trainer.data import load_data
+from worker.trainer.device import set_up_device
+from worker.trainer.dp.randomness import JobRandomness
 from worker.trainer.failure import TrainerFailure
 from worker.trainer.families.registry import family_for
+from worker.trainer.features import token_features
+from worker.trainer.job import adapt, load_job
+from worker.trainer.messages import Message, Notice
 from worker.trainer.run import run
 from worker.trainer.tasks import entities
 from worker.trainer.tasks.confusion import binary_cells, binary_metrics
@@ -119,19 +128,101 @@ def test_a_head_on_tokens_learns_the_same_from_vectors_that_are_kept(
         return forward(*inputs, **named)
 
     monkeypatch.setattr(BertModel, "forward", counted)
-    for most in (MOST_FEATURE_BYTES, 0):
-        monkeypatch.setattr("worker.trainer.job.MOST_FEATURE_BYTES", most)
+    for most in (MOST_FEATURE_BYTES, 4 * 16 * 100, 0):
+        monkeypatch.setattr("worker.trainer.features.MOST_FEATURE_BYTES", most)
         passes.append(0)
         folder = tmp_path / f"job-{most}"
-        # Without noise, which is drawn by the parameters' names: they are others where a head trains by itself.
         job = _job(folder, base, "tokens", "bert", adaptation, steps=4, private=False, evaluation="public")
         run(job.folder, KEY, Control(None))
         bundles.append(AutoModelForTokenClassification.from_pretrained(job.folder / "results/model").state_dict())
-    kept, again = bundles
+    kept, *others = bundles
     assert passes[0] < passes[1]
     assert kept["classifier.weight"].abs().max() > 0.01
-    for name, value in again.items():
-        torch.testing.assert_close(kept[name], value, atol=1e-5, rtol=1e-4)
+    for other in others:
+        for name, value in other.items():
+            torch.testing.assert_close(kept[name], value, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("most", [MOST_FEATURE_BYTES, 4 * 16 * 60, 0])
+def test_a_persons_gradient_on_kept_vectors_is_the_whole_models_clipped_once(
+    tmp_path: Path, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.trainer.features.MOST_FEATURE_BYTES", most)
+    base = make_encoder_base(tmp_path / "base", "tokens", "bert")
+    units = [f"p{row % 7}" for row in range(24)]
+    made = _job(
+        tmp_path / "job", base, "tokens", "bert", "head", count=24, units=units, evaluation="none", clipping="flat",
+        max_records_per_unit=24,
+    )  # fmt: skip
+    path = made.folder / "data/training.parquet"
+    pq.write_table(pq.read_table(path).append_column("patient", pa.array(units)), path)
+    job = load_job(made.folder, KEY, Control(None), made.spec, set_up_device(made.spec.runtime))
+    (prepared,) = phases = adapt(job)
+    (engine,) = loop.make_engines(job, phases)
+    training = load_data(made.folder, made.spec, job.task, job.randomness).training
+    torch.manual_seed(1)
+    with torch.no_grad():
+        job.family.head_module(job.model).weight.normal_()
+    loop.require_gradients(job, prepared)
+    by_hand = []
+    for rows_of_unit in training.rows_of_unit:
+        losses = []
+        for row in rows_of_unit:
+            ids = torch.from_numpy(training.examples.sequences["input_ids"][row])[None]
+            tags = torch.from_numpy(training.examples.sequences["labels"][row])
+            logits = job.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
+            losses.append(torch.nn.functional.cross_entropy(logits[tags != IGNORED], tags[tags != IGNORED]))
+        found = torch.autograd.grad(torch.stack(losses).mean(), list(prepared.parameters.values()))
+        by_hand.append(
+            {name.removeprefix("classifier."): g for name, g in zip(prepared.parameters, found, strict=True)}
+        )
+    bound = engine.max_grad_norm = sorted(map(norm, by_hand))[3]  # clips some of them
+    features = token_features(job, training)
+    assert (len(features.vectors) == training.examples.lengths.sum()) == (most == MOST_FEATURE_BYTES)
+    engine.reset()
+    for batch, unit in loop.micro_batches(job, prepared, training, features, np.arange(7), 0):
+        engine.accumulate(batch, unit)
+    assert distance(engine.take(), clipped_sum(by_hand, bound)) <= 2e-3 * bound * 7
+
+
+class Told(Control):
+    """Remembers what is told."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.messages: list[Message] = []
+
+    def send(self, message: Message) -> None:
+        self.messages.append(message)
+
+
+def test_how_many_rows_a_person_has_does_not_show_in_how_a_head_on_tokens_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = make_encoder_base(tmp_path / "base", "tokens", "bert")
+    monkeypatch.setattr("worker.trainer.features.MOST_FEATURE_BYTES", 4 * 16 * 16 * 30)
+    told, drawn = [], []
+    add_noise = JobRandomness.add_noise_
+
+    def noise(*inputs: Any, **named: Any) -> None:
+        drawn[-1].add(named["name"])
+        add_noise(*inputs, **named)
+
+    monkeypatch.setattr(JobRandomness, "add_noise_", noise)
+    for count in (20, 60):
+        units = [f"p{min(row, 9)}" for row in range(count)]  # the last of ten persons has all the rest
+        job = _job(
+            tmp_path / str(count), base, "tokens", "bert", "head", count=count, units=units, evaluation="none",
+            num_held_out=0,
+        )  # fmt: skip
+        path = job.folder / "data/training.parquet"
+        pq.write_table(pq.read_table(path).append_column("patient", pa.array(units)), path)
+        control = Told()
+        drawn.append(set())
+        run(job.folder, KEY, control)
+        told.append([message for message in control.messages if isinstance(message, Notice)])
+    assert told[0] == told[1]
+    assert drawn[0] == drawn[1]
 
 
 def test_a_single_step_of_lora_without_noise_is_exported(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from app.catalog.adaptations import Head
-from app.catalog.memory import MOST_FEATURE_BYTES
 from app.catalog.recipes import CENTRING, EVALUATION, Phase
 from app.catalog.tasks import TASKS
 from app.privacy.plan import GaussianRelease, SampledGaussian
@@ -114,18 +113,10 @@ def adapt(job: Job) -> tuple[PreparedPhase, ...]:
     for phase, chosen in zip(job.spec.phases, names, strict=True):
         part = job.spec.plan.part(phase.name)
         assert isinstance(part, SampledGaussian)
-        on_features = isinstance(phase.adaptation, Head) and (isinstance(job.family, PooledFamily) or _fit(job))
+        # Whatever the rows: where noise is added, and what is told, must not show how many of them there are.
+        on_features = isinstance(phase.adaptation, Head) and isinstance(job.family, PooledFamily | TokenFamily)
         prepared.append(PreparedPhase(phase, part, {name: parameters[name] for name in chosen}, on_features))
     return tuple(prepared)
-
-
-def _fit(job: Job) -> bool:
-    """Whether every token's vector may be kept, told from what is public: were each row as long as it may be."""
-    if TASKS[job.spec.task.type].head != "tokens" or not isinstance(job.family, TokenFamily):
-        return False
-    longest = min(job.spec.task.max_length, job.family.max_length(job.model))
-    numbers = job.spec.data.num_rows * longest * job.family.head_module(job.model).in_features
-    return numbers * 4 <= MOST_FEATURE_BYTES
 
 
 def pooled_family(job: Job) -> PooledFamily:

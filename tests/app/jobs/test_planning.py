@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from app.budgets.repository import Usage
-from app.catalog.bases import BASES
+from app.catalog.bases import BASES, BaseModel
 from app.catalog.recipes import Phase
 from app.errors import ApiError, BudgetExceeded
 from app.jobs import planning
@@ -105,6 +105,24 @@ def test_a_plan_survives_its_storage():
 
 def test_the_same_request_plans_the_same():
     assert plan().plan.digest() == plan().plan.digest()
+
+
+@pytest.mark.parametrize("base", [BASE, dataclasses.replace(BASE, hidden_size=1024, num_layers=24)])
+@pytest.mark.parametrize("num_units", [900, 5_000, 50_000])
+def test_how_many_rows_persons_have_decides_nothing(base: BaseModel, num_units: int):
+    request = parsed(CreateJob.model_validate({"model": base.id, "training_file": "file-1"}))
+    few, many = (
+        planning.plan(
+            request,
+            base,
+            file(num_rows=rows, unit_column="patient", num_units=num_units),
+            None,
+            DEFAULTS,
+        )
+        for rows in (num_units, 10**8)
+    )
+    assert few.plan == many.plan
+    assert {key: value for key, value in few.resolved.items() if value != many.resolved[key]}.keys() == {"num_rows"}
 
 
 def test_hyperparameters_in_either_of_the_wires_places():
