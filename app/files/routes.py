@@ -91,34 +91,31 @@ async def create_file(
     form = check(received.fields)
 
     def create() -> File:
-        with database.writing() as session:
-            file = service.create(
-                session,
-                caller,
-                service.NewFile(
-                    id=file_id,
-                    filename=received.filename,
-                    bytes=received.bytes,
-                    sha256=received.sha256,
-                    purpose=form.purpose,
-                    public=form.public,
-                    privacy_budget=form.privacy_budget or None,
-                    privacy_unit=form.unit(),
-                    expires_after=form.expires_after_seconds,
-                ),
-                idempotency_key,
-            )
-            if file.id == file_id:
-                after_commit(session, lambda: queue.hint_file(file_id))
-        return file
+        try:
+            with database.writing() as session:
+                file = service.create(
+                    session,
+                    caller,
+                    service.NewFile(
+                        id=file_id,
+                        filename=received.filename,
+                        bytes=received.bytes,
+                        sha256=received.sha256,
+                        purpose=form.purpose,
+                        public=form.public,
+                        privacy_budget=form.privacy_budget or None,
+                        privacy_unit=form.unit(),
+                        expires_after=form.expires_after_seconds,
+                    ),
+                    idempotency_key,
+                )
+                if file.id == file_id:
+                    after_commit(session, lambda: queue.hint_file(file_id))
+            return file
+        finally:
+            service.discard(database, storage, caller.project_id, file_id)
 
-    stored = False
-    try:
-        file = await run_in_threadpool(create)
-        stored = file.id == file_id
-    finally:
-        if not stored:
-            await run_in_threadpool(storage.delete_prefix, service.prefix(caller.project_id, file_id))
+    file = await run_in_threadpool(create)
     return render(file)
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "NewFile",
     "create",
     "delete",
+    "discard",
     "erase",
     "files_to_process",
     "get",
@@ -282,6 +283,21 @@ def release(session: Session, job_id: str) -> None:
 def files_to_process(session: Session) -> Sequence[str]:
     """Ids of uploaded files that nobody processes: to be hinted again."""
     return repository.waiting(session, _AT_ONCE)
+
+
+def discard(database: Database, storage: Storage, project_id: str, file_id: str) -> None:
+    """Removes bytes that a unit of work was to make a file of, unless it did.
+
+    For the thread that runs the unit of work: whoever waits for it may be cancelled, and then does not know how it
+    ended. What cannot be removed is left to `sweep_orphans`.
+    """
+    try:
+        with database.reading() as session:
+            made = repository.known(session, [file_id])
+        if not made:
+            storage.delete_prefix(prefix(project_id, file_id))
+    except Exception as error:  # what ended the unit of work is the answer
+        log.warning("upload_not_discarded", file_id=file_id, error=type(error).__name__)
 
 
 def erase(database: Database, storage: Storage, project_id: str, file_id: str) -> None:

@@ -97,16 +97,15 @@ async def create_part(
     key = service.part_key(upload, part_id)
     received = await receive(request, storage, key, _PART, min(MAX_PART_BYTES, upload.bytes))
 
-    def add() -> Part:
-        with database.writing() as session:
-            return service.add_part(session, caller.project_id, upload_id, part_id, received.bytes)
+    def add() -> Part:  # cleans up by itself: whoever waits for it may be cancelled once the row is there
+        try:
+            with database.writing() as session:
+                return service.add_part(session, caller.project_id, upload_id, part_id, received.bytes)
+        except ApiError:
+            storage.delete(key)
+            raise
 
-    try:
-        part = await run_in_threadpool(add)
-    except BaseException:
-        await run_in_threadpool(storage.delete, key)
-        raise
-    return render_part(part)
+    return render_part(await run_in_threadpool(add))
 
 
 @router.post("/{upload_id}/complete")
@@ -143,26 +142,23 @@ async def complete_upload(
         raise ServiceUnavailable("storage_unavailable", "The file could not be stored; try again.") from error
 
     def complete() -> tuple[Upload, File | None]:
-        with database.writing() as session:
-            upload, file = service.complete(
-                session,
-                caller,
-                upload_id,
-                body.part_ids,
-                service.Joined(file_id, digest),
-                partial(service.erase, database, storage, caller.project_id),
-            )
-            if file is not None and file.id == file_id:
-                after_commit(session, lambda: queue.hint_file(file_id))
-        return upload, file
+        try:
+            with database.writing() as session:
+                upload, file = service.complete(
+                    session,
+                    caller,
+                    upload_id,
+                    body.part_ids,
+                    service.Joined(file_id, digest),
+                    partial(service.erase, database, storage, caller.project_id),
+                )
+                if file is not None and file.id == file_id:
+                    after_commit(session, lambda: queue.hint_file(file_id))
+            return upload, file
+        finally:
+            files.discard(database, storage, caller.project_id, file_id)
 
-    stored = False
-    try:
-        upload, file = await run_in_threadpool(complete)
-        stored = upload.file_id == file_id
-    finally:
-        if not stored:
-            await run_in_threadpool(storage.delete_prefix, files.prefix(caller.project_id, file_id))
+    upload, file = await run_in_threadpool(complete)
     return render(upload, file)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import threading
 from collections.abc import Callable
@@ -15,12 +16,14 @@ from fastapi import FastAPI
 from openai.types import Upload
 from sqlalchemy import update
 
+from app.auth import service as auth
 from app.db.session import Database
 from app.files import service as files
 from app.ids import new_id
 from app.settings import Settings
-from app.uploads import repository, service
+from app.uploads import repository, routes, service
 from app.uploads import tables as rows
+from app.uploads.schemas import CompleteUpload
 
 DATA = b"text,label,patient\n" + b"".join(b"words %d,%d,p%d\n" % (n, n % 2, n % 7) for n in range(60))
 MD5 = hashlib.md5(DATA).hexdigest()
@@ -282,3 +285,44 @@ def test_of_a_cancel_and_a_complete_one_wins(
             {"complete": "upload_cancelled", "cancel": "cancelled"},
         )
         assert len(stored(settings, "files")) == len(openai_client.files.list().data)
+
+
+def test_an_answer_that_is_cut_off_after_the_commit_leaves_the_file_its_bytes(
+    openai_client: openai.OpenAI,
+    begin: Callable[..., Upload],
+    settings: Settings,
+    app: FastAPI,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A server that stops cancels what it has not answered after some seconds; the thread goes on."""
+    upload = begin()
+    parts = send(openai_client, upload, DATA)
+    token = openai_client.api_key
+    with database.reading() as session:
+        caller = auth.authenticate(session, token)
+    committed, cancelled = threading.Event(), threading.Event()
+    erase = service.erase
+
+    def slow(*inputs: Any) -> None:
+        committed.set()
+        cancelled.wait(10)
+        erase(*inputs)
+
+    monkeypatch.setattr(service, "erase", slow)
+
+    async def cut_off() -> None:
+        body = CompleteUpload(part_ids=parts)
+        answer = asyncio.create_task(
+            routes.complete_upload(body, caller, database, app.state.storage, app.state.queue, upload.id)
+        )
+        await asyncio.to_thread(committed.wait, 10)
+        answer.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await answer
+        cancelled.set()
+
+    asyncio.run(cut_off())
+    assert openai_client.get(f"/uploads/{upload.id}", cast_to=Upload).status == "completed"
+    (source,) = stored(settings, "files")
+    assert source.read_bytes() == DATA
