@@ -104,17 +104,17 @@ async def receive(request: Request, storage: Storage, key: str, form: Form, max_
     try:
         if int(request.headers.get("content-length", 0)) > max_bytes + _FRAMING:
             raise _too_large(form, max_bytes)
-        async with asyncio.timeout(MAX_RECEIVING_SECONDS):
+        async with asyncio.timeout(MAX_RECEIVING_SECONDS) as limit:
             return await _receive(request, storage, key, form, max_bytes)
     except ClientDisconnect:
         raise InvalidRequest(
             "upload_interrupted", "The connection ended before the file did.", param=form.file
         ) from None
-    except TimeoutError:
-        raise InvalidRequest(
-            "upload_too_slow", "The file did not arrive in time; send it in parts.", param=form.file
-        ) from None
-    except OSError as error:
+    except OSError as error:  # a store that does not answer in time raises TimeoutError, too
+        if isinstance(error, TimeoutError) and limit.expired():
+            raise InvalidRequest(
+                "upload_too_slow", "The file did not arrive in time; send it in parts.", param=form.file
+            ) from None
         log.warning("upload_not_stored", error=type(error).__name__)
         await drain(request)
         raise ServiceUnavailable("storage_unavailable", "The file could not be stored; try again.") from error

@@ -187,13 +187,16 @@ def eventually(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_a_full_disk_is_no_fault_of_the_request(
-    app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "trouble", [OSError(28, "No space left on device", "/a/path"), OSError(110, "Connection timed out", "/a/path")]
+)
+def test_a_full_or_silent_disk_is_no_fault_of_the_request(
+    app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch, trouble: OSError
 ) -> None:
     class Full:
         @asynccontextmanager
         async def put_stream(self, key: str) -> AsyncIterator[Any]:
-            raise OSError(28, "No space left on device", "/a/path")
+            raise trouble
             yield
 
     monkeypatch.setattr(app.state, "storage", Full())
