@@ -101,7 +101,7 @@ WORKLOADS = {
             sets.scitldr(240, 32),
             {"type": "summarization", "max_length": 128, "max_target_length": 48},
             WRITTEN,
-            settings={"hyperparameters": {"n_epochs": 1, "batch_size": 32}},
+            settings={"hyperparameters": {"n_epochs": 1, "batch_size": 32, "learning_rate_multiplier": 4.0}},
         ),
         Workload(
             "e2e_nlg",
@@ -110,7 +110,7 @@ WORKLOADS = {
             sets.e2e_nlg(500, 60),
             {"type": "instruction", "max_length": 128},
             WRITING,
-            settings={"hyperparameters": {"n_epochs": 1, "batch_size": 64}},
+            settings={"hyperparameters": {"n_epochs": 1, "batch_size": 64, "learning_rate_multiplier": 4.0}},
         ),
         Workload(
             "dolly15k",
@@ -119,7 +119,7 @@ WORKLOADS = {
             sets.dolly(300, 60, 400),
             {"type": "instruction", "max_length": 128},
             WRITING,
-            settings={"hyperparameters": {"n_epochs": 1, "batch_size": 64}},
+            settings={"hyperparameters": {"n_epochs": 1, "batch_size": 64, "learning_rate_multiplier": 4.0}},
         ),
     )
 }
@@ -256,11 +256,12 @@ def print_table(done: list[dict[str, Any]]) -> None:
         for key, factor in workload.headline.items():
             cells = []
             for epsilon in ("untrained", 3.0, 8.0, None):
-                found = [line["metrics"][key] * factor for line in mine if line["epsilon"] == epsilon]
+                ran = [line["metrics"] for line in mine if line["epsilon"] == epsilon]
+                found = [metrics[key] * factor for metrics in ran if key in metrics]
                 digits = 1 if factor == 100.0 else 2
                 each = f" ({', '.join(f'{value:.{digits}f}' for value in found)})" if len(found) > 1 else ""
                 cells.append(f"{sum(found) / len(found):.{digits}f}{each}" if found else "–")
-            base = f"{workload.base}, {'/'.join(sorted(adaptations))}"
+            base = ", ".join([workload.base, *sorted(adaptations)])
             print(f"| {workload.title} | {base} | {key} | {' | '.join(cells)} |")
 
 
@@ -280,7 +281,8 @@ def main() -> None:
         return
     if options.data is None or options.results is None:
         parser.error("DATA and RESULTS.jsonl are needed")
-    settings = {name: os.environ[name] for name in ("PRIVTUNE_MODELS_DIR", "PRIVTUNE_PRECISION") if name in os.environ}
+    told = ("PRIVTUNE_MODELS_DIR", "PRIVTUNE_PRECISION", "PRIVTUNE_MAX_PHYSICAL_BATCH_TOKENS")
+    settings = {name: os.environ[name] for name in told if name in os.environ}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         limits = {"PRIVTUNE_BUDGET_EPSILON": "1000", "PRIVTUNE_BUDGET_DELTA": str(DELTA), "PRIVTUNE_THREADS": "1"}
