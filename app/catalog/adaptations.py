@@ -64,6 +64,26 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
+class AttentiveHead:
+    """A new head, and an attention that weighs the tokens for it, on the frozen states behind the base's first
+    `num_layers` blocks, which are computed once; the blocks above are left out of the model.
+
+    num_layers: None: two thirds of what the base has.
+    """
+
+    type: ClassVar[str] = "attentive_head"
+    num_layers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_layers is not None and self.num_layers < 1:
+            raise ValueError("num_layers must be at least 1")
+
+    def of(self, depth: int) -> AttentiveHead:
+        """With the number of blocks spelt out, for a base of so many."""
+        return AttentiveHead(max(1, round(depth * 2 / 3)) if self.num_layers is None else min(self.num_layers, depth))
+
+
+@dataclass(frozen=True, slots=True)
 class Lora:
     """Low-rank updates of the attention and feed-forward matrices (Hu et al. 2021), and the head; merged on export.
 
@@ -87,9 +107,11 @@ class BitFit:
     type: ClassVar[str] = "bitfit"
 
 
-Adaptation = Full | Freeze | LastLayers | Head | Lora | BitFit
+Adaptation = Full | Freeze | LastLayers | Head | AttentiveHead | Lora | BitFit
 
-ADAPTATIONS: dict[str, type[Adaptation]] = {cls.type: cls for cls in (Full, Freeze, LastLayers, Head, Lora, BitFit)}
+ADAPTATIONS: dict[str, type[Adaptation]] = {
+    cls.type: cls for cls in (Full, Freeze, LastLayers, Head, AttentiveHead, Lora, BitFit)
+}
 
 
 def adaptation_to_dict(adaptation: Adaptation) -> dict[str, Any]:

@@ -61,6 +61,11 @@ class Family:
     tied: bool = True
 
     @property
+    def attentive(self) -> bool:
+        """Whether an attention can weigh its tokens for a head."""
+        return self.kind == "encoder"
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         """Of the kind's tasks those that this service trains."""
         return tuple(name for name in TASKS_OF_KIND[self.kind] if name in TASKS)

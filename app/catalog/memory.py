@@ -11,7 +11,7 @@ The rule, in float32:
 
 from __future__ import annotations
 
-from app.catalog.adaptations import ADAPTATIONS, Adaptation, BitFit, Freeze, Full, Head, LastLayers, Lora
+from app.catalog.adaptations import ADAPTATIONS, Adaptation, AttentiveHead, BitFit, Freeze, Full, Head, LastLayers, Lora
 from app.catalog.bases import BaseModel
 
 _WEIGHT, _TRAINED = 4, 16
@@ -30,6 +30,8 @@ def trained_parameters(base: BaseModel, adaptation: Adaptation) -> int:
             return base.num_layers * 2 * rank * 2 * base.hidden_size
         case BitFit():
             return base.bias_parameters
+        case AttentiveHead():
+            return base.hidden_size
     return 0
 
 
@@ -47,7 +49,7 @@ def training_bytes(base: BaseModel, adaptation: Adaptation, batch_tokens: int) -
     trained = trained_parameters(base, adaptation)
     blocks, kept = base.num_layers, _KEPT + _KEPT_FOR_CLIPPING
     match adaptation:
-        case Head():
+        case Head() | AttentiveHead():
             blocks = 1
         case LastLayers(num_layers):
             blocks = min(num_layers, base.num_layers)

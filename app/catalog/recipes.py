@@ -12,7 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from app.catalog.adaptations import Adaptation, Head, LastLayers, Lora, adaptation_from_dict, adaptation_to_dict
+from app.catalog.adaptations import (
+    Adaptation,
+    AttentiveHead,
+    Head,
+    LastLayers,
+    Lora,
+    adaptation_from_dict,
+    adaptation_to_dict,
+)
 from app.catalog.tasks import TASKS, HeadKind, Task
 from app.privacy.plan import Clipping, GaussianRelease, LossSum, Part, QuantileSum, SampledGaussian
 
@@ -111,9 +119,12 @@ class Recipe:
         return tuple(parts)
 
 
-#: Up to so many units `auto` stays with a head on frozen features: seconds on a CPU, and at ε = 3 within a point of the
-#: best that was measured beyond it. Joint training from a zero head is the main failure at such sizes.
+#: Up to so many units `auto` stays with a head on frozen features: seconds on a CPU, and no training of the body came
+#: out above an attentive one. Joint training of a body from a zero head is the main failure at such sizes.
 HEAD_UNITS = 20_000
+
+#: From so many units on a classifier's head of `auto` is attentive.
+ATTENTIVE_UNITS = 1_000
 
 #: Below this ε `auto` stays with the head at any size: the noise falls on its few weights only.
 HEAD_EPSILON = 1.0
@@ -122,6 +133,8 @@ HEAD_EPSILON = 1.0
 _HEAD_SAMPLE_RATE, _HEAD_EPOCHS, _HEAD_LEARNING_RATE, _HEAD_AVERAGING = 1 / 8, 20, 0.2, 0.95
 # Of numbers, and on tokens: see docs/recipes.md.
 _REGRESSION_HEAD_LEARNING_RATE, _TOKEN_HEAD_LEARNING_RATE = 0.06, 1e-2
+# The head and the tokens' scores together, from zero: flat in rates of 1/8 to 1, and in scores' rates of 0.02 to 0.05.
+_ATTENTIVE_SAMPLE_RATE, _ATTENTIVE_EPOCHS, _SCORE_LEARNING_RATE = 1 / 4, 30, 0.02
 # The private mean's noise at ε of 1 and above; below, it keeps its share of the target.
 _CENTRING_NOISE_MULTIPLIER = 20.0
 
@@ -149,6 +162,8 @@ def recipe_for(
     centred: bool = True,
     width: int = 1,
     lora: bool = True,
+    attentive: bool = False,
+    num_layers: int = 0,
 ) -> tuple[Recipe, str]:
     """The measured recipe, and why this adaptation: `requested`, `few_units`, `small_epsilon`, `many_units` or
     `pretrained_head`.
@@ -156,7 +171,8 @@ def recipe_for(
     adaptation, n_epochs, batch_size, learning_rate_multiplier: None is the wire's `auto`. batch_size is the expected
     one, q · N; epochs become ⌈epochs / q⌉ steps; both are the last phase's. target_epsilon: None without privacy.
     centred: whether the job centres the base's pooled vectors. width: their squared norm, about: 1 where the base
-    scales them. lora: whether the base has matrices for it (`app.catalog.families`).
+    scales them. lora: whether the base has matrices for it (`app.catalog.families`). attentive: whether an attention
+    can weigh its tokens. num_layers: the base's blocks.
     The evaluation's release is the caller's to add. Raises KeyError on an unknown task, ValueError on a number that is
     not positive, or on a new head where the task has none.
     """
@@ -167,7 +183,9 @@ def recipe_for(
     ):
         raise ValueError("units, epochs, batch size and learning rate multiplier must be positive")
     chosen, reason = (
-        (adaptation, "requested") if adaptation is not None else _auto(head, num_units, target_epsilon, lora)
+        (adaptation, "requested")
+        if adaptation is not None
+        else _auto(head, num_units, target_epsilon, lora, attentive and task_type == "text_classification")
     )
     if head == "pretrained" and isinstance(chosen, Head):
         raise ValueError("the task trains the base's own head: there is no new one")
@@ -182,6 +200,11 @@ def recipe_for(
     if isinstance(chosen, Head):
         rate, steps = sized(_HEAD_SAMPLE_RATE, _HEAD_EPOCHS)
         phases: tuple[Phase, ...] = (_head_phase(rate, steps, _head_rate(task) * head_scale * scale),)
+    elif isinstance(chosen, AttentiveHead):
+        rate, steps = sized(_ATTENTIVE_SAMPLE_RATE, _ATTENTIVE_EPOCHS)
+        whole = _head_phase(rate, steps, _head_rate(task) * head_scale * scale)
+        chosen = chosen.of(num_layers)
+        phases = (dataclasses.replace(whole, adaptation=chosen, learning_rate=_SCORE_LEARNING_RATE * scale),)
     else:
         private = target_epsilon is not None
         rate, steps = sized(_main_sample_rate(num_units, private), _MAIN_EPOCHS)
@@ -205,13 +228,16 @@ def recipe_for(
     return Recipe(phases, "automatic", 1.0, centring), reason
 
 
-def _auto(head: HeadKind, num_units: int, target_epsilon: float | None, lora: bool) -> tuple[Adaptation, str]:
+def _auto(
+    head: HeadKind, num_units: int, target_epsilon: float | None, lora: bool, attentive: bool
+) -> tuple[Adaptation, str]:
     if head == "pretrained":
         return Lora(), "pretrained_head"
+    best = AttentiveHead() if attentive and num_units >= ATTENTIVE_UNITS else Head()
     if num_units <= HEAD_UNITS:
-        return Head(), "few_units"
+        return best, "few_units"
     if target_epsilon is not None and target_epsilon < HEAD_EPSILON:
-        return Head(), "small_epsilon"
+        return best, "small_epsilon"
     return Lora() if lora else LastLayers(), "many_units"
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from app.catalog.adaptations import Head
+from app.catalog.adaptations import AttentiveHead, Head
 from app.catalog.bases import BaseModel
 from app.catalog.families import FAMILIES
 from app.catalog.memory import trained_parameters
@@ -49,26 +49,28 @@ def recommend(
 ) -> list[Recommendation]:
     """The bases that can learn the task, best first. epsilon: None without privacy. Raises KeyError and ValueError as
     `recipes.recipe_for` does."""
-    recipe, _ = recipe_for(task, None, num_units, epsilon)
-    head_only = all(isinstance(phase.adaptation, Head) for phase in recipe.phases)
 
-    def described(base: BaseModel) -> tuple[tuple[int, int, float, str], BaseModel, float, bool]:
+    def described(base: BaseModel) -> tuple[tuple[int, int, float, str], BaseModel, float, bool, str]:
+        attentive = FAMILIES[base.family].attentive
+        recipe, _ = recipe_for(task, None, num_units, epsilon, attentive=attentive, num_layers=base.num_layers)
+        head_only = all(isinstance(phase.adaptation, Head | AttentiveHead) for phase in recipe.phases)
         seconds = sum(_operations(base, phase, num_units) for phase in recipe.phases) / FLOPS[device]
         in_time = seconds <= SECONDS
         special = _made_for(base, task, head_only)
+        adaptation = recipe.phases[-1].adaptation.type
         size = -float(base.parameters) if in_time else seconds
-        return (0 if in_time else 1, 0 if special and in_time else 1, size, base.id), base, seconds, special
+        return (0 if in_time else 1, 0 if special and in_time else 1, size, base.id), base, seconds, special, adaptation
 
     ordered = sorted((described(base) for base in bases if task in base.tasks), key=lambda each: each[0])
     found: list[Recommendation] = []
-    for rank, ((slow, _, _, _), base, seconds, special) in enumerate(ordered, start=1):
+    for rank, ((slow, _, _, _), base, seconds, special, adaptation) in enumerate(ordered, start=1):
         if slow:
             reason = "too_slow"
         elif special:
             reason = "chat_tuned" if FAMILIES[base.family].kind == "causal" else "sentence_encoder"
         else:
             reason = "smaller" if any(other.reason == "largest_in_time" for other in found) else "largest_in_time"
-        found.append(Recommendation(base, rank, reason, recipe.phases[-1].adaptation.type, seconds))
+        found.append(Recommendation(base, rank, reason, adaptation, seconds))
     return found
 
 
@@ -81,7 +83,7 @@ def _made_for(base: BaseModel, task: str, head_only: bool) -> bool:
 def _operations(base: BaseModel, phase: Phase, num_units: int) -> float:
     """Two operations for each weight and token of a forward pass, as many again for gradients of activations, and for
     those of what trains; frozen features are computed once."""
-    if isinstance(phase.adaptation, Head):
+    if isinstance(phase.adaptation, Head | AttentiveHead):
         return 2.0 * base.parameters * TOKENS * num_units
     records = phase.num_steps * phase.sample_rate * num_units
     return records * TOKENS * (4.0 * base.parameters + 2.0 * trained_parameters(base, phase.adaptation))

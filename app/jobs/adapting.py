@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.catalog.adaptations import Adaptation, BitFit, Freeze, Head, Lora, matches
+from app.catalog.adaptations import Adaptation, AttentiveHead, BitFit, Freeze, Head, Lora, matches
 from app.catalog.bases import BaseModel
 from app.catalog.families import FAMILIES
 from app.catalog.tasks import Task
@@ -23,6 +23,8 @@ def require(adaptation: Adaptation, task: Task, base: BaseModel) -> None:
         raise _unsupported("This base model has no matrices for LoRA.")
     if isinstance(adaptation, Lora):
         _require_matrices(adaptation, base)
+    if isinstance(adaptation, AttentiveHead) and not (FAMILIES[base.family].attentive and task.head == "pooled"):
+        raise _unsupported("An attentive head is for classification and regression of texts by an encoder.")
     if isinstance(adaptation, Freeze):
         _require_some(adaptation, task, base)
 

@@ -252,6 +252,8 @@ def _recipe(request: _Request, target_epsilon: float | None) -> tuple[Recipe, di
         centred=family.centred and not request.base.continues(task.type, request.reading.labels),
         width=1 if family.centred else request.base.hidden_size,
         lora=family.lora,
+        attentive=family.attentive,
+        num_layers=request.base.num_layers,
     )
     if sum(phase.num_steps for phase in recipe.phases) > MAX_STEPS:
         raise InvalidRequest(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.catalog.adaptations import ADAPTATIONS, BitFit, Head, Lora
+from app.catalog.adaptations import ADAPTATIONS, AttentiveHead, BitFit, Head, Lora
 from app.catalog.recipes import recipe_for
 from app.privacy.calibration import calibrate
 from app.privacy.plan import GaussianRelease, SampledGaussian
@@ -47,7 +47,34 @@ def test_tokens_and_numbers_follow_the_same_rule_at_rates_of_their_own() -> None
     assert recipe_for("instruction", None, 10, 3.0)[1] == "pretrained_head"
 
 
-@pytest.mark.parametrize("kind", [kind for kind in ADAPTATIONS if kind != "head"])
+@pytest.mark.parametrize(
+    ("units", "epsilon", "adaptation"),
+    [
+        (999, 3.0, Head()),
+        (1_000, 3.0, AttentiveHead(4)),
+        (20_000, None, AttentiveHead(4)),
+        (20_001, 0.5, AttentiveHead(4)),
+        (20_001, 1.0, Lora()),
+    ],
+)
+def test_auto_weighs_tokens_where_it_can(units: int, epsilon: float | None, adaptation: object) -> None:
+    recipe, _ = _recipe(units=units, epsilon=epsilon, attentive=True, num_layers=6)
+    assert recipe.phases[-1].adaptation == adaptation
+    regression, _ = recipe_for("text_regression", None, 2000, 3.0, attentive=True, num_layers=6)  # not measured
+    assert regression.phases[-1].adaptation == Head()
+
+
+def test_the_measured_attentive_head() -> None:
+    recipe, reason = _recipe(AttentiveHead(), num_layers=6, learning_rate_multiplier=2.0)
+    (phase,) = recipe.phases
+    assert (phase.sample_rate, phase.num_steps, phase.averaging, phase.noise_ratio) == (1 / 4, 120, 0.95, 1.0)
+    assert (phase.learning_rate, phase.head_learning_rate, reason) == (0.04, 0.4, "requested")
+    assert recipe.centring_noise_multiplier == 20.0
+    for asked, depth, expected in ((None, 12, 8), (None, 1, 1), (None, 2, 1), (3, 12, 3), (9, 6, 6)):
+        assert AttentiveHead(asked).of(depth) == AttentiveHead(expected)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ADAPTATIONS if kind not in ("head", "attentive_head")])
 def test_beyond_the_head_a_warm_head_comes_first(kind: str) -> None:
     recipe, reason = _recipe(ADAPTATIONS[kind]())
     warm, main = recipe.phases

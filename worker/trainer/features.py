@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from app.catalog.memory import MOST_FEATURE_BYTES
 from worker.trainer.data import Dataset
+from worker.trainer.dp.batching import physical_batches
 from worker.trainer.dp.reduce import sum_over_ranks_
-from worker.trainer.families.interface import TokenFamily
+from worker.trainer.families.interface import AttentiveFamily, TokenFamily
 from worker.trainer.job import Job, pooled_family
 from worker.trainer.tasks.examples import Indices
 
@@ -28,18 +29,21 @@ class Features:
     lengths: npt.NDArray[np.int64]
     again: Callable[[Indices], Tensor] | None = None
 
-    def of_rows(self, rows: Indices) -> Tensor:
-        """(rows, width), or (rows, longest, width), zero where a row has no token."""
+    def of_rows(self, rows: Indices) -> dict[str, Tensor]:
+        """features: (rows, width), or (rows, longest, width), zero where a row has no token; then also mask, (rows,
+        longest), where it has one."""
         chosen = np.asarray(rows, dtype=np.int64)
         if self.again is None:
-            return self.vectors[torch.from_numpy(chosen).to(self.vectors.device)]
+            return {"features": self.vectors[torch.from_numpy(chosen).to(self.vectors.device)]}
         ends = np.cumsum(self.lengths)
         pieces = [self.vectors[ends[row] - self.lengths[row] : ends[row]] for row in chosen]
         missing = np.flatnonzero(ends[chosen] > len(self.vectors))
         if len(missing):
             for place, values in zip(missing, self.again(chosen[missing]), strict=True):
                 pieces[place] = values[: self.lengths[chosen[place]]]
-        return nn.utils.rnn.pad_sequence(pieces, batch_first=True)
+        padded, lengths = nn.utils.rnn.pad_sequence(pieces, batch_first=True), torch.from_numpy(self.lengths[chosen])
+        mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
+        return {"features": padded, "mask": mask.to(padded.device)}
 
 
 @torch.inference_mode()
@@ -64,23 +68,37 @@ def pooled_features(job: Job, pooled: Tensor) -> Features:
 
 
 @torch.no_grad()
+def attended_vectors(job: Job, tokens: Features) -> Tensor:
+    """`pooled_vectors` from the tokens' states, without another pass of the body."""
+    assert isinstance(job.family, AttentiveFamily)
+    head = job.family.attentive_head(job.model)
+    rows = [[row] for row in range(len(tokens.lengths))]
+    out = torch.zeros(len(rows), tokens.vectors.shape[1], device=tokens.vectors.device)
+    for chosen in physical_batches(rows, tokens.lengths, max_tokens=job.spec.runtime.max_physical_batch_tokens):
+        batch = tokens.of_rows(chosen)
+        out[torch.from_numpy(chosen).to(out.device)] = head.pooled(batch["features"], batch["mask"])
+    return out
+
+
+@torch.no_grad()
 def token_features(job: Job, dataset: Dataset) -> Features:
     """Of every token of the first rows, as many as may be kept; of the others whenever a step draws them."""
     family = job.family
-    assert isinstance(family, TokenFamily)
+    assert isinstance(family, AttentiveFamily | TokenFamily)
+    vectors_of = family.states if isinstance(family, AttentiveFamily) else family.token_vectors
     lengths = dataset.examples.lengths
     ends = np.cumsum(lengths)
     width = family.head_module(job.model).in_features
     kept = int(np.searchsorted(ends, MOST_FEATURE_BYTES // (4 * width), side="right"))
     out = torch.zeros(int(lengths[:kept].sum()), width, device=job.device.torch_device)
     for chosen, batch in job.shared_batches(dataset.examples, dataset.single_rows[:kept]):
-        values = family.token_vectors(job.model, batch)
+        values = vectors_of(job.model, batch)
         for row, vectors in zip(chosen, values, strict=True):
             out[ends[row] - lengths[row] : ends[row]] = vectors[: lengths[row]]
     sum_over_ranks_([out])
 
     @torch.no_grad()
     def again(rows: Indices) -> Tensor:
-        return family.token_vectors(job.model, job.task.batch(dataset.examples, rows, job.device.torch_device))
+        return vectors_of(job.model, job.task.batch(dataset.examples, rows, job.device.torch_device))
 
     return Features(out, lengths, again)

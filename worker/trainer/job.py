@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from app.catalog.adaptations import Head
+from app.catalog.adaptations import AttentiveHead, Head
 from app.catalog.recipes import CENTRING, EVALUATION, Phase
 from app.catalog.tasks import TASKS
 from app.privacy.plan import GaussianRelease, SampledGaussian
@@ -24,7 +24,7 @@ from worker.trainer.dp.partition import in_rounds
 from worker.trainer.dp.randomness import JobRandomness
 from worker.trainer.dp.reduce import rank_and_world_size
 from worker.trainer.failure import TrainerFailure
-from worker.trainer.families.interface import Family, PooledFamily, TokenFamily
+from worker.trainer.families.interface import AttentiveFamily, Family, PooledFamily, TokenFamily
 from worker.trainer.families.registry import family_for
 from worker.trainer.spec import TaskSpec, TrainerSpec
 from worker.trainer.tasks.examples import Examples
@@ -71,8 +71,8 @@ class Job:
 class PreparedPhase:
     """A phase, the plan's part that it executes, and what it trains, by the parameters' names in the model.
 
-    on_features: whether only the head trains, on pooled vectors or on tokens', so that the body's features are computed
-    once.
+    on_features: whether nothing of the body trains, only what reads pooled vectors or tokens', so that the body's
+    features are computed once.
     """
 
     phase: Phase
@@ -94,6 +94,9 @@ def load_job(folder: Path, key: bytes, control: Control, spec: TrainerSpec, devi
 def load_model(family: Family, spec: TrainerSpec) -> PreTrainedModel:
     """The base as every attempt starts from it; what is new in it follows from the wire's seed."""
     torch.manual_seed(spec.seed)
+    for phase in spec.phases:
+        if isinstance(phase.adaptation, AttentiveHead) and isinstance(family, AttentiveFamily):
+            return family.load(Path(spec.base.path), spec.task, num_layers=phase.adaptation.num_layers)
     return family.load(Path(spec.base.path), spec.task)
 
 
@@ -110,11 +113,14 @@ def adapt(job: Job) -> tuple[PreparedPhase, ...]:
     job.model.requires_grad_(False)
     parameters = dict(job.model.named_parameters())
     prepared = []
+    attentive = any(isinstance(phase.adaptation, AttentiveHead) for phase in job.spec.phases)
     for phase, chosen in zip(job.spec.phases, names, strict=True):
         part = job.spec.plan.part(phase.name)
         assert isinstance(part, SampledGaussian)
         # Whatever the rows: where noise is added, and what is told, must not show how many of them there are.
-        on_features = isinstance(phase.adaptation, Head) and isinstance(job.family, PooledFamily | TokenFamily)
+        on_features = isinstance(phase.adaptation, AttentiveHead) or (
+            isinstance(phase.adaptation, Head) and isinstance(job.family, PooledFamily | TokenFamily) and not attentive
+        )  # one kind of features is kept: an attentive head's come first
         prepared.append(PreparedPhase(phase, part, {name: parameters[name] for name in chosen}, on_features))
     return tuple(prepared)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from app.catalog.adaptations import AttentiveHead
 from app.catalog.recipes import CENTRING
 from app.privacy.loss_curve import described
 from app.privacy.loss_curve import points as points_of
@@ -33,8 +34,9 @@ from worker.trainer.dp.sampler import poisson_batch, rows_of_step
 from worker.trainer.dp.step import TOLERANCE, PrivateStep, noise_std
 from worker.trainer.export import export_checkpoint
 from worker.trainer.failure import StopRequested, TrainerFailure
-from worker.trainer.families.interface import PooledFamily, TokenFamily
-from worker.trainer.features import Features, pooled_features, pooled_vectors, token_features
+from worker.trainer.families.attention import AttentiveHead as Attention
+from worker.trainer.families.interface import AttentiveFamily, PooledFamily, TokenFamily
+from worker.trainer.features import Features, attended_vectors, pooled_features, pooled_vectors, token_features
 from worker.trainer.job import Job, PreparedPhase, all_parameters, pooled_family
 from worker.trainer.messages import Checkpoint, Notice, Progress
 
@@ -118,23 +120,22 @@ def make_engines(job: Job, phases: tuple[PreparedPhase, ...]) -> list[GradientEn
     """
     examples = job.task.synthetic(job.model, rows=4)
     batch = job.task.batch(examples, range(len(examples)), job.device.torch_device)
-    features: dict[str, Tensor] = {}
-    if any(prepared.on_features for prepared in phases):
-        with torch.no_grad():
-            vectors = _vectors(job, batch)
-        targets = job.task.targets(examples, range(len(examples)), job.device.torch_device)
-        features = {"features": vectors, **targets}
     engines: list[GradientEngine] = []
     for prepared in phases:
+        example = batch
+        if prepared.on_features:
+            with torch.no_grad():
+                vectors = _vectors(job, prepared, batch)
+            example = vectors | job.task.targets(examples, range(len(examples)), job.device.torch_device)
         require_gradients(job, prepared)
         engines.append(
             make_engine(
-                _head_module(job) if prepared.on_features else job.model,
+                _head_module(job, prepared) if prepared.on_features else job.model,
                 list(_names_in_module(job, prepared)),
                 partial(_feature_loss if prepared.on_features else _loss, job),
                 clipping=prepared.part.clipping,
                 max_grad_norm=prepared.part.max_grad_norm,
-                example=features if prepared.on_features else batch,
+                example=example,
                 autocast_dtype=job.device.dtype if _half_precision(job, prepared) else None,
             )
         )
@@ -154,18 +155,30 @@ def _loss(job: Job, model: nn.Module, batch: Batch) -> Tensor:
 
 
 def _feature_loss(job: Job, head: nn.Module, batch: Batch) -> Tensor:
-    return job.task.loss(head(batch["features"]).float(), batch)
+    inputs = [batch["features"], *([batch["mask"]] if isinstance(head, Attention) else [])]
+    return job.task.loss(head(*inputs).float(), batch)
 
 
-def _vectors(job: Job, batch: dict[str, Tensor]) -> Tensor:
-    """The head's inputs of one batch."""
+def _attentive(prepared: PreparedPhase) -> bool:
+    return isinstance(prepared.phase.adaptation, AttentiveHead)
+
+
+def _vectors(job: Job, prepared: PreparedPhase, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the phase's head reads of one batch, as `Features.of_rows` gives it."""
+    if _attentive(prepared):
+        assert isinstance(job.family, AttentiveFamily)
+        return {"features": job.family.states(job.model, batch), "mask": batch["attention_mask"]}
     if isinstance(job.family, PooledFamily):
-        return job.family.features(job.model, job.family.pooled(job.model, batch)).float()
+        return {"features": job.family.features(job.model, job.family.pooled(job.model, batch)).float()}
     assert isinstance(job.family, TokenFamily)
-    return job.family.token_vectors(job.model, batch)
+    return {"features": job.family.token_vectors(job.model, batch)}
 
 
-def _head_module(job: Job) -> nn.Linear:
+def _head_module(job: Job, prepared: PreparedPhase) -> nn.Module:
+    """What a phase on features differentiates; its parameters are the model's."""
+    if _attentive(prepared):
+        assert isinstance(job.family, AttentiveFamily)
+        return job.family.attentive_head(job.model)
     assert isinstance(job.family, PooledFamily | TokenFamily)
     return job.family.head_module(job.model)
 
@@ -181,7 +194,7 @@ def _names_in_module(job: Job, prepared: PreparedPhase) -> dict[str, nn.Paramete
     """The phase's parameters under their names in the module that its engine differentiates."""
     if not prepared.on_features:
         return prepared.parameters
-    return dict(_head_module(job).named_parameters())
+    return dict(_head_module(job, prepared).named_parameters())
 
 
 def _optimizer(job: Job, prepared: PreparedPhase) -> Optimizer:
@@ -222,7 +235,7 @@ def micro_batches(
             yield batch, torch.from_numpy(dataset.unit_of_row[chosen]).to(device)
         return
     for chosen in physical_batches(rows, tokens, max_tokens=job.spec.runtime.max_physical_batch_tokens):
-        batch = {"features": on_features.of_rows(chosen), **job.task.targets(dataset.examples, chosen, device)}
+        batch = on_features.of_rows(chosen) | job.task.targets(dataset.examples, chosen, device)
         yield batch, torch.from_numpy(dataset.unit_of_row[chosen]).to(device)
 
 
@@ -243,6 +256,10 @@ def _features(job: Job, phases: tuple[PreparedPhase, ...], dataset: Dataset, sta
         job.control.send(Notice("computing_features", {"num_units": dataset.num_units}))
     if not isinstance(job.family, PooledFamily):
         return token_features(job, dataset) if needed else None
+    if any(prepared.on_features and _attentive(prepared) for prepared in phases):
+        tokens = token_features(job, dataset) if needed else None
+        _centre(job, dataset, None if tokens is None else attended_vectors(job, tokens), state)
+        return tokens
     pooled = pooled_vectors(job, dataset) if needed else None
     _centre(job, dataset, pooled, state)
     return None if pooled is None else pooled_features(job, pooled)

@@ -77,8 +77,8 @@ def test_a_plain_request_is_private_under_the_defaults():
     }
     assert (planned.resolved["evaluation"], planned.resolved["num_held_out"]) == ("private", 200)
     assert planned.plan.num_units == 1800
-    assert planned.resolved["adaptation"] == {"type": "head"}
-    assert planned.hyperparameters == {"n_epochs": 20, "batch_size": 225, "learning_rate_multiplier": 1.0}
+    assert planned.resolved["adaptation"] == {"type": "attentive_head", "num_layers": 4}
+    assert planned.hyperparameters == {"n_epochs": 30, "batch_size": 450, "learning_rate_multiplier": 1.0}
     assert [Phase.from_dict(phase).name for phase in planned.resolved["phases"]] == ["head"]
 
 

@@ -41,7 +41,7 @@ def test_the_openai_client_drives_a_job(openai_client: openai.OpenAI, make_file:
     job = jobs.create(model=MODEL, training_file=file_id)  # nothing else: private by default
     assert (job.object, job.status, job.model, job.training_file) == ("fine_tuning.job", "queued", MODEL, file_id)
     assert (job.fine_tuned_model, job.trained_tokens, job.result_files, job.error) == (None, None, [], None)
-    assert job.hyperparameters.n_epochs == 20
+    assert job.hyperparameters.n_epochs == 30
     assert job.model_extra is not None
     privacy = job.model_extra["privacy"]
     assert (privacy["mechanism"], privacy["target_epsilon"], privacy["target_delta"]) == ("dp_sgd", 3.0, 1e-6)
@@ -310,11 +310,11 @@ def test_progress_and_what_was_spent_so_far(client: TestClient, make_file: MakeF
     job_id = create(client, make_file())["id"]
     claimed = claim(database, job_id)
     spent = []
-    for head in (1, 40, 159, 160):
+    for head in (1, 40, 119, 120):
         beat(database, claimed, centring=1, head=head)
         job = client.get(f"{JOBS}/{job_id}").json()
         assert job["progress"]["step"] == 1 + head
-        assert job["progress"]["num_steps"] == 162
+        assert job["progress"]["num_steps"] == 122
         spent.append(job["privacy"]["epsilon_spent"])
         assert "upper bound" in job["privacy"]["epsilon_spent_accountant"] or spent[-1] == job["privacy"]["epsilon"]
     assert 0.0 < spent[0] < spent[1] <= spent[2] <= spent[3] <= job["privacy"]["epsilon"]

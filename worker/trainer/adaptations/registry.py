@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from worker.trainer.adaptations.adapter import Adapter
+from worker.trainer.adaptations.attentive_head import ATTENTIVE_HEAD
 from worker.trainer.adaptations.bitfit import BITFIT
 from worker.trainer.adaptations.freeze import FREEZE
 from worker.trainer.adaptations.full import FULL
@@ -15,6 +16,7 @@ ADAPTERS: dict[str, Adapter] = {
     "freeze": FREEZE,
     "last_layers": LAST_LAYERS,
     "head": HEAD,
+    "attentive_head": ATTENTIVE_HEAD,
     "lora": LORA,
     "bitfit": BITFIT,
 }

@@ -11,7 +11,9 @@ encoder's own class is put behind the last one, with weights that make it the po
     pooler     identity / √d, then tanh: a vector of norm at most 1, nearly the unit vector itself
 
 What is trained is what is exported: nothing is approximated between the two. The pooling layer and the pooler stay
-frozen in every adaptation. The price is one layer more at inference.
+frozen in every adaptation, but for an attentive head's: there a query that is the same for all tokens meets one row of
+the key, which trains (`attention.py`), so that the mean becomes a weighted one. The price is
+one layer more at inference.
 
 Where the pooler is followed by a ReLU instead of a tanh (DistilBERT), half of its outputs are a random projection of
 the unit vector to half of its width, the other half the same with the other sign: a ReLU keeps one of each pair, so
@@ -26,6 +28,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,6 +36,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
+from worker.trainer.families.attention import AttentiveHead, SharedKey, pick_shared_row
 from worker.trainer.families.loading import load_base, marker, name_classes, note
 from worker.trainer.spec import TaskSpec
 from worker.trainer.tasks.interface import text_inputs
@@ -46,7 +50,7 @@ class EncoderFamily:
     """Where such a model keeps its parts, as attribute paths.
 
     unmovable: softmax ignores a shift of all keys. position_offset: position embeddings that no token takes.
-    stack: the blocks, below the body. Below a block: value, the matrix of the attention's values; mixing, that of its
+    stack: the blocks, below the body. Below a block: query, key, value, the attention's matrices; mixing, that of its
     outputs, and mixing_norm behind it; feed_forward, the second matrix of that layer, and the block's norm.
     rectified: the pooler is followed by a ReLU.
     """
@@ -62,6 +66,8 @@ class EncoderFamily:
     unmovable: tuple[str, ...] = ("attention.self.key.bias",)
     position_offset: int = 0
     stack: str = "encoder.layer"
+    query: str = "attention.self.query"
+    key: str = "attention.self.key"
     value: str = "attention.self.value"
     mixing: str = "attention.output.dense"
     mixing_norm: str = "attention.output.LayerNorm"
@@ -73,10 +79,10 @@ class EncoderFamily:
         """Tokens that the position embeddings carry."""
         return int(model.config.max_position_embeddings) - self.position_offset
 
-    def load(self, path: Path, task: TaskSpec) -> PreTrainedModel:
-        """The base with its pooling layer and a zero head, see `Family.load`.
+    def load(self, path: Path, task: TaskSpec, *, num_layers: int | None = None) -> PreTrainedModel:
+        """The base, or its first `num_layers` blocks, with its pooling layer and a zero head, see `Family.load`.
 
-        A base that a job of this service made has its pooling layer already, its centre included.
+        A base that a job of this service made has its pooling layer already, its centre included, and keeps all blocks.
         """
         grafted = continues = False
 
@@ -86,7 +92,7 @@ class EncoderFamily:
             grafted = bool(marker(config).get("pooling_layer"))
             if grafted:
                 return (f"{self.head}.",)
-            config.num_hidden_layers += 1
+            config.num_hidden_layers = min(num_layers or config.num_hidden_layers, config.num_hidden_layers) + 1
             note(config, pooling_layer=True)
             layer = f"{self.body}.{self.stack}.{config.num_hidden_layers - 1}."
             return (layer, f"{self.pooler}.", f"{self.head}.")
@@ -147,6 +153,41 @@ class EncoderFamily:
         finally:
             hook.remove()
         return caught[0].float()
+
+    def states(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """What the pooling layer reads, (rows, length, width)."""
+        caught: list[Tensor] = []
+        value = self.pooling_layer(model).get_submodule(self.value)
+        hook = value.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
+        try:
+            model.get_submodule(self.body)(**text_inputs(batch))
+        finally:
+            hook.remove()
+        return caught[0].float()
+
+    def attend(self, model: PreTrainedModel) -> str:
+        """Makes the pooling layer's key a shared one, at weights of zero where it pooled evenly; see `attention.py`."""
+        layer, heads = self.pooling_layer(model), int(model.config.num_attention_heads)
+        key, query = layer.get_submodule(self.key), layer.get_submodule(self.query)
+        if isinstance(key, nn.Linear):
+            assert isinstance(query, nn.Linear)
+            pick_shared_row(query, heads)
+            parent, _, child = self.key.rpartition(".")
+            setattr(layer.get_submodule(parent), child, SharedKey(key, heads))
+        place = f"{self.body}.{self.stack}.{len(self._stack(model)) - 1}"
+        return f"{place}.{self.key}.score.weight"
+
+    def attentive_head(self, model: nn.Module) -> AttentiveHead:
+        """Scores, pooling and classifier of a model after `attend`."""
+        layer = self.pooling_layer(model)
+        key = layer.get_submodule(self.key)
+        assert isinstance(key, SharedKey)
+
+        def norm(mean: Tensor, first: Tensor) -> Tensor:
+            pooled: Tensor = layer.get_submodule(self.mixing_norm)(RESIDUAL_SCALE * mean + first)
+            return pooled
+
+        return AttentiveHead(key.score, self.head_module(model), norm, partial(self.features, model))
 
     @torch.no_grad()
     def set_centre(self, model: nn.Module, centre: Tensor) -> None:

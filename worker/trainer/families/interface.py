@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from worker.trainer.families.attention import AttentiveHead
 from worker.trainer.spec import TaskSpec
 
 
@@ -71,6 +72,27 @@ class PooledFamily(Family, Protocol):
 
     def features(self, model: nn.Module, pooled: Tensor) -> Tensor:
         """The head's inputs, (rows, width), from `pooled`."""
+        ...
+
+
+@runtime_checkable
+class AttentiveFamily(PooledFamily, Protocol):
+    """A pooled family whose vectors may be weighted means over tokens, with weights that are learnt."""
+
+    def load(self, path: Path, task: TaskSpec, *, num_layers: int | None = None) -> PreTrainedModel:
+        """See `Family.load`. num_layers: blocks of the base that are kept, all by default."""
+        ...
+
+    def attend(self, model: PreTrainedModel) -> str:
+        """Adds the weights' parameter to the pooling, which gives what it gave before; its name."""
+        ...
+
+    def attentive_head(self, model: nn.Module) -> AttentiveHead:
+        """(states, mask) → logits, after `attend`: it shares its parameters with the model."""
+        ...
+
+    def states(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """What the pooling reads, (rows, length, width), float32."""
         ...
 
 
