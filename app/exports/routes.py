@@ -26,7 +26,6 @@ from app.http.deps import QueueDep, Reader, Reading, StorageDep, Submitter, Writ
 from app.models import bundles
 from app.models import service as models
 from app.models.bundles import ArchiveName
-from app.storage import Storage
 
 router = APIRouter(prefix="/models/{model_id}/exports", tags=["exports"])
 
@@ -86,13 +85,7 @@ def _finished(session: Session, caller: Caller, model_id: str, export_id: str) -
     return service.get_finished(session, models.get(session, caller.project_id, model_id), export_id)
 
 
-def _file(
-    request: Request, session: Session, caller: Caller, storage: Storage, model_id: str, export_id: str, path: str
-) -> Response:
-    export = _finished(session, caller, model_id, export_id)
-    return bundles.send_file(request, storage, str(export.storage_prefix), export.files or (), path)
-
-
+@router.head("/{export_id}/files/{path:path}", include_in_schema=False)
 @router.get("/{export_id}/files/{path:path}", response_class=Response)
 def download_export_file(
     request: Request,
@@ -104,32 +97,11 @@ def download_export_file(
     path: str,
 ) -> Response:
     """One file of the export. Range, If-Range and If-None-Match work; the ETag is its SHA-256."""
-    return _file(request, session, caller, storage, model_id, export_id, path)
-
-
-@router.head("/{export_id}/files/{path:path}", include_in_schema=False)
-def head_export_file(
-    request: Request,
-    session: Reading,
-    caller: Reader,
-    storage: StorageDep,
-    model_id: ModelId,
-    export_id: ExportId,
-    path: str,
-) -> Response:
-    """The headers of the same."""
-    return _file(request, session, caller, storage, model_id, export_id, path)
-
-
-def _archive(
-    request: Request, session: Session, caller: Caller, storage: Storage, model_id: str, export_id: str, format_: str
-) -> Response:
     export = _finished(session, caller, model_id, export_id)
-    name = f"{export.model_id}-{export.format}"
-    prefix, files, archives = str(export.storage_prefix), export.files or (), export.archives or {}
-    return bundles.send_archive(request, storage, prefix, files, archives, name, format_)
+    return bundles.send_file(request, storage, str(export.storage_prefix), export.files or (), path)
 
 
+@router.head("/{export_id}/download", include_in_schema=False)
 @router.get("/{export_id}/download", response_class=Response)
 def download_export(
     request: Request,
@@ -141,18 +113,7 @@ def download_export(
     format_: ArchiveName = "tar",
 ) -> Response:
     """The whole export as one archive. Range, If-Range and If-None-Match work; the ETag is its SHA-256."""
-    return _archive(request, session, caller, storage, model_id, export_id, format_)
-
-
-@router.head("/{export_id}/download", include_in_schema=False)
-def head_export(
-    request: Request,
-    session: Reading,
-    caller: Reader,
-    storage: StorageDep,
-    model_id: ModelId,
-    export_id: ExportId,
-    format_: ArchiveName = "tar",
-) -> Response:
-    """The headers of the same."""
-    return _archive(request, session, caller, storage, model_id, export_id, format_)
+    export = _finished(session, caller, model_id, export_id)
+    name = f"{export.model_id}-{export.format}"
+    prefix, files, archives = str(export.storage_prefix), export.files or (), export.archives or {}
+    return bundles.send_archive(request, storage, prefix, files, archives, name, format_)

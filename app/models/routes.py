@@ -7,10 +7,8 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
-from sqlalchemy.orm import Session
 from starlette.convertors import Convertor, register_url_convertor
 
-from app.auth.service import Caller
 from app.catalog.memory import MOST_BATCH_TOKENS
 from app.catalog.tasks import TASKS
 from app.db.session import after_commit
@@ -45,7 +43,6 @@ from app.models.schemas import (
     render_task,
 )
 from app.models.tables import Model
-from app.storage import Storage
 
 router = APIRouter(tags=["models"])
 
@@ -126,34 +123,17 @@ def list_model_files(session: Reading, caller: Reader, model_id: ModelId) -> Mod
     return ModelFileList(data=files, archives=model.archives)
 
 
-def _file(request: Request, session: Session, caller: Caller, storage: Storage, model_id: str, path: str) -> Response:
-    model = service.get(session, caller.project_id, model_id)
-    return bundles.send_file(request, storage, model.storage_prefix, model.files, path)
-
-
+@router.head("/models/{model_id}/files/{path:path}", include_in_schema=False)
 @router.get("/models/{model_id}/files/{path:path}", response_class=Response)
 def download_model_file(
     request: Request, session: Reading, caller: Reader, storage: StorageDep, model_id: ModelId, path: str
 ) -> Response:
     """One file of the bundle. Range, If-Range and If-None-Match work; the ETag is its SHA-256."""
-    return _file(request, session, caller, storage, model_id, path)
-
-
-@router.head("/models/{model_id}/files/{path:path}", include_in_schema=False)
-def head_model_file(
-    request: Request, session: Reading, caller: Reader, storage: StorageDep, model_id: ModelId, path: str
-) -> Response:
-    """The headers of the same."""
-    return _file(request, session, caller, storage, model_id, path)
-
-
-def _archive(
-    request: Request, session: Session, caller: Caller, storage: Storage, model_id: str, format_: str
-) -> Response:
     model = service.get(session, caller.project_id, model_id)
-    return bundles.send_archive(request, storage, model.storage_prefix, model.files, model.archives, model.id, format_)
+    return bundles.send_file(request, storage, model.storage_prefix, model.files, path)
 
 
+@router.head("/models/{model_id}/download", include_in_schema=False)
 @router.get("/models/{model_id}/download", response_class=Response)
 def download_model(
     request: Request,
@@ -164,20 +144,8 @@ def download_model(
     format_: ArchiveName = "tar",
 ) -> Response:
     """The whole bundle as one archive. Range, If-Range and If-None-Match work; the ETag is its SHA-256."""
-    return _archive(request, session, caller, storage, model_id, format_)
-
-
-@router.head("/models/{model_id}/download", include_in_schema=False)
-def head_model(
-    request: Request,
-    session: Reading,
-    caller: Reader,
-    storage: StorageDep,
-    model_id: ModelId,
-    format_: ArchiveName = "tar",
-) -> Response:
-    """The headers of the same."""
-    return _archive(request, session, caller, storage, model_id, format_)
+    model = service.get(session, caller.project_id, model_id)
+    return bundles.send_archive(request, storage, model.storage_prefix, model.files, model.archives, model.id, format_)
 
 
 def _prefers_page(accept: str) -> bool:
