@@ -19,16 +19,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from app.budgets import heads
-from app.catalog.recipes import Phase
-from app.errors import ApiError
 from app.exports import lifecycle as exports
 from app.files import service as files
-from app.files.tables import File
 from app.jobs import lifecycle
 from app.jobs.keys import KeyUnavailable
 from app.jobs.lifecycle import Claimed, LeaseLost
-from app.models import service as models
-from worker import base_model, job_folder, leftovers, reporter, results
+from worker import job_folder, layout, leftovers, reporter, results
+from worker.layout import Unworkable
 from worker.lease import Lease
 from worker.spares import Spares
 from worker.trainer.messages import (
@@ -46,15 +43,8 @@ from worker.trainer.messages import (
 )
 from worker.trainer.spec import (
     CHECKPOINTS_FOLDER,
-    RESUME_FOLDER,
     TAKEN_FOLDER,
-    TRAINING_FILE,
-    VALIDATION_FILE,
-    BaseSpec,
-    DataSpec,
     RuntimeOptions,
-    TaskSpec,
-    TrainerSpec,
 )
 from worker.trainer_process import BadMessage, TrainerGone, TrainerProcess
 from worker.workplace import Workplace
@@ -69,10 +59,6 @@ _LOOK = 0.2
 
 #: An out-of-memory halves the physical batch, down to this many tokens.
 _SMALLEST_BATCH_TOKENS = 64
-
-
-class Unworkable(Exception):
-    """The job cannot go on; the text is the code of `jobs.failures` that its user reads."""
 
 
 class _AttemptEnded(Exception):
@@ -148,7 +134,7 @@ class Attempt:
             self._trainer.close()
 
     def _work(self) -> None:
-        self._spec = self._lay_out()
+        self._spec = layout.lay_out(self._workplace, self._claimed, self._folder, self._freeze())
         key = self._key()
         log.info("trainer_begins", attempt=self._claimed.attempt, pid=self._trainer.process.pid)
         self._trainer.begin(key)
@@ -156,74 +142,6 @@ class Attempt:
         self._publish(finished)
 
     # Before the trainer starts
-
-    def _lay_out(self) -> TrainerSpec:
-        """Fills the job folder; returns the spec in it."""
-        claimed, resolved = self._claimed, self._claimed.resolved
-        training, validation = self._files()
-        self._fetch_rows(training.rows_key, resolved["training_digest"], TRAINING_FILE)
-        if validation is not None:
-            self._fetch_rows(validation.rows_key, resolved["validation_digest"], VALIDATION_FILE)
-        leftovers.clear(self._workplace.storage, claimed)
-        self._fetch_checkpoint()
-        spec = TrainerSpec(
-            job_id=claimed.job_id,
-            task=_task(resolved["task"]),
-            base=self._base(),
-            phases=tuple(Phase.from_dict(phase) for phase in resolved["phases"]),
-            plan=claimed.plan,
-            data=DataSpec(
-                num_rows=resolved["num_rows"],
-                num_held_out=resolved["num_held_out"],
-                has_validation_file=validation is not None,
-                num_validation_rows=resolved.get("num_validation_rows") or 0,
-            ),
-            evaluation=resolved["evaluation"],
-            dataset_digest=resolved["training_digest"],
-            seed=claimed.seed,
-            runtime=self._freeze(),
-            checkpoint_seconds=self._settings.checkpoint_seconds,
-            published_steps=tuple(resolved.get("checkpoint_steps", ())),
-        )
-        spec.write(self._folder)
-        return spec
-
-    def _files(self) -> tuple[File, File | None]:
-        claimed = self._claimed
-        with self._workplace.database.reading() as session:
-            try:
-                training = files.get(session, claimed.project_id, claimed.training_file_id)
-                if claimed.validation_file_id is None:
-                    return training, None
-                return training, files.get(session, claimed.project_id, claimed.validation_file_id)
-            except ApiError:  # deleted: no attempt will find it again
-                raise Unworkable("data_mismatch") from None
-
-    def _fetch_rows(self, key: str | None, digest: str, name: str) -> None:
-        path = self._folder / name
-        path.parent.mkdir(exist_ok=True)
-        if key is None:
-            raise Unworkable("data_mismatch")
-        self._workplace.storage.get_file(key, path)
-        if job_folder.sha256(path) != digest:
-            raise Unworkable("data_mismatch")
-
-    def _fetch_checkpoint(self) -> None:
-        checkpoint = self._claimed.checkpoint
-        if checkpoint is not None:
-            try:
-                job_folder.get_folder(
-                    self._workplace.storage, checkpoint["key"], checkpoint["files"], self._folder / RESUME_FOLDER
-                )
-            except job_folder.DamagedCheckpoint:
-                raise Unworkable("resume_mismatch") from None
-
-    def _base(self) -> BaseSpec:
-        try:
-            return base_model.lay_out(self._workplace, self._claimed, self._folder)
-        except models.BaseModelUnavailable:
-            log.exception("base_model_refused")
-            raise Unworkable("base_model_invalid") from None
 
     def _freeze(self) -> RuntimeOptions:
         with self._workplace.database.writing() as session:
@@ -504,13 +422,3 @@ class Attempt:
             self._workplace.storage.delete_prefix(prefix)
         except (OSError, StoreError):
             log.exception("checkpoints_not_deleted")
-
-
-def _task(task: Mapping[str, Any]) -> TaskSpec:
-    return TaskSpec(
-        type=task["type"],
-        columns=task["columns"],
-        labels=tuple(task["labels"]),
-        max_length=task["max_length"],
-        options=task.get("options") or {},
-    )

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from transformers import AutoModelForMaskedLM, AutoModelForTokenClassification
-
 from worker.trainer.families.encoder import EncoderFamily
-from worker.trainer.families.transformer import TransformerFamily
 
 DISTILBERT = EncoderFamily(
     model_type="distilbert",
@@ -23,21 +20,4 @@ DISTILBERT = EncoderFamily(
     feed_forward="ffn.lin2",
     norm="output_layer_norm",
     rectified=True,
-)
-
-DISTILBERT_TOKENS = TransformerFamily(
-    model_type="distilbert",
-    auto_class=AutoModelForTokenClassification,
-    stacks=("distilbert.transformer.layer",),
-    head="classifier.",
-    lora_targets=DISTILBERT.lora_targets,
-    unmovable=DISTILBERT.unmovable,
-)
-
-DISTILBERT_MASKED = TransformerFamily(
-    model_type="distilbert",
-    auto_class=AutoModelForMaskedLM,
-    stacks=("distilbert.transformer.layer",),
-    lora_targets=DISTILBERT.lora_targets,
-    unmovable=DISTILBERT.unmovable,
 )

@@ -34,10 +34,17 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from worker.trainer.families.attention import AttentiveHead, SharedKey, pick_shared_row
 from worker.trainer.families.loading import load_base, marker, name_classes, note
+from worker.trainer.families.transformer import TransformerFamily
 from worker.trainer.spec import TaskSpec
 from worker.trainer.tasks.interface import text_inputs
 
@@ -74,6 +81,25 @@ class EncoderFamily:
     feed_forward: str = "output.dense"
     norm: str = "output.LayerNorm"
     rectified: bool = False
+
+    def for_tokens(self) -> TransformerFamily:
+        """The same body without a pooler, and a new head on every token."""
+        return self._plain(AutoModelForTokenClassification, "classifier.")
+
+    def for_masked_lm(self) -> TransformerFamily:
+        """The same body, and the head that it was pretrained with."""
+        return self._plain(AutoModelForMaskedLM, "")
+
+    def _plain(self, auto_class: Any, head: str) -> TransformerFamily:
+        return TransformerFamily(
+            model_type=self.model_type,
+            auto_class=auto_class,
+            stacks=(f"{self.body}.{self.stack}",),
+            head=head,
+            lora_targets=self.lora_targets,
+            unmovable=self.unmovable,
+            position_offset=self.position_offset,
+        )
 
     def max_length(self, model: PreTrainedModel) -> int:
         """Tokens that the position embeddings carry."""

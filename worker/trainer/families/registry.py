@@ -5,37 +5,24 @@ from __future__ import annotations
 from app.catalog.tasks import TASKS, ModelClass
 from worker.trainer.failure import TrainerFailure
 from worker.trainer.families.bart import BART, MARIAN
-from worker.trainer.families.bert import BERT, BERT_MASKED, BERT_TOKENS
-from worker.trainer.families.distilbert import DISTILBERT, DISTILBERT_MASKED, DISTILBERT_TOKENS
+from worker.trainer.families.bert import BERT
+from worker.trainer.families.distilbert import DISTILBERT
 from worker.trainer.families.gpt2 import GPT2_CAUSAL
 from worker.trainer.families.images import BIT, CONVNEXT, DEIT, EFFICIENTNET, RESNET, VIT
 from worker.trainer.families.interface import Family
 from worker.trainer.families.llama import LLAMA_CAUSAL
 from worker.trainer.families.qwen import QWEN2_CAUSAL, QWEN3_CAUSAL
-from worker.trainer.families.roberta import ROBERTA, ROBERTA_MASKED, ROBERTA_TOKENS
+from worker.trainer.families.roberta import ROBERTA, XLM_ROBERTA
 from worker.trainer.families.t5 import MT5, T5
-from worker.trainer.families.xlm_roberta import XLM_ROBERTA, XLM_ROBERTA_MASKED, XLM_ROBERTA_TOKENS
 
 FAMILIES: dict[str, dict[ModelClass, Family]] = {
-    "bert": {
-        "sequence_classification": BERT,
-        "token_classification": BERT_TOKENS,
-        "masked_lm": BERT_MASKED,
-    },
-    "roberta": {
-        "sequence_classification": ROBERTA,
-        "token_classification": ROBERTA_TOKENS,
-        "masked_lm": ROBERTA_MASKED,
-    },
-    "xlm-roberta": {
-        "sequence_classification": XLM_ROBERTA,
-        "token_classification": XLM_ROBERTA_TOKENS,
-        "masked_lm": XLM_ROBERTA_MASKED,
-    },
-    "distilbert": {
-        "sequence_classification": DISTILBERT,
-        "token_classification": DISTILBERT_TOKENS,
-        "masked_lm": DISTILBERT_MASKED,
+    **{
+        encoder.model_type: {
+            "sequence_classification": encoder,
+            "token_classification": encoder.for_tokens(),
+            "masked_lm": encoder.for_masked_lm(),
+        }
+        for encoder in (BERT, ROBERTA, XLM_ROBERTA, DISTILBERT)
     },
     **{
         family.model_type: {"image_classification": family}
