@@ -12,7 +12,7 @@ from worker.trainer.families.loading import names_in_files
 
 def _parameters(model: PreTrainedModel, family: Family, adaptation: Freeze) -> list[str]:
     in_files = names_in_files(model)
-    return [name for name in family.body_parameters(model) if not adaptation.freezes(in_files[name])]
+    return [name for name in family.body_parameters(model) if not any(map(adaptation.freezes, in_files[name]))]
 
 
 FREEZE = Adapter(_parameters)

@@ -25,7 +25,7 @@ def _parameters(model: PreTrainedModel, family: Family, adaptation: Lora) -> lis
     matrices = [
         name.removesuffix(".weight")
         for name in family.body_parameters(model)
-        if (name.endswith(ends) or in_files[name].endswith(ends)) and model.get_parameter(name).ndim == 2
+        if (name.endswith(ends) or in_files[name][0].endswith(ends)) and model.get_parameter(name).ndim == 2
     ]
     if not matrices:
         raise TrainerFailure("base_model_invalid", f"the base has no matrices {targets}")

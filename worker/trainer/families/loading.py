@@ -57,12 +57,14 @@ def load_base(
     return model
 
 
-def names_in_files(model: PreTrainedModel) -> dict[str, str]:
-    """The model's parameters → what they are called in a checkpoint; transformers has renamed some since."""
-    found = {}
-    for name, parameter in model.named_parameters():
-        (found[name],) = revert_weight_conversion(model, {name: parameter})
-    return found
+def names_in_files(model: PreTrainedModel) -> dict[str, tuple[str, ...]]:
+    """The model's parameters → what they are called in a checkpoint; transformers has renamed some since. A tied
+    weight may stand there under each of its names, of which its own is the first."""
+    aliases: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        (in_file,) = revert_weight_conversion(model, {name: parameter})
+        aliases.setdefault(id(parameter), []).append(in_file)
+    return {name: tuple(aliases[id(parameter)]) for name, parameter in model.named_parameters()}
 
 
 def marker(config: PreTrainedConfig) -> dict[str, Any]:
