@@ -66,9 +66,10 @@ def test_a_job_tells_its_story(folder: Path, base: Path) -> None:
     assert attempt(folder, KEY, control)
     control.close()
     kinds = [message.type for message in supervisor.finish()]
-    assert kinds[:2] == ["started", "notice"]
+    assert kinds[:3] == ["truncation", "started", "notice"]
     assert kinds[-1] == "finished"
-    started = supervisor.of_type("started")[0]
+    (started,), (cut,) = supervisor.of_type("started"), supervisor.of_type("truncation")
+    assert (cut.dataset, cut.rows, cut.cut) == ("training", 60, {"text": {"rows": 0, "tokens": 0}})
     assert (started.device, started.threads, started.trainable_parameters) == ("cpu", 1, 16 * 2 + 2)
     assert [message.step for message in supervisor.of_type("checkpoint")] == [2, 3]
     last = supervisor.of_type("progress")[-1]
