@@ -13,12 +13,18 @@ from app.files.tables import File
 _UNITS = f'must be `record`, a column\'s name of at most {MAX_COLUMN_NAME} characters, or {{"column": name}}'
 
 
+def _is_name(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(_UNITS)
+    return text
+
+
 class UnitColumn(BaseModel):
     """A privacy unit: all records that share a value of this column, or each record where it is null."""
 
     model_config = ConfigDict(extra="forbid")
 
-    column: Annotated[str, Field(min_length=1, max_length=MAX_COLUMN_NAME)] | None
+    column: Annotated[str, Field(min_length=1, max_length=MAX_COLUMN_NAME), AfterValidator(_is_name)] | None
 
 
 def unit_in(text: str | None) -> UnitColumn | None:
@@ -38,12 +44,6 @@ def unit_in(text: str | None) -> UnitColumn | None:
 
 def _is_unit(text: str) -> str:
     unit_in(text)
-    return text
-
-
-def _is_name(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError(_UNITS)
     return text
 
 

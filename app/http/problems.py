@@ -14,7 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
@@ -97,6 +97,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(DataError, _data_error)
     app.add_exception_handler(OperationalError, _database_error)
     app.add_exception_handler(PoolTimeout, _database_error)
 
@@ -135,6 +136,12 @@ def _response(status: int, error: Mapping[str, Any], headers: Mapping[str, str] 
 def _api_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
     return envelope(error)
+
+
+def _data_error(_request: Request, error: Exception) -> JSONResponse:
+    """PostgreSQL keeps no U+0000, in ids no more than in texts. The error itself would quote what was sent."""
+    log.warning("value_not_stored", error=type(error).__name__)
+    return envelope(InvalidRequest("invalid_request", "A value of the request is none that can be stored."))
 
 
 def _validation_error(_request: Request, error: Exception) -> JSONResponse:

@@ -232,3 +232,23 @@ def test_a_body_that_is_no_upload_is_limited(client: TestClient, content_type: s
         assert _error(response, 413)["code"] == "payload_too_large"
         assert response.headers["x-should-retry"] == "false"
     _error(client.post("/probe/body", content=_many(15), headers=headers), 400)
+
+
+@pytest.mark.every_database
+def test_text_that_a_database_cannot_hold_is_no_mistake_of_ours(client: TestClient) -> None:
+    """U+0000, which SQLite keeps and PostgreSQL does not."""
+    upload = {"bytes": 9, "filename": "a.csv", "mime_type": "text/csv", "purpose": "fine-tune"}
+    answers = [
+        client.get("/v1/files/%00"),
+        client.get("/v1/files?after=%00"),
+        client.get("/v1/uploads/%00/parts"),
+        client.post("/v1/uploads", json={**upload, "privacy_budget": "pb\0"}),
+        client.post("/v1/uploads", json={**upload, "privacy_unit": {"column": "a\0"}}),
+        client.post(
+            "/v1/files",
+            files={"file": ("a.csv", b"a,b\n1,2\n")},
+            data={"purpose": "fine-tune", "privacy_unit": '{"column": "a\\u0000"}'},
+        ),
+    ]
+    assert [answer.status_code for answer in answers if answer.status_code not in (400, 404)] == []
+    assert {answer.json()["error"]["type"] for answer in answers} <= {"invalid_request_error", "not_found_error"}
