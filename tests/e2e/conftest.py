@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -26,6 +27,14 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 def client(service: Running) -> Iterator[openai.OpenAI]:
     """The unmodified client with the admin key."""
     with service.client() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def http(service: Running, client: openai.OpenAI) -> Iterator[httpx.Client]:
+    """Plain HTTP with the admin key."""
+    headers = {"authorization": f"Bearer {client.api_key}"}
+    with httpx.Client(base_url=f"{service.url}/v1", headers=headers, timeout=60) as opened:
         yield opened
 
 

@@ -7,7 +7,6 @@ import io
 import json
 import tarfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import httpx
 import openai
 import pytest
 
-from tests.running import Running, write_snippets
+from tests.running import write_snippets
 
 BUNDLE = {
     "README.md",
@@ -29,14 +28,6 @@ BUNDLE = {
     "vocab.txt",
 }
 NEEDED = BUNDLE - {"special_tokens_map.json", "vocab.txt"}
-
-
-@pytest.fixture(scope="module")
-def http(service: Running, client: openai.OpenAI) -> Iterator[httpx.Client]:
-    """Plain HTTP with the admin key."""
-    headers = {"authorization": f"Bearer {client.api_key}"}
-    with httpx.Client(base_url=f"{service.url}/v1", headers=headers, timeout=60) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

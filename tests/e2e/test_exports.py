@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,6 @@ def public(client: openai.OpenAI, tmp_path_factory: pytest.TempPathFactory) -> A
     path = write_snippets(tmp_path_factory.mktemp("public") / "public.csv", 60, start=7)
     file = client.files.create(file=path, purpose="fine-tune", extra_body={"public": "true"})
     return client.files.wait_for_processing(file.id, poll_interval=0.1, max_wait_seconds=60)
-
-
-@pytest.fixture(scope="module")
-def http(service: Running, client: openai.OpenAI) -> Iterator[httpx.Client]:
-    """Plain HTTP with the admin key."""
-    headers = {"authorization": f"Bearer {client.api_key}"}
-    with httpx.Client(base_url=f"{service.url}/v1", headers=headers, timeout=60) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

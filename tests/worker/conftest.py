@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -85,9 +86,8 @@ def workplace(client: TestClient, settings: Settings, database: Database) -> Ite
     opened.close()
 
 
-@pytest.fixture
-def submitted(client: TestClient, workplace: Workplace) -> str:
-    """The id of a queued job without an evaluation, on 60 rows."""
+def submit(client: TestClient, workplace: Workplace, **fields: Any) -> str:
+    """The id of a queued job without an evaluation, on 60 rows. fields: further ones of the request."""
     rows = "".join(f"text number {n},{'good' if n % 3 else 'bad'}\n" for n in range(60))
     answer = client.post(
         "/v1/files", files={"file": ("rows.csv", f"text,label\n{rows}".encode())}, data={"purpose": "fine-tune"}
@@ -101,11 +101,18 @@ def submitted(client: TestClient, workplace: Workplace) -> str:
             "adaptation": {"type": "head"},
             "privacy": {"target_epsilon": 1.0},
             "evaluation": "none",
+            **fields,
         },
     )
     assert job.status_code == 200, job.text
     assert job.json()["status"] == "queued"
     return job.json()["id"]
+
+
+@pytest.fixture
+def submitted(client: TestClient, workplace: Workplace) -> str:
+    """The id of such a job."""
+    return submit(client, workplace)
 
 
 @pytest.fixture

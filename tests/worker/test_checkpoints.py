@@ -18,6 +18,7 @@ from app.jobs.tables import Job
 from app.privacy.report_check import check_report
 from app.settings import Settings
 from tests.running import until
+from tests.worker.conftest import submit
 from tests.worker.test_restored_database import transfer
 from worker import chores
 from worker.workplace import Workplace
@@ -45,24 +46,7 @@ started()
 @pytest.fixture
 def submitted(client: TestClient, workplace: Workplace) -> str:
     """The id of a queued job that is to publish two checkpoints."""
-    rows = "".join(f"text number {n},{'good' if n % 3 else 'bad'}\n" for n in range(60))
-    answer = client.post(
-        "/v1/files", files={"file": ("rows.csv", f"text,label\n{rows}".encode())}, data={"purpose": "fine-tune"}
-    )
-    chores.process_file(workplace, answer.json()["id"])
-    job = client.post(
-        "/v1/fine_tuning/jobs",
-        json={
-            "model": "all-MiniLM-L6-v2",
-            "training_file": answer.json()["id"],
-            "adaptation": {"type": "head"},
-            "privacy": {"target_epsilon": 1.0},
-            "evaluation": "none",
-            "checkpoints": {"count": 2},
-        },
-    )
-    assert job.status_code == 200, job.text
-    return job.json()["id"]
+    return submit(client, workplace, checkpoints={"count": 2})
 
 
 @pytest.fixture

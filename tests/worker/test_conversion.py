@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from app.catalog.bases import BaseModel
 from app.models import service as models
 from app.settings import Settings
 from worker import base_model
+from worker.trainer.convert import CONVERSIONS
 
 LITE0 = BaseModel(
     id="efficientnet-lite0",
@@ -55,21 +57,22 @@ def test_it_answers_as_the_network_of_the_paper(settings: Settings) -> None:
         base_model.converted(settings, LITE0)
 
 
-def test_a_pickle_runs_nothing(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pickle_runs_nothing(tmp_path: Path) -> None:
     """Protocol 0, by hand: it would call os.system."""
     hostile = tmp_path / "weights.pth"
     hostile.write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "ran").encode() + b"'\ntR.")
-    monkeypatch.setattr(models, "package_path", lambda base: hostile)
-    with pytest.raises(models.BaseModelUnavailable, match="cannot be converted"):
-        base_model.converted(settings, LITE0)
+    with pytest.raises(Exception, match="Weights only load failed"):
+        CONVERSIONS[LITE0.conversion](hostile, tmp_path / "model")
     assert not (tmp_path / "ran").exists()
-    assert list((settings.data_dir / "converted").iterdir()) == []
 
 
-def test_a_conversion_that_takes_too_long_is_no_base(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base_model, "_CONVERSION_SECONDS", 0.01)
+@pytest.mark.parametrize(("conversion", "seconds"), [("of a kind that fails", 60), (LITE0.conversion, 0.01)])
+def test_a_conversion_that_fails_or_takes_too_long_is_no_base(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, conversion: str, seconds: float
+) -> None:
+    monkeypatch.setattr(base_model, "_CONVERSION_SECONDS", seconds)
     with pytest.raises(models.BaseModelUnavailable, match="cannot be converted"):
-        base_model.converted(settings, LITE0)
+        base_model.converted(settings, dataclasses.replace(LITE0, conversion=conversion))
     assert list((settings.data_dir / "converted").iterdir()) == []
 
 

@@ -21,6 +21,7 @@ from app.db.session import Database
 from app.files import service as files
 from app.ids import new_id
 from app.settings import Settings
+from app.storage import open_storage
 from app.uploads import repository, routes, service
 from app.uploads import tables as rows
 from app.uploads.schemas import CompleteUpload
@@ -93,6 +94,26 @@ def test_the_clients_own_helper_sends_a_file_in_parts(openai_client: openai.Open
     assert openai_client.files.content(done.file.id).response.headers["etag"] == (
         f'"{hashlib.sha256(DATA).hexdigest()}"'
     )
+
+
+def test_parts_in_a_bucket(
+    openai_client: openai.OpenAI, begin: Callable[..., Upload], s3: tuple[str, Any], app: FastAPI, database: Database
+) -> None:
+    url, bucket = s3
+    app.state.storage = storage = open_storage(url)
+    upload, left = begin(), begin()
+    parts = send(openai_client, upload, DATA[:100], DATA[100:])
+    send(openai_client, left, DATA)
+    done = openai_client.uploads.complete(upload.id, part_ids=parts, md5=MD5)
+    assert done.file is not None
+    assert openai_client.files.content(done.file.id).read() == DATA
+    _set(database, expires_at=1.0)
+    service.sweep(database, storage)
+    service.sweep_orphans(database, storage)
+    keys = [entry["Key"] for entry in bucket.list_objects_v2(Bucket=url.split("/")[2])["Contents"]]
+    assert [key for key in keys if "/budgets/" not in key] == [
+        f"a/prefix/{files.prefix(_project(database), done.file.id)}/source"
+    ]
 
 
 def test_asked_again_a_completed_upload_answers_the_same_file(
@@ -218,6 +239,11 @@ def test_what_a_file_would_be_refused_for_is_said_before_the_bytes(
     done = openai_client.uploads.complete(upload.id, part_ids=parts)
     assert done.file is not None
     assert done.file.public is True  # type: ignore[attr-defined]
+
+
+def _project(database: Database) -> str:
+    with database.reading() as session:
+        return auth.project_ids(session)[0]
 
 
 def _set(database: Database, **values: Any) -> None:
