@@ -1,8 +1,9 @@
-"""`make bench`: the private step beside non-private PyTorch and Opacus, submit to first step, requests per CPU-second.
+"""`make bench`: the private step beside non-private PyTorch, submit to first step, requests per CPU-second.
 
     python -m benchmarks [--all]
 
-Short by default (the MiniLM workloads, about ten minutes on two cores); --all takes every workload of dp_step.
+By default one table of every workload of dp_step, time alone, medians of three rounds, and Opacus left out (some eight
+CPU minutes in all); --all adds peak memory and Opacus' two modes, whose steps take longest.
 """
 
 from __future__ import annotations
@@ -10,18 +11,15 @@ from __future__ import annotations
 import subprocess
 import sys
 
-#: Parts of workload names; Opacus beside the first one only, because its steps take longest.
-SHORT = ("minilm lora r=8", "minilm last two layers", "minilm head", "real lengths")
+PLAIN = ("non-private", "same products", "ours")
 
 
 def main(arguments: list[str]) -> None:
     """Runs each benchmark in a process of its own, one after another."""
     step = [sys.executable, "-W", "ignore", "-m", "benchmarks.dp_step", "--rounds", "3"]
-    run([*step, *(() if "--all" in arguments else ("--workload", "minilm full T=128"))])
     if "--all" not in arguments:
-        chosen = [word for name in SHORT for word in ("--workload", name)]
-        engines = [word for name in ("non-private", "same products", "ours") for word in ("--engine", name)]
-        run([*step, *chosen, *engines, "--no-memory"])
+        step += ["--no-memory", *(word for name in PLAIN for word in ("--engine", name))]
+    run(step)
     run([sys.executable, "-m", "benchmarks.first_step"])
     run([sys.executable, "-m", "benchmarks.api_requests"])
 

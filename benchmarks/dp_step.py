@@ -1,7 +1,7 @@
 """One private step beside the non-private one and Opacus, in one table: time and peak memory.
 
     python -m benchmarks.dp_step [--workload SUBSTRING ...] [--engine NAME ...] [--rounds 3] [--threads 1] [--no-memory]
-                                 [--device cuda]
+                                 [--device cuda] [--profile]
 
 On a CPU the engines take turns in one process, and a figure is the median over rounds of the process's CPU time for one
 step (forward, backward, clipping, noise on every parameter, optimizer); in brackets the median over rounds of its ratio
@@ -11,6 +11,8 @@ the non-private step pads the whole batch to its longest row, ours cuts it by le
 
 non-private: torch as it comes, AdamW (fused). same products: the same, with the float32 products that our engine takes
 on this processor (worker/trainer/dp/products.py): what privacy alone costs. They differ on AMD only.
+
+--profile prints instead where one private step's time goes, by part (a CPU, one thread; `dp_profile`).
 
 On a GPU a figure is wall time between two synchronizations under bf16 autocast, and memory is the allocator's peak.
 """
@@ -32,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from app.privacy.plan import PrivacyPlan, SampledGaussian
+from benchmarks.dp_profile import shares
 from benchmarks.dp_workloads import CUDA_WORKLOADS, WORKLOADS, Batch, Workload
 from worker.trainer.dp import products
 from worker.trainer.dp.batching import physical_batches
@@ -57,9 +60,15 @@ def main() -> None:
     workloads = WORKLOADS if device.type == "cpu" else CUDA_WORKLOADS
     print(f"{_processor()}, torch {torch.__version__}, threads {arguments.threads}, device {device}, "
           f"load {os.getloadavg()[0]:.1f}, oneDNN products: {products.ONEDNN}")  # fmt: skip
-    print(f"{'workload':36}" + "".join(f"{engine:>24}" for engine in arguments.engine))
+    if not arguments.profile:
+        print(f"{'workload':36}" + "".join(f"{engine:>24}" for engine in arguments.engine))
     for name, workload in workloads.items():
         if arguments.workload and not any(part in name for part in arguments.workload):
+            continue
+        if arguments.profile:
+            print(name)
+            for part, seconds, share in _in_process(_profile, workload, arguments.rounds):
+                print(f"  {part:44}{seconds:8.3f} s{100 * share:7.1f} %", flush=True)
             continue
         times = _in_process(_times, workload, arguments.engine, arguments.rounds, device)
         print(f"{name:36}" + "".join(f"{_shown(times, e, 's'):>24}" for e in arguments.engine), flush=True)
@@ -80,7 +89,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--no-memory", dest="memory", action="store_false")
+    parser.add_argument("--profile", action="store_true", help="parts of our step instead of the table")
     arguments = parser.parse_args()
+    if arguments.profile and (arguments.device, arguments.threads) != ("cpu", 1):
+        parser.error("--profile counts the time of one thread on a CPU")
     arguments.engine = arguments.engine or list(ENGINES)
     return arguments
 
@@ -140,6 +152,16 @@ def _times(workload: Workload, engines: list[str], rounds: int, device: torch.de
             step()
             seconds[engine].append(_clock(device) - start)
     return results | seconds
+
+
+def _profile(workload: Workload, rounds: int) -> list[tuple[str, float, float]]:
+    """(part, seconds, share) of our step, largest first."""
+    step = make_step(workload, "ours")
+    for _ in range(2):  # the first one chooses the engine
+        step()
+    seconds = shares(step, torch.optim.AdamW, rounds)
+    total = sum(seconds.values())
+    return [(part, value, value / total) for part, value in seconds.items()]
 
 
 def _clock(device: torch.device) -> float:

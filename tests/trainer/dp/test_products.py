@@ -48,8 +48,12 @@ def test_products_equal_float64(calls: list[int]) -> None:
         (products.outer(left, x), wide[3].transpose(1, 2) @ wide[0]),
     ]
     target = torch.ones(12, 16)
-    products.add_product_(target, left.reshape(-1, 12), x.reshape(-1, 16))
-    pairs.append((target, 1.0 + wide[3].reshape(-1, 12).t() @ wide[0].reshape(-1, 16)))
+    product = wide[3].reshape(-1, 12).t() @ wide[0].reshape(-1, 16)
+    pairs.append((products.add_product(None, left.reshape(-1, 12), x.reshape(-1, 16)), product))
+    first = (left[:, 0], x[:, 0])  # with gaps between the rows
+    pairs.append((products.add_product(None, *first), wide[3][:, 0].t() @ wide[0][:, 0]))
+    assert products.add_product(target, left.reshape(-1, 12), x.reshape(-1, 16)) is target
+    pairs.append((target, 1.0 + product))
     for found, expected in pairs:
         assert torch.allclose(found.double(), expected, rtol=1e-5, atol=1e-5)
     assert len(calls) >= len(pairs)

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import math
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from scipy import stats
 
 from tests.trainer.dp.checks import check_noise
-from worker.trainer.dp.randomness import JobRandomness
+from worker.trainer.dp.randomness import JobRandomness, _BoxMuller
 
 KEY = bytes(range(32))
 
@@ -41,6 +42,36 @@ def test_normals_against_a_second_implementation() -> None:
     expected += [math.sqrt(-2 * math.log(uniforms[i])) * math.sin(2 * math.pi * uniforms[5 + i]) for i in range(5)]
     drawn = JobRandomness(KEY).normals(10, phase="main", step=5, stream="noise", name="layer.weight")
     assert np.allclose(drawn.numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_transform_equals_forty_digits(seed: int) -> None:
+    """Box-Muller by mpmath, at random words and where the table's parts, the quarters and the interval end."""
+    radius_bits = np.random.default_rng(seed).integers(0, 1 << 53, 400).tolist()
+    angle_bits = np.random.default_rng(seed + 2).integers(0, 1 << 53, 400).tolist()
+    edges = [
+        part * (1 << 40) + rest for part in (0, 1, 1023, 1024, 2048, 5000, 6144, 8191) for rest in (0, (1 << 40) - 1)
+    ]
+    edges += [(1 << 53) - 1, 1 << 39, (1 << 39) - 1]
+    radius_bits += [0, 1, (1 << 53) - 1, 1 << 52, *radius_bits[: len(edges)]]
+    angle_bits += radius_bits[:4] + edges
+    words = np.array([*radius_bits, *angle_bits], dtype=np.uint64) << np.uint64(11)
+    words |= np.uint64(0x5A5)  # the lower bits take no part
+    found = _BoxMuller(1.0, len(words), torch.device("cpu"))(words).tolist()
+    with mpmath.workdps(40):
+        for i, (k, a) in enumerate(zip(radius_bits, angle_bits, strict=True)):
+            uniform = mpmath.mpf(float(k + 0.5)) / 2**53  # in float64, k + ½ may round to even
+            radius, turn = mpmath.sqrt(-2 * mpmath.log(uniform)), 2 * (mpmath.mpf(a) + 0.5) / mpmath.mpf(2) ** 53
+            for value, exact in ((found[i], mpmath.cospi(turn)), (found[len(radius_bits) + i], mpmath.sinpi(turn))):
+                assert abs(value - radius * exact) <= 2.0**-51 * max(radius, mpmath.mpf(2) ** -60)
+
+
+def test_noise_comes_before_the_division() -> None:
+    count = (1 << 16) + 3
+    base, divided = torch.linspace(-1, 1, count), torch.linspace(-1, 1, count)
+    JobRandomness(KEY).add_noise_(divided, 0.7, phase="main", step=0, name="w", divisor=48.0)
+    expected = (base.double() + 0.7 * _noise(count)) / 48.0
+    assert torch.allclose(divided.double(), expected, rtol=1e-7, atol=0.0)
 
 
 def test_normals_have_moments_shape_and_tail() -> None:

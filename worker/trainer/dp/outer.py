@@ -147,10 +147,15 @@ def cross_gather(
     return result
 
 
-def add_weighted_sum(left: Tensor, right: Tensor, row_factor: Tensor, row_blank: Tensor | None, target: Tensor) -> None:
-    """target (flat) += Σ_r row_factor[r] Σ_t left[r,t] ⊗ right[r,t]; rows in `row_blank` are left out."""
-    dtype = target.dtype
-    matrix = target.view(left.shape[2], right.shape[2])
+def add_weighted_sum(
+    left: Tensor, right: Tensor, row_factor: Tensor, row_blank: Tensor | None, target: Tensor | None
+) -> Tensor:
+    """target (flat) + Σ_r row_factor[r] Σ_t left[r,t] ⊗ right[r,t], in place; rows in `row_blank` are left out.
+
+    Without a target the first product becomes it: the sum of a first batch is written once. Its dtype is row_factor's.
+    """
+    dtype = row_factor.dtype
+    matrix = None if target is None else target.view(left.shape[2], right.shape[2])
     narrow_left = left.shape[2] <= right.shape[2]
     # Pieces large enough for a fast product, small enough for the scaled copy to stay in cache.
     for piece in cached_pieces(len(left), left.shape[1] * min(left.shape[2], right.shape[2]) // 4, left.device):
@@ -161,4 +166,6 @@ def add_weighted_sum(left: Tensor, right: Tensor, row_factor: Tensor, row_blank:
             b = b.masked_fill(row_blank[piece, None, None], 0.0)
         factor = row_factor[piece, None, None]
         a, b = (a * factor, b) if narrow_left else (a, b * factor)
-        products.add_product_(matrix, a.reshape(-1, a.shape[2]), b.reshape(-1, b.shape[2]))
+        matrix = products.add_product(matrix, a.reshape(-1, a.shape[2]), b.reshape(-1, b.shape[2]))
+    assert matrix is not None
+    return matrix.view(-1)

@@ -46,16 +46,18 @@ def _by_onednn(left: Tensor, right: Tensor, work: int) -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x: (…, d), weight: (p, d) with any strides, bias: (p,). x weightᵀ + bias, (…, p); not differentiable."""
     if _by_onednn(x, weight, x.numel() * weight.shape[0]) and (bias is None or bias.dtype == torch.float32):
+        if not (weight.is_contiguous() or weight.t().is_contiguous()):
+            weight = weight.contiguous()  # with gaps (one token of each row) oneDNN takes a thousand times as long
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return _LINEAR(x, weight, bias)
 
 
-def add_product_(target: Tensor, left: Tensor, right: Tensor) -> None:
-    """target: (p, d) += leftᵀ right, for left (n, p) and right (n, d)."""
+def add_product(target: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """leftᵀ right, (p, d), for left (n, p) and right (n, d); added to `target` in place where there is one."""
     if _by_onednn(left, right, left.numel() * right.shape[1]):
-        target.add_(linear(left.t().contiguous(), right.t()))
-    else:
-        target.addmm_(left.t(), right)
+        product = linear(left.t().contiguous(), right.t())
+        return product if target is None else target.add_(product)
+    return torch.mm(left.t(), right) if target is None else target.addmm_(left.t(), right)
 
 
 def gram(x: Tensor) -> Tensor:
@@ -124,9 +126,8 @@ class _FastLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             to_x = linear(gradient, weight.t())
         if ctx.needs_input_grad[1]:
-            to_weight = torch.zeros_like(weight)
             for piece, rows in zip(flat.split(2048), x.reshape(-1, x.shape[-1]).split(2048), strict=True):
-                add_product_(to_weight, piece, rows)
+                to_weight = add_product(to_weight, piece, rows)
         if ctx.needs_input_grad[2]:
             to_bias = flat.sum(0)
         return to_x, to_weight, to_bias

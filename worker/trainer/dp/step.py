@@ -114,9 +114,8 @@ class PrivateStep:
         sum_over_ranks_([*sums.values(), *scalars.values()])
         std = self._std("gradient")
         for parameter, total in sums.items():
-            self._add_noise_(total, std, step, NOISE, parameter)
-            gradient = total.div_(self._divisor)
-            self._parameters[parameter].grad = gradient.to(self._parameters[parameter].dtype)
+            self._add_noise_(total, std, step, NOISE, parameter, self._divisor)
+            self._parameters[parameter].grad = total.to(self._parameters[parameter].dtype)
         if isinstance(self._optimizer, AdamBC):
             self._optimizer.noise_variance = (std / self._divisor) ** 2
         self._optimizer.step()
@@ -149,7 +148,13 @@ class PrivateStep:
             self._plan, self._part, name, max_grad_norm=self.max_grad_norm, half_precision=self._half_precision
         )
 
-    def _add_noise_(self, total: Tensor, std: float, step: int, stream: str, name: str = "") -> None:
-        if std > 0.0:
-            with torch.no_grad():
-                self._randomness.add_noise_(total, std, phase=self._part.name, step=step, stream=stream, name=name)
+    def _add_noise_(
+        self, total: Tensor, std: float, step: int, stream: str, name: str = "", divisor: float = 1.0
+    ) -> None:
+        """(total + noise) / divisor, in place."""
+        if std == 0.0:
+            total.div_(divisor)
+            return
+        self._randomness.add_noise_(
+            total, std, phase=self._part.name, step=step, stream=stream, name=name, divisor=divisor
+        )

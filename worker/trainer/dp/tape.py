@@ -133,19 +133,20 @@ class Tape:
         self._grams.clear()
         for name in sorted(self._uses, key=lambda name: self._uses[name].shape.numel()):
             uses = self._uses.pop(name)
-            if name not in sums:
-                sums[name] = torch.zeros(uses.shape, dtype=uses.dtype, device=factors[name].device)
             factor = factors[name].to(uses.dtype) / self._loss_scale
             blank = factor == 0
             blanks = bool(blank.any())
-            target = sums[name].view(-1)
+            row_factor = factor[self.units.unit_of_row]
+            row_blank = blank[self.units.unit_of_row] if blanks else None
+            target = sums[name].view(-1) if name in sums else None
+            for left, right in uses.outers:
+                target = outer.add_weighted_sum(left, right, row_factor, row_blank, target)
+            if target is None:
+                target = torch.zeros(uses.shape.numel(), dtype=uses.dtype, device=factor.device)
+            sums[name] = target.view(uses.shape)
             if uses.dense is not None:
                 dense = uses.dense.masked_fill(blank[:, None], 0.0) if blanks else uses.dense
                 target.addmv_(dense.t(), factor)
-            row_factor = factor[self.units.unit_of_row]
-            row_blank = blank[self.units.unit_of_row] if blanks else None
-            for left, right in uses.outers:
-                outer.add_weighted_sum(left, right, row_factor, row_blank, target)
             for ids, gradients in uses.gathers:
                 weighted = gradients.to(uses.dtype) * row_factor[:, None, None]
                 if row_blank is not None:
