@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -103,7 +106,7 @@ def test_free_memory_under_the_older_groups(tmp_path: Path) -> None:
     assert free_bytes(CPU, _machine(tmp_path, **group)) == 700
 
 
-def _loaded(folder: Path, base: Path, adaptation: str, tokens: int = 0) -> tuple[Job, tuple[PreparedPhase, ...], list]:
+def loaded(folder: Path, base: Path, adaptation: str, tokens: int = 0) -> tuple[Job, tuple[PreparedPhase, ...], list]:
     made = make_job(folder, base, adaptation=adaptation, tokens=tokens)
     job = load_job(made.folder, bytes(32), Control(None), made.spec, set_up_device(made.spec.runtime))
     phases = adapt(job)
@@ -112,7 +115,7 @@ def _loaded(folder: Path, base: Path, adaptation: str, tokens: int = 0) -> tuple
 
 @pytest.mark.parametrize("adaptation", ["head", "full", "lora"])
 def test_the_line_foretells_a_larger_batch(tmp_path: Path, base: Path, adaptation: str) -> None:
-    job, phases, engines = _loaded(tmp_path / "job", base, adaptation)
+    job, phases, engines = loaded(tmp_path / "job", base, adaptation)
     near = measured(job, phases[-1], engines[-1], rows=(8, 24), length=16)
     far = measured(job, phases[-1], engines[-1], rows=(64, 96), length=16)
     foretold, found = (need.fixed + need.per_token * 96 * 16 for need in (near, far))
@@ -123,14 +126,54 @@ def test_the_line_foretells_a_larger_batch(tmp_path: Path, base: Path, adaptatio
 def test_little_memory_makes_small_batches_and_the_operators_word_holds(
     tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job, phases, engines = _loaded(tmp_path / "measured", base, "full")
+    job, phases, engines = loaded(tmp_path / "measured", base, "full")
     assert physical_batch_tokens(job, phases, engines) == memory.MOST_BATCH_TOKENS["cpu"]
     need = measured(job, phases[-1], engines[-1], rows=(2, 6), length=16)
     free = need.fixed + need.state + 1000 * need.per_token
     monkeypatch.setattr(memory, "free_bytes", lambda device: int(free / 0.5))
     assert 500 < physical_batch_tokens(job, phases, engines) <= 1000
-    said, phases, engines = _loaded(tmp_path / "said", base, "full", tokens=77)
+    said, phases, engines = loaded(tmp_path / "said", base, "full", tokens=77)
     assert physical_batch_tokens(said, phases, engines) == 77
+
+
+_RANK = """
+import sys
+from pathlib import Path
+import torch.distributed as dist
+from tests.trainer.test_memory import loaded
+from worker.trainer import memory
+
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+job, phases, engines = loaded(Path(sys.argv[3]) / f"job{rank}", Path(sys.argv[4]), "full")
+need = memory.measured(job, phases[-1], engines[-1], rows=(2, 6), length=16)
+tokens = (3000, 1000)[rank]  # what would fit this rank alone; a rank has half of half of what is free
+memory.free_bytes = lambda device: 4 * int(need.fixed + need.state + tokens * need.per_token)
+print(memory.physical_batch_tokens(job, phases, engines))
+dist.destroy_process_group()
+"""
+
+
+def test_ranks_agree_on_what_fits_the_one_with_least_memory(tmp_path: Path, base: Path) -> None:
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", _RANK, str(rank), str(tmp_path / "rendezvous"), str(tmp_path), str(base)],
+            env=environment,
+            cwd=root,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        chosen = [int(rank.communicate(timeout=300)[0]) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert chosen[0] == chosen[1]
+    assert 500 < chosen[0] <= 1000
 
 
 def test_the_trainer_says_what_it_measured(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

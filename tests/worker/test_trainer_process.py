@@ -139,6 +139,8 @@ def test_its_environment_holds_no_credential_and_the_key_is_in_no_file(
 ) -> None:
     for name in ("DATABASE_URL", "REDIS_URL", "STORAGE_URL", "PRIVTUNE_SECRET_KEY", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "secret-value")
+    for name in ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"):
+        monkeypatch.setenv(name, "BF16")  # would multiply float32 matrices in bfloat16
     trainer = start(
         "open('environment', 'w').write(json.dumps(dict(os.environ)))\n"
         "open('arguments', 'w').write(json.dumps(sys.argv))\n"
@@ -151,6 +153,7 @@ def test_its_environment_holds_no_credential_and_the_key_is_in_no_file(
     folder = trainer.folder.path
     environment = (folder / "environment").read_text()
     assert "secret-value" not in environment
+    assert "FPMATH_MODE" not in environment
     assert f'"HOME": "{folder}"' in environment
     assert '"HF_HUB_OFFLINE": "1"' in environment
     files = [path for path in folder.rglob("*") if path.is_file()]
