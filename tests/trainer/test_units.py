@@ -241,7 +241,7 @@ def test_a_step_takes_no_more_rows_of_a_unit_than_declared_and_other_ones_each_t
         assert dict(counts) == {unit: min(BOUND, len(rows)) for unit, rows in enumerate(sums.training.rows_of_unit)}
     assert len(sums.training.rows_of_unit[0]) == LARGE
     assert sums.features is not None
-    distinct = len({tuple(row) for row in sums.features.of_rows(sums.training.rows_of_unit[0]).tolist()})
+    distinct = len({tuple(row) for row in sums.features.of_rows(sums.training.rows_of_unit[0])["features"].tolist()})
     assert BOUND < len(seen) <= distinct
     assert not all(torch.equal(chosen[0], other) for other in chosen)
 
