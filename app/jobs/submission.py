@@ -8,7 +8,6 @@ plan was made of is looked at again there; where it has changed, everything is d
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,17 +21,16 @@ from app.auth.tables import ApiKey
 from app.budgets import heads
 from app.budgets import service as budgets
 from app.budgets.service import BudgetLocked
-from app.catalog.bases import BaseModel
 from app.db.base import now
 from app.db.session import Database, after_commit
-from app.errors import ApiError, BudgetExceeded, Conflict, InvalidRequest, NotFound, ServiceUnavailable
+from app.errors import ApiError, BudgetExceeded, Conflict, InvalidRequest, ServiceUnavailable
 from app.events import service as events
 from app.exports import service as exports
 from app.files import service as files
-from app.files.tables import File
 from app.ids import new_id
-from app.jobs import keys, planning, repository, settlement
-from app.jobs.facts import BudgetFacts, Defaults, FileFacts
+from app.jobs import inputs, keys, planning, repository, settlement
+from app.jobs.facts import BudgetFacts, Defaults
+from app.jobs.inputs import Inputs, Stale
 from app.jobs.planning import Planned
 from app.jobs.schemas import CreateJob, hyperparameters_of, parsed
 from app.jobs.tables import Job
@@ -44,28 +42,6 @@ log = structlog.get_logger(__name__)
 
 #: How often a submit is planned again because others changed the budget or the file meanwhile.
 _TRIES = 3
-
-
-class _Stale(Conflict):
-    """What the plan was made of has changed; told only when it happens again and again."""
-
-    def __init__(self) -> None:
-        super().__init__("file_changed", "A file changed while the job was planned.", param="training_file")
-
-
-@dataclass(frozen=True, slots=True)
-class _Facts:
-    """All that planning reads. training is None while a file is not processed yet: then only `base` is known."""
-
-    base: BaseModel
-    training: FileFacts | None
-    validation: FileFacts | None
-
-    @property
-    def budgets(self) -> dict[str, BudgetFacts]:
-        """Those that the plan touches."""
-        files = (self.training, self.validation)
-        return {file.budget.id: file.budget for file in files if file is not None and file.budget is not None}
 
 
 def submit(
@@ -112,13 +88,13 @@ def _submit(
     idempotency_key: str | None,
 ) -> Job:
     for remaining in reversed(range(_TRIES)):
-        facts = _read(database, settings, caller.project_id, body)
+        facts = inputs.read(database, settings, caller.project_id, body)
         heads.require_sound(database, facts.budgets)
         planned = _plan(body, facts, settings, caller.may("admin"))
         try:
             with database.writing() as session:
                 return _store(session, secret, queue, caller, body, facts, planned, idempotency_key)
-        except (_Stale, BudgetExceeded):
+        except (Stale, BudgetExceeded):
             if not remaining:
                 raise
     raise AssertionError("unreachable")
@@ -127,7 +103,7 @@ def _submit(
 def estimate(database: Database, settings: Settings, caller: Caller, body: CreateJob) -> Planned:
     """What a submit would plan, with nothing stored. Raises what it would raise; Conflict while a file is read."""
     parsed(body)
-    facts = _read(database, settings, caller.project_id, body)
+    facts = inputs.read(database, settings, caller.project_id, body)
     planned = _plan(body, facts, settings, caller.may("admin"))
     if planned is None:
         raise Conflict("file_not_processed", "A file is still being read; try again soon.", param="training_file")
@@ -163,7 +139,7 @@ def _plan_one(database: Database, settings: Settings, secret: bytes, job_id: str
                     return False
                 body = CreateJob.model_validate(job.request)
                 by_admin = _is_admin(session, job.key_id)
-            facts = _read(database, settings, job.project_id, body)
+            facts = inputs.read(database, settings, job.project_id, body)
             heads.require_sound(database, facts.budgets)
             planned = _plan(body, facts, settings, by_admin)
         except (BudgetLocked, ServiceUnavailable):
@@ -178,11 +154,11 @@ def _plan_one(database: Database, settings: Settings, secret: bytes, job_id: str
                 taken = _take_waiting(session, job_id)
                 if taken is None:
                     return False
-                _check_unchanged(session, taken.project_id, facts)
+                inputs.require_unchanged(session, taken.project_id, facts)
                 _enqueue(session, taken, planned, secret, actor="planner")
             return True
         except ApiError as error:
-            if not isinstance(error, _Stale | BudgetExceeded) or not remaining:
+            if not isinstance(error, Stale | BudgetExceeded) or not remaining:
                 _fail_waiting(database, job_id, error)
                 return False
     return False
@@ -213,81 +189,7 @@ def _take_waiting(session: Session, job_id: str) -> Job | None:
     ).one_or_none()
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
-
-
-def _read(database: Database, settings: Settings, project_id: str, body: CreateJob) -> _Facts:
-    base = models.find_base_for(database, settings, project_id, body.model)
-    if base is None:
-        raise NotFound("model", param="model")
-    with database.reading() as session:
-        return _read_files(session, project_id, body, base)
-
-
-def _read_files(session: Session, project_id: str, body: CreateJob, base: BaseModel) -> _Facts:
-    training = _file(session, project_id, body.training_file, "training_file")
-    validation = None
-    if body.validation_file is not None:
-        if body.validation_file == body.training_file:
-            raise InvalidRequest(
-                "invalid_request", "The validation file is the training file.", param="validation_file"
-            )
-        validation = _file(session, project_id, body.validation_file, "validation_file")
-        if validation is None:
-            training = None
-    if body.export is not None:
-        exports.check_block(session, project_id, body.export.formats, body.export.student, "export.")
-    return _Facts(base, training, validation)
-
-
-def _file(session: Session, project_id: str, file_id: str, param: str) -> FileFacts | None:
-    """The file's facts; None while it is being read."""
-    file = _find(session, project_id, file_id, param)
-    if file.status == "error":
-        reason = file.error or {}
-        raise InvalidRequest(
-            "file_failed",
-            f"The file could not be read: {reason.get('message', 'it was refused.')}",
-            param=param,
-            file_error=reason.get("code"),
-        )
-    if file.status != "processed":
-        return None
-    assert file.num_rows is not None
-    assert file.rows_digest is not None
-    budget = None
-    if not file.public:
-        assert file.budget_id is not None
-        row = budgets.get(session, project_id, file.budget_id)
-        budgets.require_unlocked(row)
-        budget = BudgetFacts(
-            id=row.id,
-            accounting=budgets.accounting_of(row),
-            usage=budgets.usage(session, row.id),
-            open=row.status == "open",
-            unit_column=row.privacy_unit["column"],
-            policy=row.policy,
-        )
-    return FileFacts(
-        id=file.id,
-        param=param,
-        num_rows=file.num_rows,
-        rows_digest=file.rows_digest,
-        columns=tuple(file.columns or ()),
-        budget=budget,
-        unit_column=file.unit_column,
-        num_units=file.num_units,
-    )
-
-
-def _find(session: Session, project_id: str, file_id: str, param: str) -> File:
-    try:
-        return files.get(session, project_id, file_id)
-    except NotFound as error:
-        raise NotFound("file", param=param) from error
-
-
-def _plan(body: CreateJob, facts: _Facts, settings: Settings, by_admin: bool) -> Planned | None:
+def _plan(body: CreateJob, facts: Inputs, settings: Settings, by_admin: bool) -> Planned | None:
     if facts.training is None:
         return None
     defaults = Defaults(settings.default_epsilon, settings.default_delta)
@@ -323,7 +225,7 @@ def _store(
     queue: Queue,
     caller: Caller,
     body: CreateJob,
-    facts: _Facts,
+    facts: Inputs,
     planned: Planned | None,
     idempotency_key: str | None,
 ) -> Job:
@@ -366,7 +268,7 @@ def _store(
         if known is None:
             raise
         return _same(known, body)
-    _check_unchanged(session, caller.project_id, facts)
+    inputs.require_unchanged(session, caller.project_id, facts)
     events.record(session, project_id=job.project_id, job_id=job.id, code="job_created", message="The job was created.")
     if planned is not None:
         _enqueue(session, job, planned, secret, actor=caller.key_id)
@@ -405,16 +307,6 @@ def _promise(planned: Planned) -> dict[str, Any]:
         "num_steps": sum(part.num_steps for part in plan.parts),
         "labels_source": planned.resolved["task"]["labels_source"],
     }
-
-
-def _check_unchanged(session: Session, project_id: str, facts: _Facts) -> None:
-    """Raises _Stale where a file is not what was planned with, NotFound where it is gone."""
-    for known in (facts.training, facts.validation):
-        if known is not None:
-            file = _find(session, project_id, known.id, known.param)
-            budget_id = None if known.budget is None else known.budget.id
-            if (file.status, file.rows_digest, file.budget_id) != ("processed", known.rows_digest, budget_id):
-                raise _Stale
 
 
 def _same(known: Job, body: CreateJob) -> Job:
