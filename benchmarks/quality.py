@@ -75,6 +75,7 @@ WORKLOADS = {
             sets.e2e_friendly(2000, 1000),
             {"type": "text_classification"},
             ACCURACY,
+            settings={"adaptation": {"type": "head"}},
         ),
         Workload(
             "e2e_masked",
@@ -83,7 +84,7 @@ WORKLOADS = {
             sets.e2e_text(800, 100),
             {"type": "masked_lm"},
             WRITING,
-            settings={"hyperparameters": {"n_epochs": 2, "learning_rate_multiplier": 4.0}},
+            settings={"hyperparameters": {"n_epochs": 2}},
         ),
         Workload(
             "e2e_friendly_adapted",
@@ -92,6 +93,7 @@ WORKLOADS = {
             sets.e2e_friendly(2000, 1000),
             {"type": "text_classification"},
             ACCURACY,
+            settings={"adaptation": {"type": "head"}},
             after="e2e_masked",
         ),
         Workload(
@@ -101,7 +103,7 @@ WORKLOADS = {
             sets.scitldr(240, 32),
             {"type": "summarization", "max_length": 128, "max_target_length": 48},
             WRITTEN,
-            settings={"hyperparameters": {"n_epochs": 1, "batch_size": 32, "learning_rate_multiplier": 4.0}},
+            settings={"hyperparameters": {"n_epochs": 1, "batch_size": 32}},
         ),
         Workload(
             "e2e_nlg",
@@ -110,7 +112,7 @@ WORKLOADS = {
             sets.e2e_nlg(500, 60),
             {"type": "instruction", "max_length": 128},
             WRITING,
-            settings={"hyperparameters": {"n_epochs": 1, "batch_size": 64, "learning_rate_multiplier": 4.0}},
+            settings={"hyperparameters": {"n_epochs": 1, "batch_size": 64}},
         ),
         Workload(
             "dolly15k",
@@ -119,7 +121,7 @@ WORKLOADS = {
             sets.dolly(300, 60, 400),
             {"type": "instruction", "max_length": 128},
             WRITING,
-            settings={"hyperparameters": {"n_epochs": 1, "batch_size": 64, "learning_rate_multiplier": 4.0}},
+            settings={"hyperparameters": {"n_epochs": 1, "batch_size": 64}},
         ),
     )
 }

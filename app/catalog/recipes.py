@@ -144,6 +144,8 @@ _MAIN_EPOCHS, _MAIN_HEAD_LEARNING_RATE = 4, 5e-3
 _MAIN_SAMPLE_RATE, _MAX_EXPECTED_BATCH_SIZE = 1 / 13, 4096
 # Measured for LoRA and BitFit; for whole layers the usual rate of DP-Adam (Li et al. 2022).
 _PRIVATE_LEARNING_RATES = {"lora": 1e-3, "bitfit": 2e-3, "last_layers": 5e-4, "freeze": 5e-4, "full": 5e-4}
+# Where the base brings its own head, LoRA at so many times either rate: see docs/recipes.md.
+_PRETRAINED_LORA = 4.0
 
 # Without noise small batches and the usual rates of fine-tuning (Devlin et al. 2019) do better.
 _PUBLIC_LEARNING_RATES = {"lora": 5e-4, "bitfit": 1e-3, "last_layers": 5e-5, "freeze": 3e-5, "full": 3e-5}
@@ -209,12 +211,13 @@ def recipe_for(
         private = target_epsilon is not None
         rate, steps = sized(_main_sample_rate(num_units, private), _MAIN_EPOCHS)
         rates = _PRIVATE_LEARNING_RATES if private else _PUBLIC_LEARNING_RATES
+        factor = _PRETRAINED_LORA if head == "pretrained" and isinstance(chosen, Lora) else 1.0
         main = Phase(
             name=MAIN_PHASE,
             adaptation=chosen,
             sample_rate=rate,
             num_steps=steps,
-            learning_rate=rates[chosen.type] * scale,
+            learning_rate=rates[chosen.type] * factor * scale,
             head_learning_rate=(_MAIN_HEAD_LEARNING_RATE if private else _PUBLIC_HEAD_LEARNING_RATE)
             * head_scale
             * scale,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.catalog.adaptations import ADAPTATIONS, AttentiveHead, BitFit, Head, Lora
+from app.catalog.adaptations import ADAPTATIONS, AttentiveHead, BitFit, Full, Head, Lora
 from app.catalog.recipes import recipe_for
 from app.privacy.calibration import calibrate
 from app.privacy.plan import GaussianRelease, SampledGaussian
@@ -45,6 +45,13 @@ def test_tokens_and_numbers_follow_the_same_rule_at_rates_of_their_own() -> None
     assert recipe_for("text_regression", None, 1350, 3.0)[0].phases[0].learning_rate == 0.06
     assert recipe_for("token_classification", None, 20_001, 3.0)[1] == "many_units"
     assert recipe_for("instruction", None, 10, 3.0)[1] == "pretrained_head"
+
+
+@pytest.mark.parametrize(("epsilon", "lora", "full"), [(3.0, 4e-3, 5e-4), (None, 2e-3, 3e-5)])
+def test_lora_on_a_pretrained_head_has_a_rate_of_its_own(epsilon: float | None, lora: float, full: float) -> None:
+    for adaptation, rate in ((None, lora), (Full(), full)):
+        (phase,) = recipe_for("instruction", adaptation, 1000, epsilon)[0].phases
+        assert phase.learning_rate == pytest.approx(rate)
 
 
 @pytest.mark.parametrize(
