@@ -189,7 +189,9 @@ def test_a_student_is_distilled_on_public_files_only(
     }
     assert ask("student", student={"training_file": public, "num_layers": 2})["id"] == export["id"]
     assert ask("student", 409, student={"training_file": public, "num_layers": 3})["code"] == "export_exists"
-    assert client.delete(f"/v1/files/{public}").json()["error"]["code"] == "file_in_use"
+    refused = client.delete(f"/v1/files/{public}").json()["error"]
+    assert refused["code"] == "file_in_use"
+    assert "export" in refused["message"]
     client.delete(f"/v1/models/{model}/exports/{export['id']}")
     assert client.delete(f"/v1/files/{public}").status_code == 200
 
