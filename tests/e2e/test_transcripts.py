@@ -35,7 +35,7 @@ TIMES = {
     "queued_for",
     "expires_at",
 }
-SIZES = {"bytes"}
+SIZES = {"bytes", "bytes_read"}
 NOISED = {
     "accuracy", "accuracy_interval_95", "precision_macro", "recall_macro", "f1_macro", "f1_micro",
     "precision_per_class", "recall_per_class", "f1_per_class", "confusion_matrix",
