@@ -2,8 +2,8 @@
 
     python -m benchmarks [--all]
 
-By default one table of every workload of dp_step, time alone, medians of three rounds, and Opacus left out (some eight
-CPU minutes in all); --all adds peak memory and Opacus' two modes, whose steps take longest.
+By default one table of every workload of dp_step, time alone, medians of three rounds, and Opacus left out (about eight
+CPU minutes in all by the sum of its parts); --all adds peak memory and Opacus' two modes, whose steps take longest.
 """
 
 from __future__ import annotations
