@@ -26,6 +26,7 @@ class BaseModel:
     chat_template: whether it comes with one.
     Of a model that this service trained: trained_for, the task; labels, the classes of its head; lineage, what the jobs
       cost that made it, the last one first, see `app.models.lineage`.
+      pools: whether it has a pooling layer of ours, behind all of its blocks, none of which can be left out.
     languages: that its tokenizer has a token for, `>>deu<<` and the like; none of a base that is told them otherwise.
     parameter_names: of the weights' tensors; none where they are not known before a trainer reads them.
     conversion: of a package whose weights have another form, the name in `worker.trainer.convert`; `digest` is of what
@@ -53,6 +54,7 @@ class BaseModel:
     trained_for: str = ""
     labels: tuple[str, ...] = ()
     lineage: tuple[Mapping[str, Any], ...] = ()
+    pools: bool = False
     languages: tuple[str, ...] = ()
     parameter_names: tuple[str, ...] = ()
     conversion: str = ""

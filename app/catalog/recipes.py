@@ -166,6 +166,7 @@ def recipe_for(
     lora: bool = True,
     attentive: bool = False,
     num_layers: int = 0,
+    pools: bool = False,
 ) -> tuple[Recipe, str]:
     """The measured recipe, and why this adaptation: `requested`, `few_units`, `small_epsilon`, `many_units` or
     `pretrained_head`.
@@ -174,7 +175,7 @@ def recipe_for(
     one, q · N; epochs become ⌈epochs / q⌉ steps; both are the last phase's. target_epsilon: None without privacy.
     centred: whether the job centres the base's pooled vectors. width: their squared norm, about: 1 where the base
     scales them. lora: whether the base has matrices for it (`app.catalog.families`). attentive: whether an attention
-    can weigh its tokens. num_layers: the base's blocks.
+    can weigh its tokens. num_layers: the base's blocks; pools: whether all of them stay, see `BaseModel`.
     The evaluation's release is the caller's to add. Raises KeyError on an unknown task, ValueError on a number that is
     not positive, or on a new head where the task has none.
     """
@@ -205,7 +206,7 @@ def recipe_for(
     elif isinstance(chosen, AttentiveHead):
         rate, steps = sized(_ATTENTIVE_SAMPLE_RATE, _ATTENTIVE_EPOCHS)
         whole = _head_phase(rate, steps, _head_rate(task) * head_scale * scale)
-        chosen = chosen.of(num_layers)
+        chosen = chosen.of(num_layers, pools=pools)
         phases = (dataclasses.replace(whole, adaptation=chosen, learning_rate=_SCORE_LEARNING_RATE * scale),)
     else:
         private = target_epsilon is not None

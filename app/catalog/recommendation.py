@@ -52,7 +52,9 @@ def recommend(
 
     def described(base: BaseModel) -> tuple[tuple[int, int, float, str], BaseModel, float, bool, str]:
         attentive = FAMILIES[base.family].attentive
-        recipe, _ = recipe_for(task, None, num_units, epsilon, attentive=attentive, num_layers=base.num_layers)
+        recipe, _ = recipe_for(
+            task, None, num_units, epsilon, attentive=attentive, num_layers=base.num_layers, pools=base.pools
+        )
         head_only = all(isinstance(phase.adaptation, Head | AttentiveHead) for phase in recipe.phases)
         seconds = sum(_operations(base, phase, num_units) for phase in recipe.phases) / FLOPS[device]
         in_time = seconds <= SECONDS

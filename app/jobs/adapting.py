@@ -23,8 +23,11 @@ def require(adaptation: Adaptation, task: Task, base: BaseModel) -> None:
         raise _unsupported("This base model has no matrices for LoRA.")
     if isinstance(adaptation, Lora):
         _require_matrices(adaptation, base)
-    if isinstance(adaptation, AttentiveHead) and not (FAMILIES[base.family].attentive and task.head == "pooled"):
-        raise _unsupported("An attentive head is for classification and regression of texts by an encoder.")
+    if isinstance(adaptation, AttentiveHead):
+        if not (FAMILIES[base.family].attentive and task.head == "pooled"):
+            raise _unsupported("An attentive head is for classification and regression of texts by an encoder.")
+        if base.pools and adaptation.num_layers is not None and adaptation.num_layers < base.num_layers:
+            raise _unsupported("A model that pools already keeps all of its blocks: leave `num_layers` out.")
     if isinstance(adaptation, Freeze):
         _require_some(adaptation, task, base)
 

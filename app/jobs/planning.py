@@ -254,6 +254,7 @@ def _recipe(request: _Request, target_epsilon: float | None) -> tuple[Recipe, di
         lora=family.lora,
         attentive=family.attentive,
         num_layers=request.base.num_layers,
+        pools=request.base.pools,
     )
     if sum(phase.num_steps for phase in recipe.phases) > MAX_STEPS:
         raise InvalidRequest(

@@ -152,16 +152,17 @@ def inspect(folder: Path, root: Path, base_id: str, source: Source = "folder") -
     if not tasks:
         raise Refused("no_head", f"the weights have no {family.head}, and config.json does not tie it to the embedding")
     template = "chat_template.jinja" in small or b'"chat_template"' in small.get("tokenizer_config.json", b"")
+    pools = bool(marker.get("pooling_layer"))
     base = BaseModel(
         id=base_id,
-        title=_title(config, family, sizes["num_layers"] - bool(marker.get("pooling_layer"))),
+        title=_title(config, family, sizes["num_layers"] - pools),
         family=family.model_type,
         tasks=tasks,
         parameters=sum(tensor.size for tensor in tensors.values()),
         layer_parameters=_layer_parameters(tensors),
         bias_parameters=sum(tensor.size for name, tensor in tensors.items() if name.endswith(".bias")),
         hidden_size=sizes["hidden_size"],
-        num_layers=sizes["num_layers"] - bool(marker.get("pooling_layer")),
+        num_layers=sizes["num_layers"] - pools,
         max_length=sizes["max_length"] - family.position_offset,
         licence=reader.licence(),
         digest="",
@@ -171,6 +172,7 @@ def inspect(folder: Path, root: Path, base_id: str, source: Source = "folder") -
         chat_template=template,
         trained_for=str(marker.get("task", "")),
         labels=_labels(config) if marker.get("task") else (),
+        pools=pools,
         languages=_languages(small) if family.kind == "seq2seq" else (),
         parameter_names=tuple(tensors),
         path=str(folder),

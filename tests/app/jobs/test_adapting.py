@@ -36,6 +36,22 @@ def refusal(base: BaseModel, *patterns: str, **body: Any) -> tuple[str, str | No
     return refused.value.code, refused.value.param
 
 
+def test_an_attentive_head_on_a_model_that_pools_keeps_all_blocks() -> None:
+    """The weights of such a model end with its pooling layer; a plan that named fewer blocks would name others."""
+    pooling = dataclasses.replace(BASE, pools=True, num_layers=4)
+    assert plan(BASE, adaptation={"type": "attentive_head"}).resolved["adaptation"]["num_layers"] == 4
+    assert plan(BASE, adaptation={"type": "attentive_head", "num_layers": 2}).resolved["adaptation"]["num_layers"] == 2
+    for asked in ({}, {"num_layers": 4}):
+        resolved = plan(pooling, adaptation={"type": "attentive_head", **asked}).resolved
+        assert (
+            resolved["adaptation"]
+            == resolved["phases"][-1]["adaptation"]
+            == {"type": "attentive_head", "num_layers": 4}
+        )
+    fewer = refusal(pooling, adaptation={"type": "attentive_head", "num_layers": 3})
+    assert fewer == ("adaptation_not_supported", "adaptation.type")
+
+
 def test_patterns_are_of_the_plan() -> None:
     named = dataclasses.replace(BASE, parameter_names=NAMES)
     resolved = plan(named, "embeddings.*", "layer.0.*").resolved
