@@ -1,9 +1,9 @@
-"""`make bench`: the private step beside non-private PyTorch, submit to first step, requests per CPU-second.
+"""`make bench`: the private step beside non-private PyTorch and Opacus, submit to first step, requests per CPU-second.
 
-    python -m benchmarks [--all]
+    python -m benchmarks [--short]
 
-By default one table of every workload of dp_step, time alone, medians of three rounds, and Opacus left out (about eight
-CPU minutes in all by the sum of its parts); --all adds peak memory and Opacus' two modes, whose steps take longest.
+By default the whole table of dp_step, time and peak memory, medians of three interleaved rounds. --short leaves out
+memory and Opacus, whose steps take longest.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PLAIN = ("non-private", "same products", "ours")
 def main(arguments: list[str]) -> None:
     """Runs each benchmark in a process of its own, one after another."""
     step = [sys.executable, "-W", "ignore", "-m", "benchmarks.dp_step", "--rounds", "3"]
-    if "--all" not in arguments:
+    if "--short" in arguments:
         step += ["--no-memory", *(word for name in PLAIN for word in ("--engine", name))]
     run(step)
     run([sys.executable, "-m", "benchmarks.first_step"])

@@ -123,8 +123,9 @@ class Recipe:
 #: out above an attentive one. Joint training of a body from a zero head is the main failure at such sizes.
 HEAD_UNITS = 20_000
 
-#: From so many units on a classifier's head of `auto` is attentive.
-ATTENTIVE_UNITS = 1_000
+#: From so many units on a classifier's head of `auto` is attentive, and so it stays up to so many: minutes on a CPU.
+#: Beyond what was measured (43,410 units), the body trains.
+ATTENTIVE_UNITS, MOST_ATTENTIVE_UNITS = 1_000, 50_000
 
 #: Below this ε `auto` stays with the head at any size: the noise falls on its few weights only.
 HEAD_EPSILON = 1.0
@@ -238,7 +239,7 @@ def _auto(
     if head == "pretrained":
         return Lora(), "pretrained_head"
     best = AttentiveHead() if attentive and num_units >= ATTENTIVE_UNITS else Head()
-    if num_units <= HEAD_UNITS:
+    if num_units <= (MOST_ATTENTIVE_UNITS if attentive else HEAD_UNITS):
         return best, "few_units"
     if target_epsilon is not None and target_epsilon < HEAD_EPSILON:
         return best, "small_epsilon"

@@ -59,9 +59,9 @@ def test_lora_on_a_pretrained_head_has_a_rate_of_its_own(epsilon: float | None, 
     [
         (999, 3.0, Head()),
         (1_000, 3.0, AttentiveHead(4)),
-        (20_000, None, AttentiveHead(4)),
-        (20_001, 0.5, AttentiveHead(4)),
-        (20_001, 1.0, Lora()),
+        (50_000, None, AttentiveHead(4)),
+        (50_001, 0.5, AttentiveHead(4)),
+        (50_001, 1.0, Lora()),
     ],
 )
 def test_auto_weighs_tokens_where_it_can(units: int, epsilon: float | None, adaptation: object) -> None:

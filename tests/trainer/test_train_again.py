@@ -72,7 +72,8 @@ def test_a_second_job_trains_and_exports(tmp_path: Path, first: tuple[str, Path,
     assert model.config.num_labels == 3
     found = inspect(job.folder / "results/model", job.folder, "ft-x", "fine_tuned").base
     assert (found.trained_for, found.labels, found.num_layers) == ("text_classification", ("bad", *LABELS), 2)
-    assert found.pools and not inspect(base, base, "x").base.pools
+    assert found.pools
+    assert not inspect(base, base, "x").base.pools
     assert found.continues("text_classification", ("bad", *LABELS))
     assert not found.continues("text_classification", LABELS)
     assert not inspect(base, base, "x").base.continues("text_classification", ())
