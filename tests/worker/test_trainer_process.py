@@ -156,6 +156,7 @@ def test_its_environment_holds_no_credential_and_the_key_is_in_no_file(
     assert "FPMATH_MODE" not in environment
     assert f'"HOME": "{folder}"' in environment
     assert '"HF_HUB_OFFLINE": "1"' in environment
+    assert '"GOMP_SPINCOUNT": "1000"' in environment
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert {"environment", "arguments", "trainer.log"} <= {path.name for path in files}
     for path in files:
