@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -194,6 +195,7 @@ def test_the_base_lies_in_its_package_and_is_checked(
     weights = package / base.path / "model.safetensors"
     weights.write_bytes(b"other weights")
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, base.package, raising=False)  # where another test has imported it
     with pytest.raises(catalog.BaseModelUnavailable, match="not the catalog's"):
         service.base_path(base)
     weights.unlink()
