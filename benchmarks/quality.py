@@ -2,16 +2,20 @@
 
     PRIVTUNE_MODELS_DIR=… python -m benchmarks.quality DATA RESULTS.jsonl [--only stsb,weibo_ner] [--epsilons none,3,8]
     python -m benchmarks.quality --table RESULTS.jsonl
+    python -m benchmarks.quality --make-masked MODELS/minilm-masked
 
 Training rows are private (δ = 1e-5) or, without a mechanism, public; test rows are public, so that metrics are exact.
 One job at a time; each one that ended is a line of RESULTS.jsonl, and a run that was cut off goes on behind it.
 --validation measures on the validation rows instead, for what is chosen before the test rows are looked at; --set adds
-to the requests. The sets' readers and slices are in `benchmarks.quality_sets`.
+to the requests. The sets' readers and slices are in `benchmarks.quality_sets`. --make-masked builds the base of the
+rows with masked_lm, see `benchmarks.masked_base`; the other bases that no package of this project carries are folders
+of PRIVTUNE_MODELS_DIR by the names below.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import tempfile
@@ -19,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks import masked_base
 from benchmarks import quality_sets as sets
 from benchmarks.quality_sets import MINILM, Part, Row, Workload
 from tests.running import Running, wait_for_job
@@ -42,7 +47,6 @@ WORKLOADS = {
             sets.goemotions(43_410, 5427),
             {"type": "text_classification"},
             {"f1_micro": 100.0, "f1_macro": 100.0},
-            settings={"adaptation": {"type": "attentive_head"}},
         ),
         Workload(
             "goemotions",
@@ -84,7 +88,6 @@ WORKLOADS = {
             sets.e2e_friendly(2000, 1000),
             {"type": "text_classification"},
             ACCURACY,
-            settings={"adaptation": {"type": "head"}},
         ),
         Workload(
             "e2e_masked",
@@ -102,7 +105,6 @@ WORKLOADS = {
             sets.e2e_friendly(2000, 1000),
             {"type": "text_classification"},
             ACCURACY,
-            settings={"adaptation": {"type": "head"}},
             after="e2e_masked",
         ),
         Workload(
@@ -144,7 +146,7 @@ class Bench:
         self.data, self.results, self.scratch = data, results, scratch
         self.part: Part = "valid" if options.validation else "test"
         self.extra: dict[str, Any] = json.loads(options.set)
-        self.files: dict[tuple[str, str, bool], str] = {}
+        self.files: dict[tuple[str, bool], str] = {}
         self.done = read_results(results)
 
     def run(self, workload: Workload, epsilon: float | None, seed: int, *, untrained: bool = False) -> Any:
@@ -209,20 +211,23 @@ class Bench:
 
     def file(self, workload: Workload, part: Part, *, public: bool, untrained: bool = False) -> str:
         """The id of the upload, made once. Public ones come first: bytes that were protected cannot become public."""
-        key = (workload.name, f"{part}{'-untrained' * untrained}", public)
-        if key not in self.files:
-            content = workload.read(self.data, part)
-            if untrained and not isinstance(content, bytes):
-                content = sets.spread(content, 12)
-            path = self.scratch / f"{workload.name}-{key[1]}.{'zip' if isinstance(content, bytes) else 'jsonl'}"
-            path.write_bytes(content if isinstance(content, bytes) else lines(content))
-            uploaded = self.client.files.create(
-                file=path, purpose="fine-tune", extra_body={"public": "true"} if public else None
-            )
-            file = self.client.files.wait_for_processing(uploaded.id, poll_interval=0.2, max_wait_seconds=900)
-            assert file.status == "processed", file
-            self.files[key] = str(file.id)
-        return self.files[key]
+        content = workload.read(self.data, part)
+        if untrained and not isinstance(content, bytes):
+            content = sets.spread(content, 12)
+        ending = "zip" if isinstance(content, bytes) else "jsonl"
+        content = content if isinstance(content, bytes) else lines(content)
+        digest = hashlib.sha256(content).hexdigest()
+        path = self.scratch / f"{digest[:16]}.{ending}"
+        path.write_bytes(content)
+        for says in (True, public):  # another workload, or seed, may want the same rows without privacy later
+            if (digest, says) not in self.files:
+                uploaded = self.client.files.create(
+                    file=path, purpose="fine-tune", extra_body={"public": "true"} if says else None
+                )
+                file = self.client.files.wait_for_processing(uploaded.id, poll_interval=0.2, max_wait_seconds=900)
+                assert file.status == "processed", file
+                self.files[digest, says] = str(file.id)
+        return self.files[digest, public]
 
     def reference(self, workload: Workload) -> None:
         """The row without training: the largest class or the mean; of texts, the base as it is."""
@@ -281,6 +286,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("results", type=Path, nargs="?")
     parser.add_argument("--table", type=Path, help="print the table of these results, and nothing else")
+    parser.add_argument("--make-masked", type=Path, metavar="FOLDER", help="build that base, and nothing else")
     parser.add_argument("--only", default=",".join(WORKLOADS), help=f"of {', '.join(WORKLOADS)}")
     parser.add_argument("--epsilons", default="none,3,8")
     parser.add_argument("--seeds", type=int, default=2)
@@ -289,6 +295,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.table is not None:
         print_table(read_results(options.table))
+        return
+    if options.make_masked is not None:
+        masked_base.make(options.make_masked)
         return
     if options.data is None or options.results is None:
         parser.error("DATA and RESULTS.jsonl are needed")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from app.catalog.recipes import MAIN_PHASE, Phase
+from app.models.model_folder import inspect
 from tests.trainer.jobs import ADAPTATIONS, KEY, make_job
 from tests.trainer.seq2seq import FAMILIES, WORDS, make_seq2seq_base, translations
 from worker.trainer.control import Control
@@ -30,6 +33,34 @@ PREFIXED = TaskSpec("text_to_text", {}, (), 4, {"max_target_length": 3, "source_
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("seq2seq")
     return {family: make_seq2seq_base(root / family, family) for family in FAMILIES}
+
+
+@pytest.mark.parametrize("from_hub", [True, False])
+def test_t5_1_1_keeps_outputs_that_nothing_scales(tmp_path: Path, bases: dict[str, Path], from_hub: bool) -> None:
+    """flan-t5 says so by an untied head; what transformers saves of it, by a key of its own."""
+    folder = tmp_path / "models" / "mine"
+    shutil.copytree(bases["t5"], folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["scale_decoder_outputs"]
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    weights = load_file(folder / "model.safetensors")
+    head = torch.randn(len(WORDS), 16, generator=torch.Generator().manual_seed(3))
+    save_file({**weights, "lm_head.weight": head}, folder / "model.safetensors", {"format": "pt"})
+    if not from_hub:
+        AutoModelForSeq2SeqLM.from_pretrained(folder).save_pretrained(folder)
+        assert "scale_decoder_outputs" in (folder / "config.json").read_text()
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name, content in inspect(folder, folder.parent, "mine").small.items():
+        (copy / name).write_bytes(content)
+    (copy / "model.safetensors").symlink_to(folder / "model.safetensors")
+    model = family_for("t5", TASK.type).load(copy, TASK)
+    vectors = []
+    model.get_submodule("decoder.final_layer_norm").register_forward_hook(
+        lambda module, inputs, output: vectors.append(output)
+    )
+    logits = model(input_ids=torch.tensor([[3, 4, 1]]), decoder_input_ids=torch.tensor([[0, 8]])).logits
+    torch.testing.assert_close(logits, vectors[0] @ head.T)
 
 
 def _phases(adaptation: str, steps: int, rate: float) -> tuple[Phase, ...]:
