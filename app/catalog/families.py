@@ -42,6 +42,8 @@ class Family:
     head: a tensor of the head that comes with the weights for predicting tokens; where `tied` (unless the config says
       otherwise) it is the embedding. Of an encoder it is not, and often missing.
     lora: whether it has matrices for LoRA; nets of convolutions have none.
+    body: beginnings of the names of the body's weights in its files, behind the name of the body itself, if that is
+      there. pretrained_head: the same of the head that predicts tokens. fixed: ends of names of what never trains.
     centred: whether its pooled vectors are centred by a privately released mean (see the trainer's encoders).
     """
 
@@ -51,6 +53,7 @@ class Family:
     num_layers: str
     max_length: str
     keys: frozenset[str]
+    body: tuple[str, ...]
     position_offset: int = 0
     position_table: bool = True
     extra_positions: int = 0
@@ -59,6 +62,8 @@ class Family:
     lora: bool = True
     head: str = ""
     tied: bool = True
+    pretrained_head: tuple[str, ...] = ("lm_head.",)
+    fixed: tuple[str, ...] = ()
 
     @property
     def attentive(self) -> bool:
@@ -100,10 +105,12 @@ def _bert(model_type: str, position_offset: int = 0) -> Family:
         "num_hidden_layers",
         "max_position_embeddings",
         _BERT_KEYS,
+        ("embeddings.", "encoder.layer."),
         position_offset,
         centred=True,
         head="cls.predictions.transform.dense.weight" if model_type == "bert" else "lm_head.dense.weight",
         tied=False,
+        pretrained_head=("cls.predictions.",) if model_type == "bert" else ("lm_head.",),
     )
 
 
@@ -136,6 +143,9 @@ _T5_KEYS = frozenset(
     }
 )  # fmt: skip
 
+#: Of old files: never read.
+_T5_FIXED = ("EncDecAttention.relative_attention_bias.weight",)
+
 _BART_KEYS = frozenset(
     {
         "activation_dropout", "activation_function", "attention_dropout", "classifier_dropout", "d_model",
@@ -148,7 +158,14 @@ _BART_KEYS = frozenset(
 _MARIAN_KEYS = _BART_KEYS | {"decoder_vocab_size", "share_encoder_decoder_embeddings", "static_position_embeddings"}
 
 
-def _seq2seq(model_type: str, keys: frozenset[str], *, table: bool = False, unlimited: bool = False) -> Family:
+def _seq2seq(
+    model_type: str,
+    keys: frozenset[str],
+    *,
+    table: bool = False,
+    unlimited: bool = False,
+    fixed: tuple[str, ...] = (),
+) -> Family:
     """table: positions are learnt. BART keeps two rows of them besides."""
     return Family(
         model_type,
@@ -157,9 +174,11 @@ def _seq2seq(model_type: str, keys: frozenset[str], *, table: bool = False, unli
         "num_layers" if unlimited else "encoder_layers",
         "" if unlimited else "max_position_embeddings",
         keys,
+        ("shared.", "encoder.", "decoder."),
         position_table=table,
         extra_positions=2 if table else 0,
         head=_HEAD,
+        fixed=fixed,
     )
 
 
@@ -172,6 +191,7 @@ def _rotary(model_type: str, keys: frozenset[str]) -> Family:
         "num_hidden_layers",
         "max_position_embeddings",
         keys,
+        ("embed_tokens.", "layers.", "norm."),
         position_table=False,
         head=_HEAD,
         tied=False,
@@ -219,9 +239,22 @@ _EFFICIENTNET_KEYS = frozenset(
 )  # fmt: skip
 
 
-def _image(model_type: str, hidden_size: str, num_layers: str, keys: frozenset[str], lora: bool = True) -> Family:
+def _image(
+    model_type: str,
+    hidden_size: str,
+    num_layers: str,
+    keys: frozenset[str],
+    body: tuple[str, ...] = ("embeddings.", "encoder.", "layernorm."),
+    lora: bool = True,
+) -> Family:
     """An image is one piece, whatever its size."""
-    return Family(model_type, "image", hidden_size, num_layers, "", keys, position_table=False, unlimited=1, lora=lora)
+    return Family(
+        model_type, "image", hidden_size, num_layers, "", keys, body, position_table=False, unlimited=1, lora=lora
+    )
+
+
+#: Of nets of convolutions.
+_EMBEDDER = ("embedder.", "encoder.", "norm.")
 
 
 FAMILIES: dict[str, Family] = {
@@ -233,8 +266,8 @@ FAMILIES: dict[str, Family] = {
         _image("vit", "hidden_size", "num_hidden_layers", _VIT_KEYS),
         _image("deit", "hidden_size", "num_hidden_layers", _VIT_KEYS),
         _image("convnext", "hidden_sizes", "depths", _CONVNEXT_KEYS),
-        _image("resnet", "hidden_sizes", "depths", _RESNET_KEYS, lora=False),
-        _image("bit", "hidden_sizes", "depths", _BIT_KEYS, lora=False),
+        _image("resnet", "hidden_sizes", "depths", _RESNET_KEYS, _EMBEDDER, lora=False),
+        _image("bit", "hidden_sizes", "depths", _BIT_KEYS, _EMBEDDER, lora=False),
         _image("efficientnet", "hidden_dim", "num_block_repeats", _EFFICIENTNET_KEYS, lora=False),
         Family(
             "distilbert",
@@ -243,17 +276,22 @@ FAMILIES: dict[str, Family] = {
             "n_layers",
             "max_position_embeddings",
             _DISTILBERT_KEYS,
+            ("embeddings.", "transformer.layer."),
             centred=True,
             head="vocab_transform.weight",
             tied=False,
+            pretrained_head=("vocab_",),
         ),
-        Family("gpt2", "causal", "n_embd", "n_layer", "n_positions", _GPT2_KEYS, head=_HEAD),
+        Family(
+            "gpt2", "causal", "n_embd", "n_layer", "n_positions", _GPT2_KEYS, ("wte.", "wpe.", "h.", "ln_f."), head=_HEAD,
+            fixed=(".attn.bias", ".attn.masked_bias"),  # who sees whom, in old files
+        ),  # fmt: skip
         _rotary("llama", _LLAMA_KEYS),
         _rotary("qwen2", _QWEN_KEYS),
         _rotary("qwen3", _QWEN_KEYS),
-        _seq2seq("t5", _T5_KEYS, unlimited=True),
-        _seq2seq("mt5", _T5_KEYS, unlimited=True),
+        _seq2seq("t5", _T5_KEYS, unlimited=True, fixed=_T5_FIXED),
+        _seq2seq("mt5", _T5_KEYS, unlimited=True, fixed=_T5_FIXED),
         _seq2seq("bart", _BART_KEYS, table=True),
-        _seq2seq("marian", _MARIAN_KEYS),
+        _seq2seq("marian", _MARIAN_KEYS, fixed=("embed_positions.weight",)),
     )
 }

@@ -5,11 +5,9 @@ from __future__ import annotations
 from app.catalog.adaptations import Adaptation, AttentiveHead, BitFit, Freeze, Head, Lora, matches
 from app.catalog.bases import BaseModel
 from app.catalog.families import FAMILIES
+from app.catalog.parameters import trained_names
 from app.catalog.tasks import Task
 from app.errors import InvalidRequest
-
-#: Ends of the names of tensors that are counted or computed, not learnt.
-_BUFFERS = ("final_logits_bias", "position_ids", ".running_mean", ".running_var", ".num_batches_tracked")
 
 
 def require(adaptation: Adaptation, task: Task, base: BaseModel) -> None:
@@ -17,12 +15,12 @@ def require(adaptation: Adaptation, task: Task, base: BaseModel) -> None:
     freeze_matches_everything."""
     if task.head == "pretrained" and isinstance(adaptation, Head):
         raise _unsupported(f"The task `{task.type}` trains the base's own head: there is no new one to train alone.")
-    if isinstance(adaptation, BitFit) and base.bias_parameters == 0:
+    if isinstance(adaptation, BitFit) and not _has_biases(task, base):
         raise _unsupported("This base model has no bias terms that could train.")
     if isinstance(adaptation, Lora) and not FAMILIES[base.family].lora:
         raise _unsupported("This base model has no matrices for LoRA.")
     if isinstance(adaptation, Lora):
-        _require_matrices(adaptation, base)
+        _require_matrices(adaptation, task, base)
     if isinstance(adaptation, AttentiveHead):
         if not (FAMILIES[base.family].attentive and task.head == "pooled"):
             raise _unsupported("An attentive head is for classification and regression of texts by an encoder.")
@@ -32,39 +30,58 @@ def require(adaptation: Adaptation, task: Task, base: BaseModel) -> None:
         _require_some(adaptation, task, base)
 
 
-def _require_matrices(lora: Lora, base: BaseModel) -> None:
-    """Each target is the end of some weight's name. Of images transformers has names of its own beside the files'."""
+def _has_biases(task: Task, base: BaseModel) -> bool:
+    """Whether some bias term of the base trains on the task, as far as names are known."""
+    if not base.parameter_names:
+        return base.bias_parameters > 0
+    return any(name.endswith(".bias") for name in trained_names(base, task))
+
+
+def _require_matrices(lora: Lora, task: Task, base: BaseModel) -> None:
+    """Each target is the end of the name of some weight that trains. Of images transformers has names of its own
+    beside the files'."""
     if FAMILIES[base.family].kind == "image" or not base.parameter_names:
         return
+    names = trained_names(base, task)
     for target in lora.targets:
-        if not any(name.endswith(f".{target}.weight") for name in base.parameter_names):
+        if not any(name.endswith(f".{target}.weight") for name in names):
             raise InvalidRequest(
                 "lora_matches_nothing",
-                "A target is no matrix of this base model; leave `targets` out to take the usual ones.",
+                f"A target is no matrix of this base model that `{task.type}` could train; leave `targets` out to take "
+                "the usual ones.",
                 param="adaptation.targets",
             )
 
 
 def _require_some(freeze: Freeze, task: Task, base: BaseModel) -> None:
-    """Each pattern is of some name, and not all names are of some pattern."""
-    names = [name for name in base.parameter_names if not name.endswith(_BUFFERS)]
-    if not names:
+    """Each pattern is of some name that would train, and not all of these are of some pattern."""
+    if not base.parameter_names:
         raise _unsupported("The names of this base model's weights are not known before it is loaded.")
+    names = trained_names(base, task)
     useless = [n for n, pattern in enumerate(freeze.patterns) if not any(matches(pattern, name) for name in names)]
     if useless or not freeze.patterns:
-        which = f"The pattern at place {useless[0]}" if useless else "An empty list"
         raise InvalidRequest(
-            "freeze_matches_nothing",
-            f"{which} freezes nothing: no weight of this base model has such a name. The first is called {names[0]}.",
-            param="adaptation.patterns",
+            "freeze_matches_nothing", _useless(freeze, useless, names, task, base), param="adaptation.patterns"
         )
     if all(map(freeze.freezes, names)):
         instead = "" if task.head == "pretrained" else "; the adaptation `head` trains a new head alone"
         raise InvalidRequest(
             "freeze_matches_everything",
-            f"These patterns freeze every weight of this base model{instead}.",
+            f"These patterns freeze every weight of this base model that `{task.type}` trains{instead}.",
             param="adaptation.patterns",
         )
+
+
+def _useless(freeze: Freeze, useless: list[int], names: tuple[str, ...], task: Task, base: BaseModel) -> str:
+    first = f" The first that trains is called {names[0]}." if names else ""
+    if not useless:
+        return f"An empty list freezes nothing: name some of this base model's weights.{first}"
+    pattern = freeze.patterns[useless[0]]
+    if any(matches(pattern, name) for name in base.parameter_names):
+        why = f"`{task.type}` leaves out, or never trains, the weights of such a name"
+    else:
+        why = "no weight of this base model has such a name"
+    return f"The pattern at place {useless[0]} freezes nothing: {why}.{first}"
 
 
 def _unsupported(message: str) -> InvalidRequest:

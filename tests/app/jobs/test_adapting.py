@@ -53,7 +53,7 @@ def test_an_attentive_head_on_a_model_that_pools_keeps_all_blocks() -> None:
 
 
 def test_patterns_are_of_the_plan() -> None:
-    named = dataclasses.replace(BASE, parameter_names=NAMES)
+    named = dataclasses.replace(BASE, parameter_names=NAMES, num_layers=11)
     resolved = plan(named, "embeddings.*", "layer.0.*").resolved
     assert resolved["adaptation"] == {"type": "freeze", "patterns": ["embeddings.*", "layer.0.*"]}
     assert resolved["phases"][-1]["adaptation"]["type"] == "freeze"
@@ -72,12 +72,60 @@ def test_patterns_are_of_the_plan() -> None:
     ],
 )
 def test_patterns_of_nothing_and_of_everything_are_refused(patterns: tuple[str, ...], code: str) -> None:
-    named = dataclasses.replace(BASE, parameter_names=NAMES)
+    named = dataclasses.replace(BASE, parameter_names=NAMES, num_layers=11)
     assert refusal(named, *patterns) == (code, "adaptation.patterns")
 
 
 def test_without_names_nothing_is_frozen_blindly() -> None:
     assert refusal(dataclasses.replace(BASE, parameter_names=()), "embeddings.*")[0] == "adaptation_not_supported"
+
+
+#: As a checkpoint of masked language modeling has them, whatever the task.
+BERT = (
+    *(f"bert.{name}" for name in NAMES),
+    "bert.pooler.dense.weight",
+    "cls.predictions.bias",
+    "cls.predictions.transform.dense.weight",
+    "cls.seq_relationship.weight",
+)
+MASKED_LM = {"type": "masked_lm", "columns": {"text": "Sentence"}}
+
+
+@pytest.mark.parametrize("pattern", ["cls.*", "pooler.*", "cls.predictions.transform.*", "layer.10.*"])
+def test_patterns_of_weights_that_the_task_leaves_out_are_refused(pattern: str) -> None:
+    """The last: a block that the configuration does not count is none of the model's."""
+    bert = dataclasses.replace(BASE, parameter_names=BERT, num_layers=10)
+    with pytest.raises(ApiError) as refused:
+        plan(bert, "embeddings.*", pattern)
+    assert (refused.value.code, refused.value.param) == ("freeze_matches_nothing", "adaptation.patterns")
+    assert "place 1" in refused.value.message
+    assert "`text_classification` leaves out" in refused.value.message
+
+
+def test_what_one_task_leaves_out_another_trains() -> None:
+    bert = dataclasses.replace(BASE, parameter_names=BERT, num_layers=11, tasks=(*BASE.tasks, "masked_lm"))
+    resolved = plan(bert, "cls.*", "embeddings.*", task=MASKED_LM).resolved
+    assert resolved["adaptation"]["patterns"] == ["cls.*", "embeddings.*"]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "task"),
+    [
+        (("bert.embeddings.*", "bert.encoder.*"), None),  # `cls.*` and the pooler are left, and left out
+        (("embeddings.*", "encoder.*", "cls.predictions.*"), MASKED_LM),  # the pooler and the other head
+    ],
+)
+def test_patterns_that_leave_only_what_the_task_leaves_out_are_refused(patterns: tuple[str, ...], task: Any) -> None:
+    bert = dataclasses.replace(BASE, parameter_names=BERT, num_layers=11, tasks=(*BASE.tasks, "masked_lm"))
+    body = {} if task is None else {"task": task}
+    assert refusal(bert, *patterns, **body) == ("freeze_matches_everything", "adaptation.patterns")
+
+
+def test_lora_and_bitfit_find_only_what_the_task_trains() -> None:
+    weights = ("bert.embeddings.word_embeddings.weight", "bert.pooler.dense.weight", "bert.pooler.dense.bias")
+    bert = dataclasses.replace(BASE, parameter_names=weights)
+    assert refusal(bert, adaptation={"type": "lora", "targets": ["dense"]})[0] == "lora_matches_nothing"
+    assert refusal(bert, adaptation={"type": "bitfit"})[0] == "adaptation_not_supported"
 
 
 def test_weights_that_are_no_parameters_do_not_count() -> None:
@@ -110,7 +158,7 @@ def test_names_of_a_packages_weights_are_known(settings: Settings) -> None:
     ("targets", "code"), [(["output.dense"], None), (["dense"], None), (["query"], "lora_matches_nothing")]
 )
 def test_targets_of_lora_are_matrices_that_there_are(targets: list[str], code: str | None) -> None:
-    named = dataclasses.replace(BASE, parameter_names=NAMES)
+    named = dataclasses.replace(BASE, parameter_names=NAMES, num_layers=11)
     adaptation = {"type": "lora", "targets": targets}
     body = parsed(CreateJob.model_validate({"model": "m", "training_file": "f", "adaptation": adaptation}))
     if code is None:
