@@ -36,10 +36,14 @@ class Unworkable(Exception):
     """The job cannot go on; the text is the code of `jobs.failures` that its user reads."""
 
 
+class NotBegun(Unworkable):
+    """And its trainer has not looked at a row: why it cannot go on depends on none."""
+
+
 def lay_out(workplace: Workplace, claimed: Claimed, folder: Path, runtime: RuntimeOptions) -> TrainerSpec:
     """Fills the folder, and clears the store of what earlier attempts left; returns the spec in it.
 
-    Raises Unworkable (data_mismatch, resume_mismatch, base_model_invalid), and what database and store raise.
+    Raises NotBegun (data_mismatch, resume_mismatch, base_model_invalid), and what database and store raise.
     """
     storage, resolved = workplace.storage, claimed.resolved
     training, validation = _files(workplace.database, claimed)
@@ -79,16 +83,16 @@ def _files(database: Database, claimed: Claimed) -> tuple[File, File | None]:
                 return training, None
             return training, files.get(session, claimed.project_id, claimed.validation_file_id)
         except ApiError:  # deleted: no attempt will find it again
-            raise Unworkable("data_mismatch") from None
+            raise NotBegun("data_mismatch") from None
 
 
 def _fetch_rows(storage: Storage, key: str | None, digest: str, path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
     if key is None:
-        raise Unworkable("data_mismatch")
+        raise NotBegun("data_mismatch")
     storage.get_file(key, path)
     if job_folder.sha256(path) != digest:
-        raise Unworkable("data_mismatch")
+        raise NotBegun("data_mismatch")
 
 
 def _fetch_checkpoint(storage: Storage, claimed: Claimed, folder: Path) -> None:
@@ -97,7 +101,7 @@ def _fetch_checkpoint(storage: Storage, claimed: Claimed, folder: Path) -> None:
         try:
             job_folder.get_folder(storage, checkpoint["key"], checkpoint["files"], folder / RESUME_FOLDER)
         except job_folder.DamagedCheckpoint:
-            raise Unworkable("resume_mismatch") from None
+            raise NotBegun("resume_mismatch") from None
 
 
 def _base(workplace: Workplace, claimed: Claimed, folder: Path) -> BaseSpec:
@@ -105,7 +109,7 @@ def _base(workplace: Workplace, claimed: Claimed, folder: Path) -> BaseSpec:
         return base_model.lay_out(workplace, claimed, folder)
     except models.BaseModelUnavailable:
         log.exception("base_model_refused")
-        raise Unworkable("base_model_invalid") from None
+        raise NotBegun("base_model_invalid") from None
 
 
 def _task(task: Mapping[str, Any]) -> TaskSpec:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import structlog
 from obstore.exceptions import BaseError as StoreError
 
+from app.files import truncation
 from app.jobs import lifecycle
 from app.jobs.lifecycle import Claimed
 from app.models import service as models
@@ -48,18 +49,26 @@ def clear(storage: Storage, claimed: Claimed) -> None:
 
 
 def erase(workplace: Workplace) -> None:
-    """For the sweep: removes, once, all that jobs left which have ended for a lease's time, but for published models.
+    """For the sweep: removes, once, all that jobs left which have ended for a lease's time, but for published models
+    and the committed figures of what they cut.
 
     By then a worker that lost such a job has noticed. What fails is tried again by the next sweep.
     """
     with workplace.database.reading() as session:
         ended = lifecycle.ended(session, workplace.settings.lease_seconds)
-        published = {job_id: models.stored_by(session, job_id) for _, job_id in ended}
+        published = {job_id: models.stored_by(session, job_id) for _, job_id, _ in ended}
+        told = {
+            (job_id, file_id): truncation.to_keep(session, project_id, file_id, job_id)
+            for project_id, job_id, file_ids in ended
+            for file_id in file_ids
+        }
     erased = []
-    for project_id, job_id in ended:
+    for project_id, job_id, file_ids in ended:
         try:
             workplace.storage.delete_prefix(attempts_prefix(project_id, job_id))
             workplace.storage.delete_prefix(bundles_prefix(project_id, job_id), keep=published[job_id])
+            for file_id in file_ids:
+                truncation.erase_rest(workplace.storage, project_id, file_id, job_id, told[job_id, file_id])
         except (OSError, StoreError):
             log.exception("leftovers_not_erased", job_id=job_id)
         else:

@@ -20,12 +20,12 @@ from sqlalchemy.orm import Session
 
 from app.budgets import heads
 from app.exports import lifecycle as exports
-from app.files import service as files
+from app.files import truncation
 from app.jobs import lifecycle
 from app.jobs.keys import KeyUnavailable
 from app.jobs.lifecycle import Claimed, LeaseLost
 from worker import job_folder, layout, leftovers, reporter, results
-from worker.layout import Unworkable
+from worker.layout import NotBegun, Unworkable
 from worker.lease import Lease
 from worker.spares import Spares
 from worker.trainer.messages import (
@@ -105,7 +105,7 @@ class Attempt:
         self._trainer = trainer
         self._folder = trainer.folder.path
         self._progress = reporter.ProgressEvents()
-        self._started = False
+        self._started = self._rows_read = False
         self._runtime = RuntimeOptions(
             device=self._settings.device,
             precision=self._settings.precision,
@@ -122,7 +122,7 @@ class Attempt:
                 self._work()
             except Unworkable as reason:
                 self._trainer.kill()
-                self._fail(str(reason))
+                self._fail(str(reason), rows_read=not isinstance(reason, NotBegun))
             except (OSError, StoreError):
                 # The disk is full, the store does not answer: not the job's fault, but it cannot go on here either.
                 log.exception("storage_failed")
@@ -169,7 +169,7 @@ class Attempt:
             try:
                 return lifecycle.job_key(session, self._claimed.job_id, self._workplace.secret_key)
             except KeyUnavailable:
-                raise Unworkable("job_key_unavailable") from None
+                raise NotBegun("job_key_unavailable") from None
 
     # While it runs
 
@@ -210,6 +210,7 @@ class Attempt:
 
     def _relay(self, message: Message) -> bool:
         """Passes one message on; whether it was the last."""
+        self._rows_read |= not isinstance(message, Notice | Failed)
         match message:
             case Started():
                 self._started = True
@@ -227,17 +228,14 @@ class Attempt:
                 self._commit_checkpoint(message)
             case Finished():
                 return True
-            case Failed(code):
-                self._trainer_failed(code)
+            case Failed(code, rows_read):
+                self._trainer_failed(code, rows_read=rows_read or self._rows_read)
             case Stopped() | Stop():  # nobody asked
                 raise Unworkable("trainer_error")
         return False
 
     def _keep_for_the_owner(self, message: Truncation) -> None:
-        """Beside the owner's report of the file: exact figures, which nothing else of the job may hold.
-
-        Written while the job's row is held: the file cannot be deleted meanwhile, and a stale attempt writes nothing.
-        """
+        """Beside the owner's report of the file: exact figures, which nothing else of the job may hold."""
         claimed, task = self._claimed, self._spec.task
         files_of = {"training": claimed.training_file_id, "validation": claimed.validation_file_id}
         file_id = files_of[message.dataset]
@@ -250,9 +248,17 @@ class Attempt:
             "max_length": task.max_length,
             "max_target_length": task.options.get("max_target_length"),
         }
-        with self._workplace.database.writing() as session:
-            lifecycle.heartbeat(session, claimed.job_id, claimed.fence, self._settings.lease_seconds)
-            files.keep_truncation(self._workplace.storage, claimed.project_id, file_id, claimed.job_id, figures)
+        storage, of_job = self._workplace.storage, (claimed.project_id, file_id, claimed.job_id)
+        truncation.store(storage, *of_job, claimed.fence, figures)
+        try:
+            with self._workplace.database.writing() as session:
+                lifecycle.heartbeat(session, claimed.job_id, claimed.fence, self._settings.lease_seconds)
+                before = truncation.commit(session, file_id, claimed.job_id, message.dataset, claimed.fence)
+        except LeaseLost:
+            truncation.drop(storage, *of_job, claimed.fence, message.dataset)
+            raise
+        if before not in (None, claimed.fence):
+            truncation.drop(storage, *of_job, before, message.dataset)
 
     def _commit_checkpoint(self, message: Checkpoint) -> None:
         """Stores a checkpoint, moves the job's pointer to it under the fence, deletes the one before.
@@ -378,13 +384,13 @@ class Attempt:
             self._trainer.kill()
         return None
 
-    def _trainer_failed(self, code: str) -> NoReturn:
+    def _trainer_failed(self, code: str, *, rows_read: bool) -> NoReturn:
         """A failure that the trainer told. Only an out-of-memory is tried again, with half of the physical batch."""
         code = code if code in FAILURES else "trainer_error"  # it is logged: never a text of the trainer's own
         log.warning("trainer_failed", code=code, **self._trainer.where_it_failed())
         tokens = self._runtime.max_physical_batch_tokens // 2
         if code != "out_of_memory" or tokens < _SMALLEST_BATCH_TOKENS:
-            raise Unworkable(code)
+            raise Unworkable(code) if rows_read else NotBegun(code)
         claimed, smaller = self._claimed, dataclasses.replace(self._runtime, max_physical_batch_tokens=tokens)
         with self._workplace.database.writing() as session:
             lifecycle.freeze_runtime(session, claimed.job_id, claimed.fence, dataclasses.asdict(smaller), replace=True)
@@ -408,11 +414,11 @@ class Attempt:
             self._delete_attempts()
         raise _AttemptEnded
 
-    def _fail(self, code: str) -> None:
+    def _fail(self, code: str, *, rows_read: bool) -> None:
         self._lease.end()
         with self._workplace.database.writing() as session:
-            lifecycle.fail(session, self._claimed.job_id, self._claimed.fence, code)
-        log.warning("job_failed", code=code)
+            lifecycle.fail(session, self._claimed.job_id, self._claimed.fence, code, rows_read=rows_read)
+        log.warning("job_failed", code=code, rows_read=rows_read)
         self._delete_attempts()
 
     def _delete_attempts(self) -> None:

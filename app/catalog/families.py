@@ -283,9 +283,16 @@ FAMILIES: dict[str, Family] = {
             pretrained_head=("vocab_",),
         ),
         Family(
-            "gpt2", "causal", "n_embd", "n_layer", "n_positions", _GPT2_KEYS, ("wte.", "wpe.", "h.", "ln_f."), head=_HEAD,
+            "gpt2",
+            "causal",
+            "n_embd",
+            "n_layer",
+            "n_positions",
+            _GPT2_KEYS,
+            ("wte.", "wpe.", "h.", "ln_f."),
+            head=_HEAD,
             fixed=(".attn.bias", ".attn.masked_bias"),  # who sees whom, in old files
-        ),  # fmt: skip
+        ),
         _rotary("llama", _LLAMA_KEYS),
         _rotary("qwen2", _QWEN_KEYS),
         _rotary("qwen3", _QWEN_KEYS),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import ColumnElement, Select, exists, or_, select, update
+from sqlalchemy import ColumnElement, Select, delete, exists, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.auth.tables import Project
 from app.db.base import now
-from app.files.tables import File, FileUse
+from app.files.tables import File, FileTruncation, FileUse
 
 
 def readable(project_id: str) -> Select[File]:
@@ -149,6 +149,36 @@ def to_erase(session: Session, limit: int) -> Sequence[tuple[str, str]]:
 def known(session: Session, file_ids: Sequence[str]) -> set[str]:
     """Those of the ids that have a row, deleted or not."""
     return set(session.scalars(select(File.id).where(File.id.in_(file_ids))))
+
+
+def kept(session: Session, file_ids: Sequence[str]) -> set[str]:
+    """Those of the ids whose bytes belong in the store, or may still be there."""
+    return set(session.scalars(select(File.id).where(File.id.in_(file_ids), File.erased_at.is_(None))))
+
+
+def truncations(session: Session, file_id: str, jobs: int) -> Sequence[FileTruncation]:
+    """What the latest so many jobs cut of the file, the latest first."""
+    of_file = FileTruncation.file_id == file_id
+    latest = select(FileTruncation.job_id).where(of_file).distinct().order_by(FileTruncation.job_id.desc()).limit(jobs)
+    return session.scalars(
+        select(FileTruncation)
+        .where(of_file, FileTruncation.job_id.in_(latest.scalar_subquery()))
+        .order_by(FileTruncation.job_id.desc(), FileTruncation.dataset)
+    ).all()
+
+
+def truncation_fences(session: Session, file_id: str, job_id: str) -> Sequence[int]:
+    """Fences of the attempts whose figures are committed."""
+    return session.scalars(
+        select(FileTruncation.fence)
+        .where(FileTruncation.file_id == file_id, FileTruncation.job_id == job_id)
+        .distinct()
+    ).all()
+
+
+def forget_truncations(session: Session, file_id: str) -> None:
+    """Of a file whose bytes are gone."""
+    session.execute(delete(FileTruncation).where(FileTruncation.file_id == file_id))
 
 
 def _unclaimed() -> ColumnElement[bool]:

@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from pydantic import ValidationError
 
 from app.db.session import after_commit
-from app.files import repository, service
+from app.files import repository, service, truncation
 from app.files.limits import DEFAULT_RECORDS_PER_UNIT, MAX_RECORDS_PER_UNIT
 from app.files.schemas import (
     FileDeleted,
@@ -158,13 +158,16 @@ def retrieve_units(
 
 
 @router.get("/files/{file_id}/report")
-def retrieve_report(session: Writing, caller: Admin, storage: StorageDep, file_id: str) -> FileReport:
+def retrieve_report(caller: Admin, database: DatabaseDep, storage: StorageDep, file_id: str) -> FileReport:
     """The owner's report: exact figures of private rows that no budget covers, so admin keys only. Each look is an
     entry of the ledger of the file's budget."""
-    file = service.get(session, caller.project_id, file_id)
-    report = service.report_of(storage, file)
-    service.look(session, caller, file, "report_read")
-    return render_report(file, report, service.truncation_of(storage, file))
+    with database.reading() as session:
+        file = service.get(session, caller.project_id, file_id)
+        committed = truncation.committed(session, file)
+    report, cut = service.report_of(storage, file), truncation.read(storage, file, committed)
+    with database.writing() as session:
+        service.look(session, caller, file, "report_read")
+    return render_report(file, report, cut)
 
 
 @router.delete("/files/{file_id}")

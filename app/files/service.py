@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -50,8 +50,6 @@ FINE_TUNE = "fine-tune"
 #: Rows that a sweep takes at once.
 _AT_ONCE = 100
 
-#: The latest jobs whose truncation the owner's report tells.
-_MOST_TRUNCATIONS = 50
 #: No upload takes so long, see `app.files.upload`: whatever is older and has no row will never get one.
 _ORPHAN_SECONDS = 2 * MAX_RECEIVING_SECONDS
 
@@ -222,28 +220,6 @@ def report_of(storage: Storage, file: File) -> dict[str, Any]:
     raise NotFound("file_report")
 
 
-def keep_truncation(storage: Storage, project_id: str, file_id: str, job_id: str, figures: Mapping[str, Any]) -> None:
-    """Keeps, for the owner's report, what a job cut of the file's rows. figures: `schemas.FileTruncation`, but for the
-    job."""
-    key = f"{_truncation_prefix(project_id, file_id)}/{job_id}/{figures['dataset']}.json"
-    storage.put_bytes(key, json.dumps({"job_id": job_id, **figures}).encode(), "application/json")
-
-
-def truncation_of(storage: Storage, file: File) -> list[dict[str, Any]]:
-    """What the latest jobs on the file cut of its rows, the latest first. Exact: for the owner's report only."""
-    prefix = _truncation_prefix(file.project_id, file.id)
-    found = []
-    for job_id in sorted(storage.names(prefix), reverse=True)[:_MOST_TRUNCATIONS]:
-        for dataset in ("training", "validation"):
-            with suppress(FileNotFoundError):
-                found.append(dict(json.loads(b"".join(storage.stream(f"{prefix}/{job_id}/{dataset}.json")))))
-    return found
-
-
-def _truncation_prefix(project_id: str, file_id: str) -> str:
-    return f"{prefix(project_id, file_id)}/truncation"
-
-
 def delete(session: Session, project_id: str, file_id: str) -> File:
     """Deletes a file; its row stays, and its ledger entries do. Its bytes go after the commit, see `erase`.
 
@@ -304,6 +280,7 @@ def erase(database: Database, storage: Storage, project_id: str, file_id: str) -
     """Removes the bytes of a deleted file. Interrupted, it is repeated by `sweep`."""
     storage.delete_prefix(prefix(project_id, file_id))
     with database.writing() as session:
+        repository.forget_truncations(session, file_id)
         file = session.get_one(File, file_id)
         file.erased_at = session.scalars(select(now())).one()
 
@@ -323,7 +300,8 @@ def sweep(database: Database, storage: Storage) -> None:
 
 
 def sweep_orphans(database: Database, storage: Storage) -> int:
-    """Removes uploads that were cut off between the store and their row; the number of them.
+    """Removes uploads that were cut off between the store and their row, and what a worker that had lost its job stored
+    for a file after its erasure; the number of files.
 
     An upload takes its id when it begins: what has none of the rows long after its time never gets one.
     """
@@ -335,7 +313,7 @@ def sweep_orphans(database: Database, storage: Storage) -> int:
         for start in range(0, len(old), _AT_ONCE):
             several = old[start : start + _AT_ONCE]
             with database.reading() as session:
-                orphans = set(several) - repository.known(session, several)
+                orphans = set(several) - repository.kept(session, several)
             for file_id in sorted(orphans):
                 storage.delete_prefix(prefix(project_id, file_id))
                 log.warning("orphaned_upload_removed", file_id=file_id)

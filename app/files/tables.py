@@ -66,6 +66,18 @@ class File(Base):
     idempotency_key: Mapped[str | None] = mapped_column(String(255))
 
 
+class FileTruncation(Base):
+    """Which attempt's figures of what a job cut of a file are told; these are in the storage, see
+    `app.files.truncation`. dataset: `training` or `validation`, what the file was to the job."""
+
+    __tablename__ = "file_truncations"
+
+    file_id: Mapped[str] = mapped_column(ForeignKey("files.id"), primary_key=True)
+    job_id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    dataset: Mapped[str] = mapped_column(String(16), primary_key=True)
+    fence: Mapped[int]
+
+
 class FileUse(Base):
     """A job that still needs a file. job_id has no foreign key: jobs are a higher slice."""
 

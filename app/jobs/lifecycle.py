@@ -242,10 +242,15 @@ def cancel_running(session: Session, job_id: str, fence: int, executed: Mapping[
     settlement.settle(session, job, "cancelled", executed=None if job.interrupted else executed, actor=WORKER)
 
 
-def fail(session: Session, job_id: str, fence: int, code: str) -> None:
-    """Ends a job that failed, charged in full: why it failed may depend on private rows. code: one of `failures`."""
+def fail(session: Session, job_id: str, fence: int, code: str, *, rows_read: bool = True) -> None:
+    """Ends a job that failed, charged in full: why it failed may depend on private rows. code: one of `failures`.
+
+    rows_read: False where the attempt ended before its trainer looked at one, so that it depends on none: charged is
+    what attempts before are known to have executed, and in full where one of them did not say.
+    """
     job = _guarded(session, job_id, fence)
-    settlement.settle(session, job, "failed", executed=None, actor=WORKER, error=failure(code))
+    executed = None if rows_read or job.interrupted else (job.progress or {}).get("executed", {})
+    settlement.settle(session, job, "failed", executed=executed, actor=WORKER, error=failure(code))
 
 
 def requeue(session: Session, job_id: str, fence: int, executed: Mapping[str, int] | None = None) -> None:
@@ -286,15 +291,19 @@ def sweep(session: Session, settings: Settings) -> list[str]:
     return list(_to_hint(session, settings))
 
 
-def ended(session: Session, seconds: float) -> list[tuple[str, str]]:
-    """(project_id, job_id) of jobs that ended longer ago than that and may have left something; some at a time."""
+def ended(session: Session, seconds: float) -> list[tuple[str, str, list[str]]]:
+    """(project_id, job_id, its files' ids) of jobs that ended longer ago than that and may have left something; some at
+    a time."""
     rows = session.execute(
-        select(Job.project_id, Job.id)
+        select(Job.project_id, Job.id, Job.training_file_id, Job.validation_file_id)
         .where(Job.status.in_(TERMINAL), Job.erased_at.is_(None), Job.finished_at < now() - seconds)
         .order_by(Job.finished_at, Job.id)
         .limit(ERASE_JOBS)
     )
-    return [(row.project_id, row.id) for row in rows]
+    return [
+        (row.project_id, row.id, [id for id in (row.training_file_id, row.validation_file_id) if id is not None])
+        for row in rows
+    ]
 
 
 def note_erased(session: Session, job_ids: Sequence[str]) -> None:

@@ -236,6 +236,18 @@ def test_plain_text_of_a_masked_model(running: Running, client: openai.OpenAI, t
     # What is hidden of a text follows from its tokens: texts of several lengths hide several places.
     texts = [" ".join([("film good", "plot bad")[n % 2]] * (2 + n % 7)) for n in range(ROWS)]
     cut = {**PUBLIC, **FULL, "task": {"type": "masked_lm", "max_length": 12}}
+    everything = {"type": "freeze", "patterns": ["embeddings.*", "encoder.*", "cls.predictions.*"]}
+    with pytest.raises(openai.BadRequestError) as refused:
+        Trained(
+            running,
+            client,
+            tmp_path,
+            "texts.jsonl",
+            lines({"text": texts}),
+            "tiny-bert",
+            **{**cut, "adaptation": everything},
+        )
+    assert (refused.value.code, refused.value.param) == ("freeze_matches_everything", "adaptation.patterns")
     got = Trained(running, client, tmp_path, "texts.jsonl", lines({"text": texts}), "tiny-bert", **cut)
     assert got.task == "masked_lm"
     report = client.get(f"/files/{got.job.training_file}/report", cast_to=dict[str, Any])

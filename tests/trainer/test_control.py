@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import socket
@@ -15,10 +16,12 @@ from typing import Any
 
 import pytest
 
-from tests.trainer.jobs import KEY, make_job
+from app.catalog.adaptations import Freeze
+from tests.trainer.encoders import MASKED, make_encoder_base
+from tests.trainer.jobs import KEY, make_job, rows
 from worker.trainer import loop
 from worker.trainer.control import Control
-from worker.trainer.messages import Message, Notice, Stop, decode, encode
+from worker.trainer.messages import Failed, Message, Notice, Stop, decode, encode
 from worker.trainer.run import attempt
 
 
@@ -57,6 +60,35 @@ class Supervisor:
 
     def of_type(self, kind: str) -> list[Any]:
         return [message for message in self.messages if message.type == kind]
+
+
+@pytest.mark.parametrize(
+    ("broken", "failed"),
+    [
+        ("adaptation", Failed("nothing_to_train", rows_read=False)),
+        ("base", Failed("base_model_invalid", rows_read=False)),
+        ("label", Failed("data_mismatch", rows_read=True)),
+    ],
+)
+def test_a_failure_says_whether_rows_had_been_read(tmp_path: Path, folder: Path, broken: str, failed: Failed) -> None:
+    """What fails before depends on none of them: nothing is charged for it."""
+    data = [(text, "neither") if broken == "label" else (text, label) for text, label in rows()]
+    base = make_encoder_base(tmp_path / "base", "masked", "bert")
+    job = make_job(folder, base, data=data)
+    spec = job.spec
+    if broken == "adaptation":
+        phase = dataclasses.replace(spec.phases[-1], adaptation=Freeze(("*",)))
+        spec = dataclasses.replace(spec, task=MASKED, phases=(phase,), evaluation="none")
+        spec = dataclasses.replace(spec, plan=dataclasses.replace(spec.plan, parts=(spec.plan.part(phase.name),)))
+    elif broken == "base":
+        (base / "model.safetensors").write_bytes(b"nothing")
+    spec.write(folder)
+    supervisor = Supervisor(folder)
+    control = Control.connect(folder)
+    assert not attempt(folder, KEY, control)
+    control.close()
+    assert supervisor.finish()[-1] == failed
+    assert supervisor.of_type("started") == []
 
 
 def test_a_job_tells_its_story(folder: Path, base: Path) -> None:

@@ -1,4 +1,4 @@
-"""What patterns of `freeze` leave as it is, by the names of a checkpoint; and what of these the service knows before."""
+"""What patterns of `freeze` leave as it is, by a checkpoint's names; and what of these the service knows before."""
 
 from __future__ import annotations
 

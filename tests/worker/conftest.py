@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import select
 
 from app.db.session import Database
+from app.events.tables import JobEvent
 from app.jobs.tables import Job
 from app.settings import Settings
 from app.storage import open_storage
@@ -152,3 +156,26 @@ def stored(settings: Settings) -> Callable[[str], list[str]]:
         return sorted(key for path in files if words in (key := path.relative_to(root.parent).as_posix()))
 
     return keys
+
+
+@pytest.fixture
+def once_started(database: Database, submitted: str) -> Iterator[Callable[[Callable[[], Any]], None]]:
+    """Has something done, meanwhile, as soon as the job's history says that its trainer has started."""
+    threads: list[threading.Thread] = []
+
+    def ask(action: Callable[[], Any]) -> None:
+        def wait() -> None:
+            for _ in range(600):
+                with database.reading() as session:
+                    told = select(JobEvent.id).where(JobEvent.job_id == submitted, JobEvent.code == "trainer_started")
+                    if session.scalars(told).first() is not None:
+                        action()
+                        return
+                time.sleep(0.05)
+
+        threads.append(threading.Thread(target=wait))
+        threads[-1].start()
+
+    yield ask
+    for thread in threads:
+        thread.join()

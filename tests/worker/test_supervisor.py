@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -14,12 +16,15 @@ from sqlalchemy.exc import OperationalError
 
 from app.budgets.tables import Reservation
 from app.db.session import Database
+from app.files import service as files
+from app.files import truncation
 from app.files.tables import File
 from app.jobs import lifecycle, settlement
 from app.jobs.tables import Job, JobKey
 from app.metadata import metadata
 from app.models.tables import Model
-from worker import supervisor
+from app.settings import Settings
+from worker import chores, supervisor
 from worker.trainer_process import TrainerProcess
 from worker.workplace import Workplace
 
@@ -46,6 +51,10 @@ def reservation(database: Database, submitted: str) -> Callable[[], Reservation]
 
 def charged_in_full(reservation: Reservation) -> bool:
     return reservation.state == "settled" and reservation.rho_charged == reservation.rho > 0.0
+
+
+def charged_nothing(reservation: Reservation) -> bool:
+    return (reservation.state, reservation.rho_charged) == ("settled", 0.0)
 
 
 def test_a_job_that_finishes_is_published_and_settled_once(
@@ -105,6 +114,90 @@ def test_what_was_cut_is_told_to_the_owner_alone(
     assert stored("truncation") == []
 
 
+def _told(client: TestClient, file_id: str) -> list[int]:
+    """Tokens of each truncation in the owner's report."""
+    return [each["tokens"] for each in client.get(f"/v1/files/{file_id}/report").json()["truncation"]]
+
+
+def test_what_was_cut_is_stored_while_no_write_waits(
+    work: Work, job: Read, workplace: Workplace, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow store may not hold up every writer of the service: the database has one at a time."""
+    path = settings.database_url.removeprefix("sqlite:///")  # type: ignore[union-attr]
+    put, stored = type(workplace.storage).put_bytes, []
+
+    def look(storage: Any, key: str, *arguments: Any) -> None:
+        with contextlib.closing(sqlite3.connect(path, timeout=3.0)) as other:
+            other.execute("BEGIN IMMEDIATE")
+        stored.append(key)
+        put(storage, key, *arguments)
+
+    monkeypatch.setattr(type(workplace.storage), "put_bytes", look)
+    work(CUT + "started(); results(); finish()")
+    assert job().status == "succeeded"
+    assert len([key for key in stored if "/truncation/" in key]) == 1
+
+
+def test_each_attempt_tells_what_was_cut_and_the_last_counts(
+    work: Work, job: Read, client: TestClient, stored: Any
+) -> None:
+    work(CUT.replace("987654321", "1") + "started(); os.kill(os.getpid(), 9)")
+    file = job().training_file_id
+    assert _told(client, file) == [1]
+    work(CUT.replace("987654321", "2") + "started(); results(); finish()")
+    assert _told(client, file) == [2]
+    assert len(stored("truncation")) == 1
+
+
+def test_an_attempt_that_lost_its_job_tells_nothing_of_what_was_cut(
+    work: Work, job: Read, client: TestClient, stored: Any, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may find out only when it has stored its figures; they neither stay, nor take another's place."""
+    work(CUT.replace("987654321", "1") + "started(); os.kill(os.getpid(), 9)")
+    store = truncation.store
+
+    def stolen_meanwhile(*arguments: Any) -> None:
+        store(*arguments)
+        with database.writing() as session:
+            session.execute(update(Job).values(fence=Job.fence + 1))
+
+    monkeypatch.setattr(truncation, "store", stolen_meanwhile)
+    work(CUT.replace("987654321", "2") + "time.sleep(60)")
+    assert job().status == "running"
+    assert _told(client, job().training_file_id) == [1]
+    assert len(stored("truncation")) == 1
+
+
+def test_what_a_killed_worker_stored_of_what_was_cut_is_swept(
+    work: Work,
+    job: Read,
+    client: TestClient,
+    stored: Any,
+    workplace: Workplace,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    work(CUT + "started(); results(); finish()")
+    file = job().training_file_id
+    figures = {"dataset": "training", "rows": 1, "tokens": 1, "cut": {}}
+
+    def leave(fence: int) -> None:
+        truncation.store(workplace.storage, job().project_id, file, job().id, fence, figures)
+
+    leave(job().fence - 1)
+    with database.writing() as session:
+        session.execute(update(Job).values(finished_at=Job.finished_at - workplace.settings.lease_seconds - 1.0))
+    chores.sweep(workplace)
+    assert _told(client, file) == [987654321]
+    assert len(stored("truncation")) == 1
+    # Behind the erasure of the file itself, nobody would look any more.
+    assert client.delete(f"/v1/files/{file}").status_code == 200
+    leave(job().fence + 1)
+    monkeypatch.setattr(files, "_ORPHAN_SECONDS", -1.0)
+    assert files.sweep_orphans(database, workplace.storage) == 1
+    assert stored(file) == []
+
+
 @pytest.mark.parametrize(
     "said",
     [
@@ -141,6 +234,47 @@ def test_a_failure_is_told_by_its_code_and_charged_in_full(
     assert charged_in_full(reservation())
     assert "Patient" not in client.get(f"/v1/fine_tuning/jobs/{job().id}").text
     assert job().fine_tuned_model is None
+
+
+BEFORE_ANY_ROW = "say(type='failed', code='nothing_to_train', rows_read=False)"
+
+
+def test_a_failure_before_any_row_was_read_costs_nothing(
+    work: Work, job: Read, reservation: Any, client: TestClient
+) -> None:
+    work("say(type='notice', code='sandbox_unavailable', data={}); " + BEFORE_ANY_ROW)
+    assert (job().status, job().error["code"]) == ("failed", "nothing_to_train")  # type: ignore[index]
+    assert charged_nothing(reservation())
+    shown = client.get(f"/v1/fine_tuning/jobs/{job().id}").json()["privacy"]
+    assert (shown["epsilon_spent"], shown["charged_in_full"]) == (0.0, False)
+
+
+@pytest.mark.parametrize("read", [CUT, "started();", CUT + "started(); progress({'centring': 1});"])
+def test_a_trainer_that_has_spoken_of_rows_has_read_them(work: Work, job: Read, reservation: Any, read: str) -> None:
+    work(read + BEFORE_ANY_ROW)
+    assert job().status == "failed"
+    assert charged_in_full(reservation())
+
+
+def test_a_failure_before_any_row_is_charged_what_attempts_before_executed(
+    work: Work, job: Read, once_started: Any, reservation: Any, workplace: Workplace
+) -> None:
+    once_started(workplace.shutting_down.set)
+    work(
+        "started(); wait_for_stop(); checkpoint({'centring': 1, 'head': 1});"
+        "say(type='stopped', step=2, executed={'centring': 1, 'head': 1})"
+    )
+    workplace.shutting_down.clear()
+    work(BEFORE_ANY_ROW)
+    assert (job().status, job().executed) == ("failed", {"centring": 1, "head": 1})
+    assert 0.0 < reservation().rho_charged < reservation().rho
+
+
+def test_a_failure_before_any_row_is_charged_in_full_behind_a_crash(work: Work, job: Read, reservation: Any) -> None:
+    work("started(); progress({'centring': 1}); time.sleep(0.3); os.kill(os.getpid(), 9)")
+    work(BEFORE_ANY_ROW)
+    assert job().status == "failed"
+    assert charged_in_full(reservation())
 
 
 @pytest.mark.parametrize(
@@ -303,7 +437,7 @@ def test_rows_that_were_deleted_fail_the_job(work: Work, job: Read, database: Da
         session.execute(update(File).values(deleted_at=1.0))
     work(SUCCESS)
     assert (job().status, job().error["code"]) == ("failed", "data_mismatch")  # type: ignore[index]
-    assert charged_in_full(reservation())
+    assert charged_nothing(reservation())
 
 
 def test_a_checkpoint_that_was_damaged_in_the_store_is_not_resumed(
@@ -337,12 +471,10 @@ def test_a_job_whose_key_does_not_open_makes_no_step(work: Work, job: Read, data
 
 
 def test_a_cancel_is_answered_with_the_executed_steps_and_they_alone_are_charged(
-    work: Work, job: Read, client: TestClient, reservation: Any
+    work: Work, job: Read, once_started: Any, client: TestClient, reservation: Any
 ) -> None:
-    asked = threading.Timer(0.4, lambda: client.post(f"/v1/fine_tuning/jobs/{job().id}/cancel"))
-    asked.start()
+    once_started(lambda: client.post(f"/v1/fine_tuning/jobs/{job().id}/cancel"))
     work(CANCELLED_AFTER_THREE)
-    asked.join()
     assert job().status == "cancelled"
     assert job().executed == {"centring": 1, "head": 2}
     assert reservation().state == "settled"
@@ -361,27 +493,23 @@ def test_a_cancel_before_the_trainer_started_costs_nothing(
 
 
 def test_a_cancel_that_the_trainer_does_not_answer_is_charged_in_full(
-    work: Work, job: Read, client: TestClient, reservation: Any, monkeypatch: pytest.MonkeyPatch
+    work: Work, job: Read, once_started: Any, client: TestClient, reservation: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "CANCEL_SECONDS", 0.3)
-    asked = threading.Timer(0.3, lambda: client.post(f"/v1/fine_tuning/jobs/{job().id}/cancel"))
-    asked.start()
+    once_started(lambda: client.post(f"/v1/fine_tuning/jobs/{job().id}/cancel"))
     work("started(); time.sleep(60)")
-    asked.join()
     assert job().status == "cancelled"
     assert charged_in_full(reservation())
 
 
 def test_a_worker_that_shuts_down_keeps_the_last_checkpoint_and_gives_the_attempt_back(
-    work: Work, job: Read, workplace: Workplace, reservation: Any
+    work: Work, job: Read, once_started: Any, workplace: Workplace, reservation: Any
 ) -> None:
-    asked = threading.Timer(0.4, workplace.shutting_down.set)
-    asked.start()
+    once_started(workplace.shutting_down.set)
     work(
         "started(); progress({'centring': 1}); wait_for_stop(); checkpoint({'centring': 1, 'head': 1});"
         "say(type='stopped', step=2, executed={'centring': 1, 'head': 1})"
     )
-    asked.join()
     assert (job().status, job().attempts) == ("queued", 0)
     assert job().checkpoint["step"] == 2  # type: ignore[index]
     assert reservation().state == "reserved"
@@ -392,16 +520,14 @@ def test_a_worker_that_shuts_down_keeps_the_last_checkpoint_and_gives_the_attemp
 
 
 def test_a_job_that_another_took_over_is_left_alone(
-    work: Work, job: Read, database: Database, reservation: Any, stored: Any
+    work: Work, job: Read, once_started: Any, database: Database, reservation: Any, stored: Any
 ) -> None:
     def take_over() -> None:
         with database.writing() as session:
             session.execute(update(Job).values(fence=Job.fence + 1, worker="another"))
 
-    stolen = threading.Timer(0.4, take_over)
-    stolen.start()
+    once_started(take_over)
     spares = work("started(); progress({'head': 1}); time.sleep(60)")
-    stolen.join()
     assert spares.taken[0].process.returncode == -9
     assert (job().status, job().worker) == ("running", "another")
     assert reservation().state == "reserved"

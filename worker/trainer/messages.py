@@ -94,10 +94,11 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """code: one of FAILURES; never a text from the run."""
+    """code: one of FAILURES; never a text from the run. rows_read: whether a row may have been read before."""
 
     type: ClassVar[str] = "failed"
     code: str
+    rows_read: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -35,22 +36,41 @@ from worker.trainer.messages import Failed, Finished, Notice, Started, Stopped
 from worker.trainer.spec import TrainerSpec
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """What is there before a row is read: loaded, adapted, checked, its physical batch measured."""
+
+    job: Job
+    phases: tuple[PreparedPhase, ...]
+    engines: list[GradientEngine]
+    began: float
+
+
 def run(folder: Path, key: bytes, control: Control) -> None:
     """Executes the folder's job and says so over `control`; the results are in the folder.
 
     Raises TrainerFailure, or whatever else went wrong; `attempt` turns both into a message.
     """
-    started = time.monotonic()
+    execute(prepare(folder, key, control))
+
+
+def prepare(folder: Path, key: bytes, control: Control) -> Prepared:
+    """All that needs no row: what fails here costs no budget, for it depends on none of them."""
+    began = time.monotonic()
     spec = TrainerSpec.read(folder)
     check_plan(spec)
-    device = set_up_device(spec.runtime)
-    job = load_job(folder, key, control, spec, device)
+    job = load_job(folder, key, control, spec, set_up_device(spec.runtime))
     phases = adapt(job)
     engines = check(job, phases)
-    tokens = physical_batch_tokens(job, phases, engines)
-    job = with_physical_batch(job, tokens)
-    data = load_data(folder, spec, job.task, job.randomness)
-    state = read_checkpoint(folder, spec) or State()
+    return Prepared(with_physical_batch(job, physical_batch_tokens(job, phases, engines)), phases, engines, began)
+
+
+def execute(prepared: Prepared) -> None:
+    """Reads the rows, then loop, evaluation and export."""
+    job, phases, engines = prepared.job, prepared.phases, prepared.engines
+    control, device = job.control, job.device
+    data = load_data(job.folder, job.spec, job.task, job.randomness)
+    state = read_checkpoint(job.folder, job.spec) or State()
     for told in data.truncation:
         control.send(told)
     control.send(
@@ -58,7 +78,7 @@ def run(folder: Path, key: bytes, control: Control) -> None:
             device=device.torch_device.type,
             trainable_parameters=sum(parameter.numel() for parameter in all_parameters(phases).values()),
             total_parameters=sum(parameter.numel() for parameter in job.model.parameters()),
-            max_physical_batch_tokens=tokens,
+            max_physical_batch_tokens=job.spec.runtime.max_physical_batch_tokens,
             threads=device.threads,
             ranks=rank_and_world_size()[1],
         )
@@ -73,7 +93,7 @@ def run(folder: Path, key: bytes, control: Control) -> None:
         return
     if rank_and_world_size()[0] == 0:
         export(job, phases, initial, metrics)
-    control.send(Finished(dict(state.executed), time.monotonic() - started))
+    control.send(Finished(dict(state.executed), time.monotonic() - prepared.began))
 
 
 def check(job: Job, phases: tuple[PreparedPhase, ...]) -> list[GradientEngine]:
@@ -91,15 +111,18 @@ def check(job: Job, phases: tuple[PreparedPhase, ...]) -> list[GradientEngine]:
 
 def attempt(folder: Path, key: bytes, control: Control) -> bool:
     """`run`, with every failure as a fixed code for the user and its traceback on standard error. True: no failure."""
+    rows_read = False
     try:
-        run(folder, key, control)
+        prepared = prepare(folder, key, control)
+        rows_read = True
+        execute(prepared)
         return True
     except RankLost:  # as a crash: its code, where it has one, is the other rank's to tell
         traceback.print_exc(file=sys.stderr)
         return False
     except Exception as error:  # the one place where a failure becomes a code
         traceback.print_exc(file=sys.stderr)
-        control.send(Failed(_code(error)))
+        control.send(Failed(_code(error), rows_read))
         return False
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
@@ -46,7 +47,7 @@ def load_base(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # of the head alone, as is checked below
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise TrainerFailure("base_model_invalid", str(error)) from error
     missing = [name for name in info["missing_keys"] if not name.startswith(allowed)]
     mismatched = [name for name, *_ in info["mismatched_keys"] if not name.startswith(allowed)]
