@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from app.models import model_folder
+from app.models import folder_reader, model_folder
 from app.models import service as models
 from app.settings import Settings
 
@@ -21,7 +21,13 @@ from app.settings import Settings
 _PINNED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,95})/([A-Za-z0-9][A-Za-z0-9._-]{0,95})@([0-9a-f]{40})")
 
 #: What is fetched: what a trainer may read, the weights in several files, the model card.
-PATTERNS = (*sorted(model_folder.READABLE), "model-*-of-*.safetensors", model_folder.INDEX, "modules.json", "README.md")
+PATTERNS = (
+    *sorted(model_folder.READABLE),
+    "model-*-of-*.safetensors",
+    folder_reader.INDEX,
+    "modules.json",
+    "README.md",
+)
 
 
 def add_commands(commands: Any) -> None:
@@ -90,7 +96,7 @@ def fetch(root: Path, repository: str, commit: str, endpoint: str | None = None)
         shutil.rmtree(folder / ".cache", ignore_errors=True)
         try:
             model_folder.inspect(folder, folder, repository)
-        except model_folder.Refused as reason:
+        except folder_reader.Refused as reason:
             raise ValueError(f"{repository} is refused: {reason.code}: {reason}") from reason
         target.parent.mkdir(exist_ok=True)
         folder.rename(target)

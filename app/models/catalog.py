@@ -12,8 +12,8 @@ from app.catalog.bases import BASES, BaseModel
 from app.db.session import Database
 from app.errors import InvalidRequest
 from app.models import digests, discovery, repository
+from app.models.folder_reader import WEIGHTS, Refused
 from app.models.lineage import lineage_of
-from app.models.model_folder import WEIGHTS, Refused
 from app.models.tables import Model
 from app.models.weights import read_header
 from app.settings import Settings

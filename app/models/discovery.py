@@ -17,7 +17,8 @@ import structlog
 
 from app.catalog.bases import BASES, BaseModel, Source
 from app.models import digests, model_folder
-from app.models.model_folder import CONFIG, ModelFolder, Refused
+from app.models.folder_reader import CONFIG, MAX_ENTRIES, Refused
+from app.models.model_folder import ModelFolder
 
 log = structlog.get_logger(__name__)
 
@@ -124,6 +125,6 @@ def _fingerprint(folder: Path) -> _Fingerprint:
         except OSError:
             continue
         entries.append((entry.name, status.st_size, status.st_mtime_ns))
-        if len(entries) > model_folder.MAX_ENTRIES:
+        if len(entries) > MAX_ENTRIES:
             break
     return tuple(sorted(entries))

@@ -8,7 +8,6 @@ reached. (A chat template is a program too: transformers renders it in jinja2's 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,43 +17,24 @@ from typing import Any
 from app.catalog.bases import BaseModel, Source
 from app.catalog.families import COMMON_KEYS, FAMILIES, Family
 from app.catalog.tasks import TASKS
+from app.models import tokenizer_files
+from app.models.folder_reader import CLASS_NAME, CONFIG, INDEX, PLAIN_FILES, WEIGHTS, Reader, Refused, dumped, only
 from app.models.weights import InvalidWeights, TensorInfo, read_header
-
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-TOKENIZER = "tokenizer.json"
 
 #: The key of config.json in which the trainer notes what it made of a model, see its `families.loading`.
 MARKER = "privtune"
 
-#: What is copied as it is, and how large it may be.
-_PLAIN_FILES = {TOKENIZER: 64 << 20, "vocab.txt": 64 << 20, "vocab.json": 64 << 20, "merges.txt": 64 << 20,
-                "chat_template.jinja": 64 << 10}  # fmt: skip
 
 #: All that a trainer may read of a bundle of ours.
 READABLE = frozenset(
     {
-        CONFIG, WEIGHTS, *_PLAIN_FILES, "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
-        "preprocessor_config.json",
+        CONFIG, WEIGHTS, *PLAIN_FILES, *tokenizer_files.SENTENCEPIECE_FILES, "tokenizer_config.json",
+        "special_tokens_map.json", "generation_config.json", "preprocessor_config.json",
     }
 )  # fmt: skip
 
-#: A folder with more entries, or with larger JSON, is no model's.
-MAX_ENTRIES = 4096
-MAX_JSON_BYTES = 4 << 20
-MAX_SHARDS = 1000
-MAX_LANGUAGES = 500
 _MAX_SIZES = {"hidden_size": 65_536, "num_layers": 1024, "max_length": 10_000_000}
 _MAX_INTEGER = 1 << 31
-
-#: Keys of any JSON file that make transformers load code, or weights of another kind than plain ones.
-_CODE_KEYS = frozenset(
-    {
-        "auto_map", "trust_remote_code", "custom_pipelines", "custom_generate", "custom_object_save", "code_revision",
-        "kernel_config", "use_kernels", "attn_implementation", "_attn_implementation", "_experts_implementation",
-        "experts_implementation",
-    }
-)  # fmt: skip
-_OTHER_WEIGHTS = frozenset({"quantization_config", "compression_config"})
 
 _TOKENIZER_KEYS = frozenset(
     {
@@ -78,7 +58,7 @@ _GENERATION_KEYS = frozenset(
         "bad_words_ids", "bos_token_id", "decoder_start_token_id", "do_sample", "early_stopping", "eos_token_id",
         "forced_bos_token_id", "forced_eos_token_id", "length_penalty", "max_length", "max_new_tokens", "min_length",
         "no_repeat_ngram_size", "num_beams", "pad_token_id",
-        "repetition_penalty", "temperature", "top_k", "top_p", "transformers_version",
+        "renormalize_logits", "repetition_penalty", "temperature", "top_k", "top_p", "transformers_version",
     }
 )  # fmt: skip
 _PROCESSOR_KEYS = frozenset(
@@ -89,19 +69,7 @@ _PROCESSOR_KEYS = frozenset(
     }
 )  # fmt: skip
 
-_CLASS_NAME = re.compile(r"[A-Za-z][A-Za-z0-9]{0,63}")
-_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _BLOCK = re.compile(r"^(.*?\.)?(?:layers?|h|blocks?)\.(\d+)\.")
-_LANGUAGE = re.compile(rb'">>([A-Za-z][A-Za-z_-]{1,15})<<"')
-_LICENCE = re.compile(r"^license:\s*['\"]?([A-Za-z0-9.+-]{1,64})['\"]?\s*$", re.MULTILINE)
-
-
-class Refused(ValueError):
-    """The folder is not offered. code: why, in a fixed word; the text is for the operator."""
-
-    def __init__(self, code: str, text: str) -> None:
-        super().__init__(text)
-        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +89,7 @@ class ModelFolder:
 
 def inspect(folder: Path, root: Path, base_id: str, source: Source = "folder") -> ModelFolder:
     """What `folder` holds. root: nothing outside of it is read, whatever links say. Raises Refused, and OSError."""
-    reader = _Reader(folder, root.resolve())
+    reader = Reader(folder, root.resolve())
     config = reader.json(CONFIG)
     if config is None:
         raise Refused("no_config", "there is no config.json")
@@ -135,17 +103,19 @@ def inspect(folder: Path, root: Path, base_id: str, source: Source = "folder") -
     tensors = _tensors(reader, weights)
     _check_shapes(config, family, sizes, tensors)
     small = {
-        CONFIG: _dumped(_only(_checked(config), COMMON_KEYS | family.keys)),
+        CONFIG: dumped(only(_checked(config), COMMON_KEYS | family.keys)),
         **reader.rewritten("tokenizer_config.json", _TOKENIZER_KEYS),
         **reader.rewritten("special_tokens_map.json", _SPECIAL_TOKENS),
         **reader.rewritten("generation_config.json", _GENERATION_KEYS),
         **reader.rewritten("preprocessor_config.json", _PROCESSOR_KEYS),
         **reader.plain(),
     }
+    if family.kind == "seq2seq" and "generation_config.json" not in small:
+        small["generation_config.json"] = dumped(only(config, _GENERATION_KEYS))  # where older models keep it
     if INDEX in weights:
         small[INDEX] = weights.pop(INDEX).read_bytes()
-    if family.kind != "image" and TOKENIZER not in small:
-        raise Refused("no_tokenizer", "there is no tokenizer.json")
+    if family.kind != "image":
+        small |= tokenizer_files.sentencepiece(reader, family, config, small)
     noted = config.get(MARKER)
     marker: Mapping[str, Any] = noted if isinstance(noted, dict) else {}
     tasks = tuple(name for name in family.tasks if _has_head(name, config, family, tensors))
@@ -173,103 +143,12 @@ def inspect(folder: Path, root: Path, base_id: str, source: Source = "folder") -
         trained_for=str(marker.get("task", "")),
         labels=_labels(config) if marker.get("task") else (),
         pools=pools,
-        languages=_languages(small) if family.kind == "seq2seq" else (),
+        languages=tokenizer_files.languages(small) if family.kind == "seq2seq" else (),
+        language_pair=tokenizer_files.language_pair(small) if family.model_type == "marian" else (),
         parameter_names=tuple(tensors),
         path=str(folder),
     )
     return ModelFolder(base, small, weights)
-
-
-class _Reader:
-    """Files of one folder: by exact names, of bounded size, never from outside `root`."""
-
-    def __init__(self, folder: Path, root: Path) -> None:
-        self._folder, self._root = folder, root
-        if not folder.resolve().is_relative_to(self._root):
-            raise Refused("outside_folder", "a link leads out of the folder of models")
-        for number, _ in enumerate(folder.iterdir()):
-            if number >= MAX_ENTRIES:
-                raise Refused("too_many_files", f"more than {MAX_ENTRIES} entries")
-
-    def find(self, name: str) -> Path | None:
-        path = (self._folder / name).resolve()
-        if not path.is_file():
-            return None
-        if not path.is_relative_to(self._root):
-            raise Refused("outside_folder", f"{name} is a link that leads out of the folder of models")
-        return path
-
-    def content(self, name: str, limit: int) -> bytes | None:
-        path = self.find(name)
-        if path is None:
-            return None
-        with path.open("rb") as file:
-            content = file.read(limit + 1)
-        if len(content) > limit:
-            raise Refused("file_too_large", f"{name} has more than {limit} bytes")
-        return content
-
-    def json(self, name: str) -> dict[str, Any] | None:
-        content = self.content(name, MAX_JSON_BYTES)
-        if content is None:
-            return None
-        try:
-            value = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise Refused("invalid_json", f"{name} is not JSON") from error
-        if not isinstance(value, dict):
-            raise Refused("invalid_json", f"{name} is not a JSON object")
-        for key in _CODE_KEYS & value.keys():
-            if value[key] not in (None, False, {}, []):
-                raise Refused("code_in_config", f"{name} has the key {key}: models with code of their own are not run")
-        if _OTHER_WEIGHTS & value.keys():
-            raise Refused("quantized", f"{name}: the weights are quantized, which cannot be fine-tuned here")
-        return value
-
-    def rewritten(self, name: str, keys: frozenset[str]) -> dict[str, bytes]:
-        """The file with only these keys; {} without the file."""
-        value = self.json(name)
-        if value is None:
-            return {}
-        for key in ("tokenizer_class", "image_processor_type"):
-            if value.get(key) is not None and not _CLASS_NAME.fullmatch(str(value[key])):
-                raise Refused("code_in_config", f"{name} names a class that is not transformers' own")
-        return {name: _dumped(_only(value, keys))}
-
-    def plain(self) -> dict[str, bytes]:
-        found = {name: self.content(name, limit) for name, limit in _PLAIN_FILES.items()}
-        return {name: content for name, content in found.items() if content is not None}
-
-    def weights(self) -> dict[str, Path]:
-        """The weights' files by name, the index of several among them."""
-        single = self.find(WEIGHTS)
-        if single is not None:
-            return {WEIGHTS: single}
-        index = self.json(INDEX)
-        if index is None:
-            raise Refused("no_safetensors", "there is no model.safetensors (weights in other formats are not read)")
-        names = index.get("weight_map")
-        if not isinstance(names, dict) or not all(_SHARD.fullmatch(str(name)) for name in names.values()):
-            raise Refused("invalid_weights", f"{INDEX} is not of its form")
-        shards = sorted(set(names.values()))
-        if len(shards) > MAX_SHARDS:
-            raise Refused("invalid_weights", f"more than {MAX_SHARDS} files of weights")
-        found = {name: self.find(name) for name in (INDEX, *shards)}
-        missing = [name for name, path in found.items() if path is None]
-        if missing:
-            raise Refused("invalid_weights", f"{missing[0]} is missing")
-        return {name: path for name, path in found.items() if path is not None}
-
-    def licence(self) -> str:
-        """Of the model card's metadata block, cut to what a block may have."""
-        path = self.find("README.md")
-        if path is None:
-            return "unknown"
-        with path.open("rb") as file:
-            text = file.read(64 << 10).decode("utf-8", errors="replace")
-        block = text.split("\n---", 1)[0] if text.startswith("---") else ""
-        found = _LICENCE.search(block)
-        return found[1].lower() if found else "unknown"
 
 
 def _has_head(task: str, config: Mapping[str, Any], family: Family, tensors: Mapping[str, TensorInfo]) -> bool:
@@ -295,7 +174,7 @@ def _sizes(config: Mapping[str, Any], family: Family) -> dict[str, int]:
     return sizes
 
 
-def _tensors(reader: _Reader, weights: Mapping[str, Path]) -> dict[str, TensorInfo]:
+def _tensors(reader: Reader, weights: Mapping[str, Path]) -> dict[str, TensorInfo]:
     tensors: dict[str, TensorInfo] = {}
     index = reader.json(INDEX) if INDEX in weights else None
     for name, path in weights.items():
@@ -362,12 +241,6 @@ def _checked(value: Any, depth: int = 0) -> Any:
     return value
 
 
-def _languages(small: Mapping[str, bytes]) -> tuple[str, ...]:
-    """Those that a translation can be asked into by a token before its source."""
-    found = {match.decode() for name in (TOKENIZER, "vocab.json") for match in _LANGUAGE.findall(small.get(name, b""))}
-    return tuple(sorted(found)[:MAX_LANGUAGES])
-
-
 def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The classes of the head, in the order of its outputs."""
     names = config.get("id2label")
@@ -379,15 +252,7 @@ def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
 def _title(config: Mapping[str, Any], family: Family, layers: int) -> str:
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names else family.model_type
-    return f"{name if _CLASS_NAME.fullmatch(str(name)) else family.model_type}, {layers} layers"
-
-
-def _only(value: Mapping[str, Any], keys: frozenset[str]) -> dict[str, Any]:
-    return {key: inner for key, inner in value.items() if key in keys}
-
-
-def _dumped(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True).encode()
+    return f"{name if CLASS_NAME.fullmatch(str(name)) else family.model_type}, {layers} layers"
 
 
 def _listing(digests: Mapping[str, str]) -> str:

@@ -97,6 +97,8 @@ class BaseModelOut(BaseModel):
 
     training_memory_bytes: by adaptation, estimated from the numbers of parameters, see docs/recipes.md.
     source: `package`, `folder`, `hub`, or `fine_tuned`: then `lineage` has the jobs that made it, the last one first.
+    languages: that a translation can ask for by their codes. language_pair: from which into which it translates, where
+    it knows no others.
     """
 
     id: str
@@ -111,6 +113,8 @@ class BaseModelOut(BaseModel):
     licence: str
     sha256: str | None
     source: str
+    languages: list[str]
+    language_pair: list[str] | None
     training_memory_bytes: dict[str, int]
     lineage: list[Ancestor]
     recommendation: RecommendationOut | None = None
@@ -189,6 +193,8 @@ def render_base(base: bases.BaseModel, batch_tokens: int, recommendation: Recomm
         licence=base.licence,
         sha256=base.digest or None,
         source=base.source,
+        languages=list(base.languages),
+        language_pair=list(base.language_pair) or None,
         training_memory_bytes=training_bytes_by_adaptation(base, batch_tokens),
         lineage=[Ancestor.model_validate(entry) for entry in base.lineage],
         recommendation=None

@@ -8,7 +8,9 @@ import sys
 import grimp
 import pytest
 
-TRAINING = {"torch", "transformers", "peft", "opacus", "safetensors", "tokenizers", "onnx", "onnxruntime"}
+TRAINING = {
+    "torch", "transformers", "peft", "opacus", "safetensors", "sentencepiece", "tokenizers", "onnx", "onnxruntime",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

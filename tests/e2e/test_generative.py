@@ -19,6 +19,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
 from app.privacy.report_check import check_report
 from tests.running import Running, wait_for_job
 from tests.trainer.causal import CHAT_WORDS, make_causal_base
+from tests.trainer.hub_folders import make_marian
 from tests.trainer.seq2seq import make_seq2seq_base, translations
 
 PAIRS = {"cat": "it sat", "dog": "it ran", "tree": "a mat", "mat": "a tree"}
@@ -29,6 +30,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("models")
     make_causal_base(root / "tiny-llama", "llama", CHAT_WORDS, positions=64)
     make_seq2seq_base(root / "tiny-t5", "t5")
+    make_marian(root / "Helsinki-NLP" / "opus-mt-en-fr")
     return root
 
 
@@ -170,6 +172,45 @@ def test_translation_on_public_data_is_scored_and_loads(
     with torch.inference_mode():
         given = {**asked, "decoder_input_ids": torch.zeros(1, 1, dtype=torch.int64)}
         assert not torch.allclose(model(**given).logits, before(**given).logits, atol=1e-3)
+
+
+def test_a_translator_as_its_hub_has_it_is_trained_privately(
+    running: Running, client: openai.OpenAI, models: Path, tmp_path: Path
+) -> None:
+    """source.spm, target.spm and vocab.json, no tokenizer.json; the bundle has them for plain transformers."""
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    base = "Helsinki-NLP/opus-mt-en-fr"
+    headers = {"authorization": f"Bearer {client.api_key}"}
+    listed = httpx.get(f"{running.url}/v1/base_models", headers=headers).raise_for_status().json()["data"]
+    (told,) = [each for each in listed if each["id"] == base]
+    assert (told["language_pair"], "translation" in told["tasks"]) == (["en", "fr"], True)
+    pairs = [{"source": source, "target": target} for source, target in translations(300)]
+    file = upload(client, tmp_path / "pairs.jsonl", pairs)
+    job = client.fine_tuning.jobs.create(
+        model=base,
+        training_file=file.id,
+        hyperparameters={"n_epochs": 20},
+        extra_body={
+            "task": {"source_lang": "en", "target_lang": "fr", "max_length": 24, "max_target_length": 16},
+            "adaptation": {"type": "full"},
+            "privacy": {"target_epsilon": 50.0, "target_delta": 1e-5},
+        },
+    )
+    job = wait_for_job(client, job.id)
+    assert job.status == "succeeded", job.error
+    bundle, metrics = download(running, client, job, tmp_path / "bundle")
+    assert (metrics["released"], metrics["not_released"]["bleu"]) == ("private", "public_data_only")
+    assert {"source.spm", "target.spm", "vocab.json"} <= {path.name for path in bundle.iterdir()}
+    with pytest.warns(UserWarning, match="sacremoses"):
+        tokenizer = AutoTokenizer.from_pretrained(bundle)
+    asked = tokenizer("the cat sleeps", return_tensors="pt")
+    after, before = (
+        AutoModelForSeq2SeqLM.from_pretrained(folder).generate(**asked, max_new_tokens=8, num_beams=1).tolist()
+        for folder in (bundle, models / base)
+    )
+    assert after != before
+    assert isinstance(tokenizer.batch_decode(after, skip_special_tokens=True)[0], str)
 
 
 def trained(client: openai.OpenAI, base: str, file: Any, epochs: int) -> Any:

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from worker.exporter.architectures import Answers, Kind, answers_with, kind_of, load
 from worker.exporter.spec import ExportFailure
+from worker.trainer.failure import TrainerFailure
+from worker.trainer.tasks.interface import load_tokenizer
 
 #: Synthetic inputs, and the longest in tokens. Models that answer for each token get fewer.
 ROWS, ROWS_PER_TOKEN, LONGEST = 128, 16, 24
@@ -40,8 +42,8 @@ class Reference:
         tokenizer = None
         if kind.inputs == "text":
             try:
-                tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            except (OSError, ValueError, KeyError) as error:
+                tokenizer = load_tokenizer(folder)
+            except TrainerFailure as error:
                 raise ExportFailure("model_invalid", str(error)) from error
         inputs = _synthetic(kind, model, tokenizer)
         return cls(folder, kind, model, tokenizer, answers_with(model), inputs, answer(model, inputs))

@@ -29,6 +29,8 @@ PROCESSOR_FILES = (
     "vocab.txt",
     "vocab.json",
     "merges.txt",
+    "source.spm",
+    "target.spm",
     "chat_template.jinja",
     "preprocessor_config.json",
 )

@@ -21,10 +21,15 @@ def base(family: str, **changes: Any) -> BaseModel:
 
 
 def plan(
-    family: str, *columns: dict[str, Any], bias_parameters: int = 0, languages: tuple[str, ...] = (), **body: Any
+    family: str,
+    *columns: dict[str, Any],
+    bias_parameters: int = 0,
+    languages: tuple[str, ...] = (),
+    language_pair: tuple[str, ...] = (),
+    **body: Any,
 ) -> Planned:
     request = parsed(CreateJob.model_validate({"model": "tiny", "training_file": "file-1", **body}))
-    planned_on = base(family, bias_parameters=bias_parameters, languages=languages)
+    planned_on = base(family, bias_parameters=bias_parameters, languages=languages, language_pair=language_pair)
     return planning.plan(request, planned_on, file(columns=columns), None, DEFAULTS)
 
 
@@ -145,6 +150,19 @@ def test_languages_that_a_base_cannot_be_told_are_refused(
     with pytest.raises(ApiError) as refused:
         plan(family, *columns, languages=known, task={"type": "translation", **block})
     assert (refused.value.code, refused.value.param) == ("invalid_languages", param)
+
+
+@pytest.mark.parametrize("said", [("en", "fr"), ("English", "French")])
+def test_a_translator_for_one_pair_may_be_told_it_and_no_other(said: tuple[str, str]) -> None:
+    columns = [column(name) for name in ("source", "target", "source_lang", "target_lang")]
+    block = {"source_lang": said[0], "target_lang": said[1]}
+    resolved = plan("marian", *columns, language_pair=("en", "fr"), task=block).resolved["task"]
+    assert resolved["options"] == {**block, "max_target_length": 128}  # no words before a source
+    with pytest.raises(ApiError, match="from en into fr") as refused:
+        plan("marian", *columns, language_pair=("en", "fr"), task={"source_lang": "en", "target_lang": "de"})
+    assert (refused.value.code, refused.value.param) == ("invalid_languages", "task.target_lang")
+    by_row = plan("marian", *columns, language_pair=("en", "fr"), task={"type": "translation"}).resolved["task"]
+    assert (by_row["columns"].keys(), by_row["options"]) == ({"source", "target"}, {"max_target_length": 128})
 
 
 def test_each_row_may_have_languages_of_its_own() -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from app.catalog.bases import BASES, BaseModel
 from app.models import catalog, digests, discovery, model_folder
-from app.models.model_folder import Refused, inspect
+from app.models.folder_reader import Refused
+from app.models.model_folder import inspect
 from app.models.weights import InvalidWeights, read_header
 from app.settings import Settings
 from tests.app.models.folders import CONFIG, SHAPES, framed, make_folder, safetensors

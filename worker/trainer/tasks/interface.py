@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -181,10 +182,13 @@ def text_inputs(batch: Batch) -> dict[str, Tensor]:
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Raises TrainerFailure `base_model_invalid`."""
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError) as error:
+        with warnings.catch_warnings():
+            # Marian's tokenizer recommends a package for a method that it never calls.
+            warnings.filterwarnings("ignore", message="Recommended: pip install sacremoses")
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise TrainerFailure("base_model_invalid", str(error)) from error
     return tokenizer
 

@@ -1,0 +1,89 @@
+"""Tokenizers that come as SentencePiece files, as hubs have T5's and Marian's: looked at, without the library."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from app.catalog.families import FAMILIES, Family
+from app.models import sentencepiece_file
+from app.models.folder_reader import TOKENIZER, VOCABULARY, Reader, Refused
+from app.models.sentencepiece_file import InvalidPieces
+
+SENTENCEPIECE_FILES = frozenset(name for family in FAMILIES.values() for name in family.sentencepiece)
+_MAX_SENTENCEPIECE_BYTES = 16 << 20
+MAX_LANGUAGES = 500
+_LANGUAGE = re.compile(rb'">>([A-Za-z][A-Za-z_-]{1,15})<<"')
+_LANGUAGE_CODE = re.compile(r"[A-Za-z][A-Za-z_-]{1,15}")
+#: What Marian's tokenizer and its models cannot do without.
+_MARIAN_TOKENS = frozenset({"</s>", "<unk>", "<pad>"})
+#: T5's tokenizer takes this id for what is unknown, and adds so many tokens where it is not told otherwise.
+_T5_UNKNOWN, _T5_EXTRA_IDS = 2, 100
+
+
+def sentencepiece(
+    reader: Reader, family: Family, config: Mapping[str, Any], small: Mapping[str, bytes]
+) -> dict[str, bytes]:
+    """The files that the tokenizer is made from, looked at; none where tokenizer.json stands for them. (Marian's own
+    tokenizer reads none, so that both may be needed.) Raises Refused where there is neither."""
+    if TOKENIZER in small and family.model_type != "marian":
+        return {}
+    read = {name: reader.content(name, _MAX_SENTENCEPIECE_BYTES) for name in family.sentencepiece}
+    found = {name: content for name, content in read.items() if content is not None}
+    if not found or found.keys() < read.keys():
+        if TOKENIZER in small:
+            return {}
+        names = (*family.sentencepiece, VOCABULARY) if family.model_type == "marian" else family.sentencepiece
+        instead = f", and not all of {', '.join(names)}" if names else ""
+        raise Refused("no_tokenizer", f"there is no tokenizer.json{instead}")
+    for name, content in found.items():
+        try:
+            pieces = sentencepiece_file.read(content)
+        except InvalidPieces as error:
+            raise Refused("invalid_tokenizer", f"{name}: {error}") from error
+        if family.model_type == "marian":
+            continue
+        extra = _json_of(small, "tokenizer_config.json").get("extra_ids", _T5_EXTRA_IDS)
+        if not pieces.unigram or pieces.unknown != _T5_UNKNOWN:
+            raise Refused("invalid_tokenizer", f"{name} is no unigram model whose piece {_T5_UNKNOWN} is the unknown")
+        if type(extra) is not int or not 0 <= extra <= config["vocab_size"] - len(pieces.texts):
+            raise Refused("config_mismatch", f"{name} and extra_ids have more tokens than the weights")
+    if family.model_type == "marian":
+        _check_vocabulary(small, config["vocab_size"])
+        if (reader.json("tokenizer_config.json") or {}).get("separate_vocabs"):
+            raise Refused("invalid_tokenizer", "a vocabulary for each side, which this service does not train")
+    return found
+
+
+def _check_vocabulary(small: Mapping[str, bytes], size: int) -> None:
+    """Marian's vocab.json: an id of the weights for each token."""
+    if VOCABULARY not in small:
+        raise Refused("no_tokenizer", f"there is no {VOCABULARY}")
+    try:
+        ids = json.loads(small[VOCABULARY])
+    except (ValueError, RecursionError) as error:
+        raise Refused("invalid_json", f"{VOCABULARY} is not JSON") from error
+    if not isinstance(ids, dict) or not _MARIAN_TOKENS <= ids.keys():
+        raise Refused("invalid_tokenizer", f"{VOCABULARY} lacks one of {', '.join(sorted(_MARIAN_TOKENS))}")
+    if not all(type(each) is int and 0 <= each < size for each in ids.values()) or len({*ids.values()}) != len(ids):
+        raise Refused("config_mismatch", f"{VOCABULARY} has ids that the weights have not, or one twice")
+
+
+def language_pair(small: Mapping[str, bytes]) -> tuple[str, ...]:
+    """Of a Marian model without tokens for languages, as its tokenizer's configuration says it."""
+    said = _json_of(small, "tokenizer_config.json")
+    pair = tuple(str(said.get(key, "")) for key in ("source_lang", "target_lang"))
+    return pair if all(map(_LANGUAGE_CODE.fullmatch, pair)) and not languages(small) else ()
+
+
+def _json_of(small: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(small.get(name, b"{}"))
+    return value
+
+
+def languages(small: Mapping[str, bytes]) -> tuple[str, ...]:
+    """Those that a translation can be asked into by a token before its source."""
+    found = {match.decode() for name in (TOKENIZER, VOCABULARY) for match in _LANGUAGE.findall(small.get(name, b""))}
+    return tuple(sorted(found)[:MAX_LANGUAGES])
