@@ -53,6 +53,7 @@ class Settings(BaseSettings):
     upload_seconds: float = Field(
         24 * 3600, gt=0, description="An upload in parts that is not completed for so long has expired."
     )
+    max_pending_uploads: int = Field(100, ge=1, description="Uploads in parts that one project may have begun at once.")
     max_job_seconds: float = Field(
         24 * 3600, gt=0, description="A job that trains longer in one attempt fails, and is charged in full."
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import Select, func, select, update
+from sqlalchemy import Select, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from app.db.base import now
@@ -13,17 +13,29 @@ from app.uploads.tables import Part, Upload
 
 def find(session: Session, project_id: str, upload_id: str) -> Upload | None:
     """The project's upload of that id."""
-    return session.scalars(_readable(project_id, upload_id)).one_or_none()
+    return session.scalars(readable(project_id).where(Upload.id == upload_id)).one_or_none()
 
 
 def lock(session: Session, project_id: str, upload_id: str) -> Upload | None:
     """The same, under its lock: no other unit of work adds a part or ends it meanwhile."""
-    statement = _readable(project_id, upload_id).with_for_update(key_share=True)
+    statement = readable(project_id).where(Upload.id == upload_id).with_for_update(key_share=True)
     return session.scalars(statement.execution_options(populate_existing=True)).one_or_none()
 
 
-def _readable(project_id: str, upload_id: str) -> Select[Upload]:
-    return select(Upload).where(Upload.project_id == project_id, Upload.id == upload_id)
+def readable(project_id: str) -> Select[Upload]:
+    """The project's uploads."""
+    return select(Upload).where(Upload.project_id == project_id)
+
+
+def find_by_idempotency_key(session: Session, project_id: str, key: str) -> Upload | None:
+    """What an earlier request with this key began, whatever became of it."""
+    return session.scalars(readable(project_id).where(Upload.idempotency_key == key)).one_or_none()
+
+
+def pending(session: Session, project_id: str) -> int:
+    """How many uploads of the project wait for parts."""
+    waiting = (Upload.project_id == project_id, Upload.status == "pending", Upload.expires_at >= now())
+    return session.scalars(select(func.count()).select_from(Upload).where(*waiting)).one()
 
 
 def parts(upload_id: str) -> Select[Part]:
@@ -39,10 +51,9 @@ def stored(session: Session, upload_id: str) -> tuple[int, int]:
     return int(count), int(size)
 
 
-def joined(session: Session, upload_id: str) -> list[str]:
-    """Ids of the parts that a completed upload was made of, in order."""
-    chosen = select(Part.id).where(Part.upload_id == upload_id, Part.position.is_not(None))
-    return list(session.scalars(chosen.order_by(Part.position)))
+def forget_parts(session: Session, upload_id: str) -> None:
+    """Of an upload that has ended, once their bytes are gone."""
+    session.execute(delete(Part).where(Part.upload_id == upload_id))
 
 
 def expire(session: Session) -> Sequence[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Header, Path, Request
 from fastapi.concurrency import run_in_threadpool
 
 from app.db.session import after_commit
@@ -17,13 +17,14 @@ from app.http.deps import DatabaseDep, QueueDep, Reader, Reading, SettingsDep, S
 from app.http.pagination import Page, paginate
 from app.ids import new_id
 from app.uploads import repository, service
-from app.uploads.joining import join
+from app.uploads.joining import Mismatch, join
 from app.uploads.schemas import (
     MAX_PART_BYTES,
     CompleteUpload,
     CreateUpload,
     PartList,
     PartOut,
+    UploadList,
     UploadOut,
     render,
     render_part,
@@ -53,12 +54,24 @@ _PART_FORM = {
 
 
 @router.post("")
-def create_upload(body: CreateUpload, session: Writing, caller: Submitter, settings: SettingsDep) -> UploadOut:
+def create_upload(
+    body: CreateUpload,
+    session: Writing,
+    caller: Submitter,
+    settings: SettingsDep,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+) -> UploadOut:
     """Begins an upload in parts, for files that are too big for one request."""
-    upload = service.create(
-        session, caller, body, display_name(body.filename), settings.max_upload_bytes, settings.upload_seconds
-    )
-    return render(upload, None)
+    upload = service.create(session, caller, body, display_name(body.filename), settings, idempotency_key)
+    return render(upload, service.file_of(session, upload))
+
+
+@router.get("")
+def list_uploads(session: Reading, caller: Reader, page: Page) -> UploadList:
+    """The project's uploads, those that have ended included."""
+    uploads, has_more = paginate(session, repository.readable(caller.project_id), Upload, page)
+    shown = [render(service.current(session, each), service.file_of(session, each)) for each in uploads]
+    return UploadList(data=shown, has_more=has_more)
 
 
 @router.get("/{upload_id}")
@@ -70,7 +83,7 @@ def retrieve_upload(session: Reading, caller: Reader, upload_id: UploadId) -> Up
 
 @router.get("/{upload_id}/parts")
 def list_parts(session: Reading, caller: Reader, page: Page, upload_id: UploadId) -> PartList:
-    """What has arrived, for a client that goes on where it was interrupted."""
+    """What has arrived, for a client that goes on where it was interrupted; nothing of an upload that has ended."""
     service.get(session, caller.project_id, upload_id)
     parts, has_more = paginate(session, repository.parts(upload_id), Part, page)
     return PartList(data=[render_part(part) for part in parts], has_more=has_more)
@@ -117,22 +130,30 @@ async def complete_upload(
     queue: QueueDep,
     upload_id: UploadId,
 ) -> UploadOut:
-    """Joins the parts to a file, which is then read like any other. Asked again with the same parts, it is the same.
+    """Joins the parts to a file, which is then read like any other. Asked again with the same parts in the same order,
+    and no other MD5, it is the same.
 
     No unit of work is open while bytes are copied.
     """
 
     def find() -> tuple[Upload, list[str], File | None]:
         with database.reading() as session:
-            upload, keys = service.to_join(session, caller, upload_id, body.part_ids)
+            upload, keys = service.to_join(session, caller, upload_id, body.part_ids, body.md5)
             return upload, keys, service.file_of(session, upload)
+
+    def refused(md5: str) -> None:
+        with database.writing() as session:
+            service.note_refusal(session, caller.project_id, upload_id, body.part_ids, md5)
 
     upload, keys, file = await run_in_threadpool(find)
     if not keys:
         return render(upload, file)
     file_id = new_id("file")
     try:
-        digest = await join(storage, keys, files.source_key(caller.project_id, file_id), body.md5)
+        digests = await join(storage, keys, files.source_key(caller.project_id, file_id), body.md5)
+    except Mismatch as mismatch:
+        await run_in_threadpool(refused, mismatch.md5)
+        raise service.md5_mismatch() from None
     except FileNotFoundError:  # the upload has ended meanwhile: completed by an equal request, or for good
         upload, keys, file = await run_in_threadpool(find)
         if keys:
@@ -149,12 +170,16 @@ async def complete_upload(
                     caller,
                     upload_id,
                     body.part_ids,
-                    service.Joined(file_id, digest),
+                    body.md5,
+                    service.Joined(file_id, digests.sha256, digests.md5),
                     partial(service.erase, database, storage, caller.project_id),
                 )
                 if file is not None and file.id == file_id:
                     after_commit(session, lambda: queue.hint_file(file_id))
             return upload, file
+        except ApiError:
+            refused(digests.md5)
+            raise
         finally:
             files.discard(database, storage, caller.project_id, file_id)
 

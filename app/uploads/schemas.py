@@ -68,6 +68,14 @@ class UploadOut(BaseModel):
     file: FileOut | None
 
 
+class UploadList(BaseModel):
+    """A page of uploads."""
+
+    object: Literal["list"] = "list"
+    data: list[UploadOut]
+    has_more: bool
+
+
 class PartOut(BaseModel):
     """The wire's `upload.part`, and its size."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,9 +17,11 @@ from app.db.base import now
 from app.db.session import Database, after_commit
 from app.errors import Conflict, InvalidRequest, NotFound, PayloadTooLarge
 from app.files import service as files
+from app.files.repository import lock_project
 from app.files.schemas import UnitColumn
 from app.files.tables import File
 from app.ids import new_id
+from app.settings import Settings
 from app.storage import Storage
 from app.uploads import repository
 from app.uploads.schemas import MAX_PARTS, CreateUpload
@@ -26,6 +29,8 @@ from app.uploads.tables import Part, Upload
 
 log = structlog.get_logger(__name__)
 
+#: So often the parts of one upload are joined in vain: each time they are read and written once.
+MAX_REFUSALS = 10
 #: A part whose answer was lost is sent again: so many times its size an upload may hold.
 _STORED_TIMES = 2
 _AT_ONCE = 100
@@ -39,10 +44,11 @@ _ENDED = {
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """The bytes of all parts, stored as a file's. sha256: in hexadecimal."""
+    """The bytes of all parts, stored as a file's. sha256, md5: in lower-case hexadecimal."""
 
     file_id: str
     sha256: str
+    md5: str
 
 
 def prefix(project_id: str, upload_id: str) -> str:
@@ -56,16 +62,25 @@ def part_key(upload: Upload, part_id: str) -> str:
 
 
 def create(
-    session: Session, caller: Caller, body: CreateUpload, filename: str, max_bytes: int, seconds: float
+    session: Session,
+    caller: Caller,
+    body: CreateUpload,
+    filename: str,
+    settings: Settings,
+    idempotency_key: str | None = None,
 ) -> Upload:
-    """An upload that waits for its parts, for so many seconds. What a file of it would be refused for is said now.
+    """An upload that waits for its parts. What a file of it would be refused for is said now. An equal request that
+    came before, by its key, is answered with its upload.
 
-    Raises PayloadTooLarge, InvalidRequest, PermissionDenied, NotFound.
+    Raises PayloadTooLarge, InvalidRequest, PermissionDenied, NotFound, Conflict (too_many_uploads,
+    idempotency_mismatch, and upload_cancelled or upload_expired of the upload that the key began).
     """
+    max_bytes = settings.max_upload_bytes
     if body.bytes > max_bytes:
         raise PayloadTooLarge(
             "file_too_large", f"This server takes files of up to {max_bytes} bytes.", param="bytes", max_bytes=max_bytes
         )
+    lock_project(session, caller.project_id)
     upload = Upload(
         id=new_id("upload"),
         project_id=caller.project_id,
@@ -78,14 +93,34 @@ def create(
         privacy_unit=None if body.privacy_unit is None else body.privacy_unit.model_dump(),
         expires_after=None if body.expires_after is None else body.expires_after.seconds,
         created_at=(created_at := session.scalars(select(now())).one()),
-        expires_at=created_at + seconds,
+        expires_at=created_at + settings.upload_seconds,
+        refusals=0,
+        idempotency_key=idempotency_key,
     )
     check(caller, upload)
+    if idempotency_key is not None:
+        before = repository.find_by_idempotency_key(session, caller.project_id, idempotency_key)
+        if before is not None:
+            return _begun_before(current(session, before), upload)
     if upload.privacy_budget is not None:
         budgets.get(session, caller.project_id, upload.privacy_budget)
+    if repository.pending(session, caller.project_id) >= settings.max_pending_uploads:
+        raise Conflict(
+            "too_many_uploads",
+            f"{settings.max_pending_uploads} uploads of this project wait for parts; complete or cancel some.",
+        )
     session.add(upload)
     session.flush()
     return upload
+
+
+def _begun_before(before: Upload, upload: Upload) -> Upload:
+    asked = ("filename", "bytes", "purpose", "public", "privacy_budget", "privacy_unit", "expires_after")
+    if any(getattr(before, name) != getattr(upload, name) for name in asked):
+        raise Conflict("idempotency_mismatch", "This Idempotency-Key was used for another upload.")
+    if before.status != "completed":
+        require_pending(before)
+    return before
 
 
 def check(caller: Caller, upload: Upload) -> None:
@@ -101,7 +136,7 @@ def check(caller: Caller, upload: Upload) -> None:
 
 def get(session: Session, project_id: str, upload_id: str) -> Upload:
     """The project's upload of that id, as of now; NotFound without one."""
-    return _current(session, repository.find(session, project_id, upload_id))
+    return current(session, repository.find(session, project_id, upload_id))
 
 
 def file_of(session: Session, upload: Upload) -> File | None:
@@ -122,7 +157,7 @@ def require_pending(upload: Upload) -> None:
 
 def add_part(session: Session, project_id: str, upload_id: str, part_id: str, size: int) -> Part:
     """A part whose bytes are stored. Conflict, InvalidRequest (too_many_parts, too_many_bytes)."""
-    upload = _current(session, repository.lock(session, project_id, upload_id))
+    upload = current(session, repository.lock(session, project_id, upload_id))
     require_pending(upload)
     count, stored = repository.stored(session, upload_id)
     if count >= MAX_PARTS:
@@ -137,16 +172,22 @@ def add_part(session: Session, project_id: str, upload_id: str, part_id: str, si
     return part
 
 
-def to_join(session: Session, caller: Caller, upload_id: str, part_ids: Sequence[str]) -> tuple[Upload, list[str]]:
+def to_join(
+    session: Session, caller: Caller, upload_id: str, part_ids: Sequence[str], md5: str | None
+) -> tuple[Upload, list[str]]:
     """The upload, and the keys of these parts; no keys where it was completed with the same ones before.
 
-    Raises NotFound, Conflict, InvalidRequest (duplicate_part, upload_size_mismatch).
+    Raises NotFound, Conflict, InvalidRequest (duplicate_part, upload_size_mismatch, md5_mismatch).
     """
     upload = get(session, caller.project_id, upload_id)
-    if _was_completed(session, upload, part_ids):
+    if _was_completed(upload, part_ids, md5):
         return upload, []
     require_pending(upload)
     check(caller, upload)
+    if upload.refusals >= MAX_REFUSALS:
+        raise Conflict(
+            "upload_refused_too_often", f"This upload was refused {MAX_REFUSALS} times at its end; begin another one."
+        )
     if len(set(part_ids)) != len(part_ids):
         raise InvalidRequest("duplicate_part", "A part is named twice.", param="part_ids")
     sizes = {part.id: part.bytes for part in session.scalars(repository.parts(upload_id))}
@@ -160,6 +201,7 @@ def to_join(session: Session, caller: Caller, upload_id: str, part_ids: Sequence
             param="part_ids",
             bytes=total,
         )
+    _require_md5(upload, part_ids, md5)  # in this order they were joined before: they need not be read again
     return upload, [part_key(upload, part_id) for part_id in part_ids]
 
 
@@ -168,16 +210,17 @@ def complete(
     caller: Caller,
     upload_id: str,
     part_ids: Sequence[str],
+    md5: str | None,
     joined: Joined,
     erase_parts: Callable[[str], object],
 ) -> tuple[Upload, File | None]:
     """Makes the upload a file of these bytes. Where an equal request came first, its file is the answer: then its id is
     not `joined.file_id`, and the caller removes the bytes.
 
-    Raises Conflict, and what `files.create` raises: then the upload stays as it is.
+    Raises Conflict, and what `files.create` raises: then the upload stays as it is, see `note_refusal`.
     """
-    upload = _current(session, repository.lock(session, caller.project_id, upload_id))
-    if _was_completed(session, upload, part_ids):
+    upload = current(session, repository.lock(session, caller.project_id, upload_id))
+    if _was_completed(upload, part_ids, md5):
         return upload, file_of(session, upload)
     require_pending(upload)
     new = files.NewFile(
@@ -193,17 +236,29 @@ def complete(
     )
     file = files.create(session, caller, new)
     upload.status, upload.file_id = "completed", file.id
-    position = {part_id: number for number, part_id in enumerate(part_ids)}
-    for part in session.scalars(repository.parts(upload_id)):
-        part.position = position.get(part.id)
+    upload.joined, upload.md5 = _order(part_ids), joined.md5
     session.flush()
     after_commit(session, lambda: erase_parts(upload_id))
     return upload, file
 
 
+def note_refusal(session: Session, project_id: str, upload_id: str, part_ids: Sequence[str], md5: str) -> None:
+    """These parts came to that MD5, and the upload could not be completed with them."""
+    upload = current(session, repository.lock(session, project_id, upload_id))
+    if upload.status == "pending":
+        upload.refusals += 1
+        upload.joined, upload.md5 = _order(part_ids), md5
+        session.flush()
+
+
+def md5_mismatch() -> InvalidRequest:
+    """What a complete with another MD5 is told."""
+    return InvalidRequest("md5_mismatch", "The parts do not have this MD5, in this order.", param="md5")
+
+
 def cancel(session: Session, project_id: str, upload_id: str) -> Upload:
     """Ends an upload; cancelling twice changes nothing. Its parts go after the commit, see `erase`."""
-    upload = _current(session, repository.lock(session, project_id, upload_id))
+    upload = current(session, repository.lock(session, project_id, upload_id))
     if upload.status != "cancelled":
         require_pending(upload)
         upload.status = "cancelled"
@@ -215,6 +270,7 @@ def erase(database: Database, storage: Storage, project_id: str, upload_id: str)
     """Removes the parts of an upload that has ended. Interrupted, it is repeated by `sweep`."""
     storage.delete_prefix(prefix(project_id, upload_id))
     with database.writing() as session:
+        repository.forget_parts(session, upload_id)
         session.get_one(Upload, upload_id).erased_at = session.scalars(select(now())).one()
 
 
@@ -247,7 +303,7 @@ def sweep_orphans(database: Database, storage: Storage) -> int:
     return removed
 
 
-def _current(session: Session, upload: Upload | None) -> Upload:
+def current(session: Session, upload: Upload | None) -> Upload:
     """An upload whose time is over has expired, whether or not a sweep has come by."""
     if upload is None:
         raise NotFound("upload")
@@ -257,8 +313,24 @@ def _current(session: Session, upload: Upload | None) -> Upload:
     return upload
 
 
-def _was_completed(session: Session, upload: Upload, part_ids: Sequence[str]) -> bool:
-    return upload.status == "completed" and repository.joined(session, upload.id) == list(part_ids)
+def _was_completed(upload: Upload, part_ids: Sequence[str], md5: str | None) -> bool:
+    """Whether an equal request completed it. InvalidRequest (md5_mismatch) where only the MD5 differs."""
+    if upload.status != "completed" or upload.joined != _order(part_ids):
+        return False
+    _require_md5(upload, part_ids, md5)
+    return True
+
+
+def _require_md5(upload: Upload, part_ids: Sequence[str], md5: str | None) -> None:
+    """InvalidRequest (md5_mismatch) where it is known that these parts have another one."""
+    known = upload.md5 if upload.joined == _order(part_ids) else None
+    if md5 is not None and known is not None and md5.lower() != known:
+        raise md5_mismatch()
+
+
+def _order(part_ids: Sequence[str]) -> str:
+    """These parts, in this order, as `Upload.joined` has them."""
+    return hashlib.sha256(",".join(part_ids).encode()).hexdigest()
 
 
 def _unit(upload: Upload) -> UnitColumn | None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import threading
+import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,39 +21,9 @@ from app.files import service as files
 from app.ids import new_id
 from app.settings import Settings
 from app.storage import open_storage
-from app.uploads import repository, routes, service
+from app.uploads import repository, service
 from app.uploads import tables as rows
-from app.uploads.schemas import CompleteUpload
-
-DATA = b"text,label,patient\n" + b"".join(b"words %d,%d,p%d\n" % (n, n % 2, n % 7) for n in range(60))
-MD5 = hashlib.md5(DATA).hexdigest()
-
-
-@pytest.fixture
-def begin(openai_client: openai.OpenAI) -> Callable[..., Upload]:
-    """Begins an upload of DATA, or of so many bytes."""
-
-    def create(size: int = len(DATA), **extra: Any) -> Upload:
-        return openai_client.uploads.create(
-            bytes=size, filename="patients.csv", mime_type="text/csv", purpose="fine-tune", extra_body=extra
-        )
-
-    return create
-
-
-def stored(settings: Settings, kind: str) -> list[Path]:
-    return [path for path in (settings.data_dir / "storage").rglob("*") if path.is_file() and kind in path.parts]
-
-
-def send(client: openai.OpenAI, upload: Upload, *pieces: bytes) -> list[str]:
-    return [client.uploads.parts.create(upload.id, data=piece).id for piece in pieces]
-
-
-def refused(code: str, kind: type[openai.APIStatusError], call: Callable[[], object]) -> Any:
-    with pytest.raises(kind) as caught:
-        call()
-    assert caught.value.code == code
-    return caught.value
+from tests.app.uploads.parts import DATA, MD5, refused, send, stored
 
 
 def test_parts_in_any_order_become_one_file(
@@ -114,68 +83,6 @@ def test_parts_in_a_bucket(
     assert [key for key in keys if "/budgets/" not in key] == [
         f"a/prefix/{files.prefix(_project(database), done.file.id)}/source"
     ]
-
-
-def test_asked_again_a_completed_upload_answers_the_same_file(
-    openai_client: openai.OpenAI, begin: Callable[..., Upload], settings: Settings
-) -> None:
-    """The client sends a request again whose answer it did not get."""
-    upload = begin()
-    parts = send(openai_client, upload, DATA[:9], DATA[9:])
-    answers: list[Upload] = []
-    threads = [
-        threading.Thread(target=lambda: answers.append(openai_client.uploads.complete(upload.id, part_ids=parts)))
-        for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len({answer.file.id for answer in answers if answer.file}) == 1
-    assert len(answers) == 4
-    assert len(stored(settings, "files")) == 1
-    assert len(openai_client.files.list().data) == 1
-    refused(
-        "upload_completed",
-        openai.ConflictError,
-        lambda: openai_client.uploads.complete(upload.id, part_ids=parts[::-1]),
-    )
-    refused("upload_completed", openai.ConflictError, lambda: openai_client.uploads.cancel(upload.id))
-    refused("upload_completed", openai.ConflictError, lambda: send(openai_client, upload, b"x"))
-
-
-def test_what_does_not_add_up_completes_nothing_and_loses_nothing(
-    openai_client: openai.OpenAI, begin: Callable[..., Upload], settings: Settings
-) -> None:
-    upload = begin()
-    other = send(openai_client, begin(), DATA)
-    first, last = send(openai_client, upload, DATA[:9], DATA[9:])
-
-    def complete(*parts: str, **fields: Any) -> Callable[[], object]:
-        return lambda: openai_client.uploads.complete(upload.id, part_ids=list(parts), **fields)
-
-    error = refused("upload_size_mismatch", openai.BadRequestError, complete(first))
-    assert error.param == "part_ids"
-    refused("duplicate_part", openai.BadRequestError, complete(first, first))
-    refused("upload_part_not_found", openai.NotFoundError, complete(first, other[0]))
-    refused("md5_mismatch", openai.BadRequestError, complete(last, first, md5=MD5))
-    refused("invalid_request", openai.BadRequestError, complete(first, last, md5="none"))
-    refused("invalid_request", openai.BadRequestError, complete())
-    assert stored(settings, "files") == []
-    assert openai_client.files.list().data == []
-    assert openai_client.uploads.complete(upload.id, part_ids=[first, last], md5=MD5).status == "completed"
-
-
-def test_a_file_that_is_refused_at_its_end_leaves_the_upload(
-    openai_client: openai.OpenAI, begin: Callable[..., Upload], settings: Settings
-) -> None:
-    """Bytes that were protected before cannot become public, however they come."""
-    openai_client.files.create(file=("a.csv", DATA), purpose="fine-tune")
-    upload = begin(public=True)
-    parts = send(openai_client, upload, DATA)
-    refused("was_private", openai.ConflictError, lambda: openai_client.uploads.complete(upload.id, part_ids=parts))
-    assert len(stored(settings, "files")) == 1
-    assert openai_client.uploads.cancel(upload.id).status == "cancelled"
 
 
 def test_a_cancelled_upload_takes_nothing_more(
@@ -282,73 +189,78 @@ def test_parts_that_nothing_waits_for_are_removed_and_those_of_a_pending_upload_
     assert pending.id in left.parts
 
 
-@pytest.mark.every_database
-def test_of_a_cancel_and_a_complete_one_wins(
-    openai_client: openai.OpenAI, begin: Callable[..., Upload], settings: Settings
-) -> None:
-    for _ in range(5):
-        upload = begin()
-        parts = send(openai_client, upload, DATA[:9], DATA[9:])
-        outcome: dict[str, str] = {}
-
-        def end(verb: str, call: Callable[[], Upload], outcome: dict[str, str] = outcome) -> None:
-            try:
-                outcome[verb] = call().status
-            except openai.APIStatusError as error:
-                outcome[verb] = str(error.code)
-
-        calls = {
-            "complete": partial(openai_client.uploads.complete, upload.id, part_ids=parts),
-            "cancel": partial(openai_client.uploads.cancel, upload.id),
-        }
-        threads = [threading.Thread(target=end, args=call) for call in calls.items()]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert outcome in (
-            {"complete": "completed", "cancel": "upload_completed"},
-            {"complete": "upload_cancelled", "cancel": "cancelled"},
-        )
-        assert len(stored(settings, "files")) == len(openai_client.files.list().data)
-
-
-def test_an_answer_that_is_cut_off_after_the_commit_leaves_the_file_its_bytes(
+def test_a_project_has_so_many_uploads_at_once(
     openai_client: openai.OpenAI,
     begin: Callable[..., Upload],
     settings: Settings,
-    app: FastAPI,
     database: Database,
-    monkeypatch: pytest.MonkeyPatch,
+    make_key: Callable[..., str],
 ) -> None:
-    """A server that stops cancels what it has not answered after some seconds; the thread goes on."""
-    upload = begin()
-    parts = send(openai_client, upload, DATA)
-    token = openai_client.api_key
-    with database.reading() as session:
-        caller = auth.authenticate(session, token)
-    committed, cancelled = threading.Event(), threading.Event()
-    erase = service.erase
+    settings.max_pending_uploads = 2
+    first, _ = begin(), begin()
+    full = refused("too_many_uploads", openai.ConflictError, begin)
+    assert full.response.headers["x-should-retry"] == "false"
+    other = openai_client.with_options(api_key=make_key("submit", project="other"))
+    assert other.uploads.create(bytes=1, filename="a.csv", mime_type="text/csv", purpose="fine-tune")
+    openai_client.uploads.cancel(first.id)
+    third = begin()
+    refused("too_many_uploads", openai.ConflictError, begin)
+    openai_client.uploads.complete(third.id, part_ids=send(openai_client, third, DATA))
+    begin()
+    refused("too_many_uploads", openai.ConflictError, begin)
+    _set(database, expires_at=1.0)
+    begin()
 
-    def slow(*inputs: Any) -> None:
-        committed.set()
-        cancelled.wait(10)
-        erase(*inputs)
 
-    monkeypatch.setattr(service, "erase", slow)
+def test_what_is_begun_can_be_found_again(openai_client: openai.OpenAI, begin: Callable[..., Upload]) -> None:
+    """A client that was cut off before it knew an id would fill its project up."""
+    ids = [begin().id for _ in range(3)]
+    openai_client.uploads.cancel(ids[1])
+    listed: Any = openai_client.get("/uploads?limit=2", cast_to=object)
+    assert [(each["id"], each["status"]) for each in listed["data"]] == [(ids[2], "pending"), (ids[1], "cancelled")]
+    assert listed["has_more"] is True
+    listed = openai_client.get(f"/uploads?after={ids[1]}", cast_to=object)
+    assert ([each["id"] for each in listed["data"]], listed["has_more"]) == ([ids[0]], False)
 
-    async def cut_off() -> None:
-        body = CompleteUpload(part_ids=parts)
-        answer = asyncio.create_task(
-            routes.complete_upload(body, caller, database, app.state.storage, app.state.queue, upload.id)
+
+@pytest.mark.every_database
+def test_one_idempotency_key_begins_one_upload(
+    openai_client: openai.OpenAI, begin: Callable[..., Upload], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = repository.find_by_idempotency_key
+
+    def slow(*arguments: Any) -> rows.Upload | None:
+        found = find(*arguments)
+        time.sleep(0.05)  # for the others to look, too, were they let in
+        return found
+
+    monkeypatch.setattr(repository, "find_by_idempotency_key", slow)
+
+    once = openai_client.with_options(max_retries=0)
+
+    def create(size: int = len(DATA), key: str = "once") -> Upload:
+        return once.uploads.create(
+            bytes=size,
+            filename="a.csv",
+            mime_type="text/csv",
+            purpose="fine-tune",
+            extra_headers={"Idempotency-Key": key},
+            extra_body={"privacy_unit": "patient"},
         )
-        await asyncio.to_thread(committed.wait, 10)
-        answer.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await answer
-        cancelled.set()
 
-    asyncio.run(cut_off())
-    assert openai_client.get(f"/uploads/{upload.id}", cast_to=Upload).status == "completed"
-    (source,) = stored(settings, "files")
-    assert source.read_bytes() == DATA
+    begun: list[Upload] = []
+    threads = [threading.Thread(target=lambda: begun.append(create())) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(begun) == 6
+    assert len({upload.id for upload in begun}) == 1
+    refused("idempotency_mismatch", openai.ConflictError, lambda: create(7))
+    assert create(7, key="other").id != begun[0].id
+    done = openai_client.uploads.complete(begun[0].id, part_ids=send(openai_client, begun[0], DATA))
+    again = create()
+    assert (again.status, again.file and again.file.id) == ("completed", done.file and done.file.id)
+    left = create(key="left")
+    openai_client.uploads.cancel(left.id)
+    refused("upload_cancelled", openai.ConflictError, lambda: create(key="left"))
