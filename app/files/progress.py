@@ -22,21 +22,24 @@ class Progress:
     def __init__(self) -> None:
         self._source: Path | None = None
         self._size = self._told = 0
+        self._begins, self._ends = 0.0, 1.0
         self._told_in = -1
 
     def start(self, told_in: Path, size: int) -> None:
         """told_in: a path to write to; size: bytes of the file as it was uploaded."""
         self._told_in, self._size, self._told = os.open(told_in, os.O_WRONLY | os.O_CREAT, 0o600), size, 0
 
-    def follow(self, source: Path) -> None:
-        """The file whose bytes count: the uploaded one, or what it was unpacked to."""
-        self._source = source
+    def follow(self, source: Path, begins: float = 0.0, ends: float = 1.0) -> None:
+        """The file whose bytes count: the uploaded one, or what it was unpacked to. begins, ends: of all that is to do,
+        what has been done before it and after."""
+        self._source, self._begins, self._ends = source, begins, ends
 
     def at(self, source: Path, share: float, reading: int = 0, readings: int = 1) -> None:
         """So far is a reading of the file, the first of them being 0. Of other files nothing is told."""
         if self._told_in < 0 or source != self._source:
             return
-        reached = int(self._size * min((reading + share) / readings, 1.0))
+        done = self._begins + (self._ends - self._begins) * min((reading + share) / readings, 1.0)
+        reached = int(self._size * done)
         if reached - self._told >= self._size / _STEPS or reached == self._size > self._told:
             self._told = reached
             os.pwrite(self._told_in, reached.to_bytes(_BYTES, "little"), 0)

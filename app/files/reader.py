@@ -79,7 +79,6 @@ def read(
     ReadError for what is wrong with the file.
     """
     source, filename = unpacked(source, filename, rows.parent)
-    progress.follow(source)
     format_ = choose(filename, source)
     with _connect(source, rows.parent) as connection:
         table = format_.open(connection, source, rows.parent)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import secrets
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from app.db.session import Database
-from app.files import processing, service
+from app.files import processing, reader, service
 from app.files.progress import progress, told
 from app.files.reader import read
 from app.settings import Settings
@@ -66,6 +67,7 @@ def _images() -> bytes:
 FORMATS: dict[str, Callable[[], bytes]] = {
     "a.csv": lambda: _delimited(","),
     "a.csv.gz": lambda: gzip.compress(_delimited(",")),
+    "a.csv.zst": lambda: pa.compress(_delimited(","), "zstd", asbytes=True),
     "a.tsv": lambda: _delimited("\t"),
     "a.jsonl": lambda: _json("\n"),
     "a.json": lambda: b"[" + _json(",") + b"]",
@@ -101,6 +103,27 @@ def test_every_format_tells_how_far_it_is(tmp_path: Path, followed: list[int], f
     assert followed == sorted(set(followed))
     assert followed[-1] == told(tmp_path / "progress") == len(data)
     assert len([place for place in followed if 0 < place < len(data)]) >= 3, "and on the way, too"
+
+
+@pytest.mark.parametrize("filename", ["a.csv.gz", "a.csv.zst"])
+def test_unpacking_is_told_too(
+    tmp_path: Path, followed: list[int], filename: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes first, and of a large file it takes a while; what it tells grows on as the file is read."""
+    lines = ["text,label", *(f"{secrets.token_hex(40)},{n % 2}" for n in range(_ROWS))]  # does not pack well
+    texts = "\n".join(lines).encode()
+    data = gzip.compress(texts) if filename.endswith(".gz") else pa.compress(texts, "zstd", asbytes=True)
+    (tmp_path / "source").write_bytes(data)
+    progress.start(tmp_path / "progress", len(data))
+    read_after = []
+    choose = reader.choose
+    monkeypatch.setattr(reader, "choose", lambda *given: read_after.append(len(followed)) or choose(*given))
+    reader.read(tmp_path / "source", filename, tmp_path / "rows.parquet")
+    (unpacked,) = read_after
+    assert unpacked >= 3
+    assert len(followed) - unpacked >= 3
+    assert followed == sorted(set(followed))
+    assert followed[-1] == len(data)
 
 
 def test_a_user_sees_it_and_nothing_of_rows(
