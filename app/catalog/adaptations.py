@@ -68,7 +68,8 @@ class AttentiveHead:
     """A new head, and an attention that weighs the tokens for it, on the frozen states behind the base's first
     `num_layers` blocks, which are computed once; the blocks above are left out of the model.
 
-    num_layers: None: two thirds of what the base has; all, where its pooling layer stands behind them already.
+    num_layers: None: two thirds of what the base has, of pairs of texts half; all, where its pooling layer stands
+    behind them already.
     """
 
     type: ClassVar[str] = "attentive_head"
@@ -78,9 +79,9 @@ class AttentiveHead:
         if self.num_layers is not None and self.num_layers < 1:
             raise ValueError("num_layers must be at least 1")
 
-    def of(self, depth: int, *, pools: bool = False) -> AttentiveHead:
-        """With the number of blocks spelt out, for a base of so many. pools: see `BaseModel`."""
-        usual = depth if pools else max(1, round(depth * 2 / 3))
+    def of(self, depth: int, *, pairs: bool = False, pools: bool = False) -> AttentiveHead:
+        """With the number of blocks spelt out, for a base of so many. pairs: of texts. pools: see `BaseModel`."""
+        usual = depth if pools else max(1, round(depth * (1 / 2 if pairs else 2 / 3)))
         return AttentiveHead(usual if self.num_layers is None else min(self.num_layers, depth))
 
 

@@ -123,7 +123,7 @@ class Recipe:
 #: out above an attentive one. Joint training of a body from a zero head is the main failure at such sizes.
 HEAD_UNITS = 20_000
 
-#: From so many units on a classifier's head of `auto` is attentive, and so it stays up to so many: minutes on a CPU.
+#: From so many units on a head of `auto` on texts is attentive, and so it stays up to so many: minutes on a CPU.
 #: Beyond what was measured (43,410 units), the body trains.
 ATTENTIVE_UNITS, MOST_ATTENTIVE_UNITS = 1_000, 50_000
 
@@ -135,7 +135,9 @@ _HEAD_SAMPLE_RATE, _HEAD_EPOCHS, _HEAD_LEARNING_RATE, _HEAD_AVERAGING = 1 / 8, 2
 # Of numbers, and on tokens: see docs/recipes.md.
 _REGRESSION_HEAD_LEARNING_RATE, _TOKEN_HEAD_LEARNING_RATE = 0.06, 1e-2
 # The head and the tokens' scores together, from zero: flat in rates of 1/8 to 1, and in scores' rates of 0.02 to 0.05.
-_ATTENTIVE_SAMPLE_RATE, _ATTENTIVE_EPOCHS, _SCORE_LEARNING_RATE = 1 / 4, 30, 0.02
+_ATTENTIVE_SAMPLE_RATE, _ATTENTIVE_EPOCHS = 1 / 4, 30
+_SCORE_LEARNING_RATE = 0.02
+_REGRESSION_SCORE_LEARNING_RATE, _REGRESSION_ATTENTIVE_LEARNING_RATE = 0.05, 0.03
 # The private mean's noise at ε of 1 and above; below, it keeps its share of the target.
 _CENTRING_NOISE_MULTIPLIER = 20.0
 
@@ -166,6 +168,7 @@ def recipe_for(
     width: int = 1,
     lora: bool = True,
     attentive: bool = False,
+    pairs: bool = False,
     num_layers: int = 0,
     pools: bool = False,
 ) -> tuple[Recipe, str]:
@@ -176,7 +179,8 @@ def recipe_for(
     one, q · N; epochs become ⌈epochs / q⌉ steps; both are the last phase's. target_epsilon: None without privacy.
     centred: whether the job centres the base's pooled vectors. width: their squared norm, about: 1 where the base
     scales them. lora: whether the base has matrices for it (`app.catalog.families`). attentive: whether an attention
-    can weigh its tokens. num_layers: the base's blocks; pools: whether all of them stay, see `BaseModel`.
+    can weigh its tokens. pairs: whether a record has two texts. num_layers: the base's blocks; pools: whether all of
+    them stay, see `BaseModel`.
     The evaluation's release is the caller's to add. Raises KeyError on an unknown task, ValueError on a number that is
     not positive, or on a new head where the task has none.
     """
@@ -189,7 +193,7 @@ def recipe_for(
     chosen, reason = (
         (adaptation, "requested")
         if adaptation is not None
-        else _auto(head, num_units, target_epsilon, lora, attentive and task_type == "text_classification")
+        else _auto(head, num_units, target_epsilon, lora, attentive and head == "pooled")
     )
     if head == "pretrained" and isinstance(chosen, Head):
         raise ValueError("the task trains the base's own head: there is no new one")
@@ -206,9 +210,10 @@ def recipe_for(
         phases: tuple[Phase, ...] = (_head_phase(rate, steps, _head_rate(task) * head_scale * scale),)
     elif isinstance(chosen, AttentiveHead):
         rate, steps = sized(_ATTENTIVE_SAMPLE_RATE, _ATTENTIVE_EPOCHS)
-        whole = _head_phase(rate, steps, _head_rate(task) * head_scale * scale)
-        chosen = chosen.of(num_layers, pools=pools)
-        phases = (dataclasses.replace(whole, adaptation=chosen, learning_rate=_SCORE_LEARNING_RATE * scale),)
+        of_head, of_scores = _attentive_rates(task)
+        whole = _head_phase(rate, steps, of_head * head_scale * scale)
+        chosen = chosen.of(num_layers, pairs=pairs, pools=pools)
+        phases = (dataclasses.replace(whole, adaptation=chosen, learning_rate=of_scores * scale),)
     else:
         private = target_epsilon is not None
         rate, steps = sized(_main_sample_rate(num_units, private), _MAIN_EPOCHS)
@@ -251,6 +256,13 @@ def _head_rate(task: Task) -> float:
     if task.head != "pooled":
         return _TOKEN_HEAD_LEARNING_RATE
     return _HEAD_LEARNING_RATE if task.labelled else _REGRESSION_HEAD_LEARNING_RATE
+
+
+def _attentive_rates(task: Task) -> tuple[float, float]:
+    """Of the head, and of the tokens' scores."""
+    if task.labelled:
+        return _HEAD_LEARNING_RATE, _SCORE_LEARNING_RATE
+    return _REGRESSION_ATTENTIVE_LEARNING_RATE, _REGRESSION_SCORE_LEARNING_RATE
 
 
 def _main_sample_rate(num_units: int, private: bool) -> float:

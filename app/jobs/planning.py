@@ -253,6 +253,7 @@ def _recipe(request: _Request, target_epsilon: float | None) -> tuple[Recipe, di
         width=1 if family.centred else request.base.hidden_size,
         lora=family.lora,
         attentive=family.attentive,
+        pairs="text_pair" in request.reading.columns,
         num_layers=request.base.num_layers,
         pools=request.base.pools,
     )

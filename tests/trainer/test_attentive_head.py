@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForSequenceClassification, BertModel
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, BertModel
 
 from app.catalog.adaptations import AttentiveHead
 from app.catalog.recipes import HEAD_PHASE, Phase
-from tests.trainer.jobs import KEY, LABELS, NUM_HELD_OUT, NUM_ROWS, MadeJob, make_job, rows
+from tests.trainer.jobs import FILLER, GOOD, KEY, LABELS, NUM_HELD_OUT, NUM_ROWS, MadeJob, make_job, rows
 from worker.trainer import loop
 from worker.trainer.adaptations.registry import ADAPTERS
 from worker.trainer.control import Control
@@ -170,3 +172,32 @@ def test_it_learns_privately(tmp_path: Path, base: Path) -> None:
     job = make_job(tmp_path / "job", base, phases=(phase,), data=data, validation=validation, evaluation="public")
     run(job.folder, KEY, Control(None))
     assert job.metrics()["accuracy"] > 0.8
+
+
+def test_numbers_of_pairs_are_learnt_privately_and_the_bundle_says_the_same(tmp_path: Path, base: Path) -> None:
+    """Every third pair is cut at the longest sequence. The metrics are those of plain transformers' answers."""
+    columns, most = {"text": "a", "text_pair": "b", "target": "c"}, 12
+    task = TaskSpec("text_regression", columns, (), max_length=most, options={"range": [10.0, 50.0]})
+    phase = Phase(HEAD_PHASE, AttentiveHead(1), 0.5, 60, 0.05, 0.05, averaging=0.9)
+    data, validation = rows(500), rows(90)[::-1]
+    made = {"phases": (phase,), "data": data, "validation": validation, "evaluation": "public", "task": task}
+    job, tables = make_job(tmp_path / "job", base, **made), {}
+    for name, given in (("training", data), ("validation", validation)):
+        texts = [text for text, _ in given]
+        other = [" ".join(FILLER[: row % 5 + 1] * (1 + 3 * (row % 3 == 0))) for row in range(len(texts))]
+        targets = ["50" if {*GOOD} & {*text.split()} else "10" for text in texts]
+        tables[name] = {"a": texts, "b": other, "c": targets}
+        pq.write_table(pa.table(tables[name]), job.folder / f"data/{name}.parquet")
+    run(job.folder, KEY, Control(None))
+    bundle, table = job.folder / "results/model", tables["validation"]
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(bundle), AutoTokenizer.from_pretrained(bundle)
+    whole = [len(ids) for ids in tokenizer(table["a"], table["b"])["input_ids"]]
+    assert min(whole) < most < max(whole)
+    inputs = tokenizer(table["a"], table["b"], truncation=True, max_length=most, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        answers = model(**inputs).logits[:, 0].clamp(10.0, 50.0).double().numpy()
+    targets = np.array([float(each) for each in table["c"]])
+    got = job.metrics()
+    assert got["rmse"] == pytest.approx(float(np.sqrt(np.mean((answers - targets) ** 2))), rel=1e-4)
+    assert got["correlation"] == pytest.approx(float(np.corrcoef(answers, targets)[0, 1]), rel=1e-3)
+    assert got["correlation"] > 0.7

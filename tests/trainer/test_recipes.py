@@ -67,8 +67,9 @@ def test_lora_on_a_pretrained_head_has_a_rate_of_its_own(epsilon: float | None, 
 def test_auto_weighs_tokens_where_it_can(units: int, epsilon: float | None, adaptation: object) -> None:
     recipe, _ = _recipe(units=units, epsilon=epsilon, attentive=True, num_layers=6)
     assert recipe.phases[-1].adaptation == adaptation
-    regression, _ = recipe_for("text_regression", None, 2000, 3.0, attentive=True, num_layers=6)  # not measured
-    assert regression.phases[-1].adaptation == Head()
+    for task, weighs in (("text_regression", True), ("token_classification", False), ("masked_lm", False)):
+        other, _ = recipe_for(task, None, 2000, 3.0, attentive=True, num_layers=6)
+        assert isinstance(other.phases[-1].adaptation, AttentiveHead) == weighs
 
 
 def test_the_measured_attentive_head() -> None:
@@ -79,6 +80,16 @@ def test_the_measured_attentive_head() -> None:
     assert recipe.centring_noise_multiplier == 20.0
     for asked, depth, expected in ((None, 12, 8), (None, 1, 1), (None, 2, 1), (3, 12, 3), (9, 6, 6)):
         assert AttentiveHead(asked).of(depth) == AttentiveHead(expected)
+
+
+@pytest.mark.parametrize(("pairs", "num_layers"), [(False, 4), (True, 3)])
+def test_the_measured_attentive_head_for_numbers(pairs: bool, num_layers: int) -> None:
+    recipe, _ = recipe_for("text_regression", None, 5749, 3.0, attentive=True, pairs=pairs, num_layers=6)
+    (phase,) = recipe.phases
+    assert (phase.adaptation, phase.sample_rate, phase.num_steps) == (AttentiveHead(num_layers), 1 / 4, 120)
+    assert (phase.learning_rate, phase.head_learning_rate) == (0.05, 0.03)
+    assert AttentiveHead().of(6, pairs=True, pools=True) == AttentiveHead(6)
+    assert AttentiveHead(5).of(6, pairs=True) == AttentiveHead(5)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ADAPTATIONS if kind not in ("head", "attentive_head")])

@@ -479,6 +479,7 @@ def test_a_pair_with_a_score_is_a_regression_over_its_declared_range():
         "max_length": 128,
         "options": {"range": [0.0, 5.0]},
     }
+    assert planned.resolved["adaptation"] == {"type": "attentive_head", "num_layers": 3}  # half of six, for a pair
     release = planned.plan.part("evaluation")
     assert isinstance(release, GaussianRelease)
     assert release.sensitivity == pytest.approx(6.0**0.5)
@@ -524,7 +525,9 @@ def test_what_a_request_says_of_its_task_counts_before_the_files_columns():
     """A range is a regression's, whatever the column is called: here its cells are no numbers."""
     assert refusal(task={"range": [0, 1]}) == ("target_not_a_number", "training_file")
     labels = file(columns=(column("text"), {**column("label"), "range": [0.0, 1.0]}))
-    assert plan(labels, task={"range": [0, 1]}).resolved["task"]["type"] == "text_regression"
+    resolved = plan(labels, task={"range": [0, 1]}).resolved
+    assert resolved["task"]["type"] == "text_regression"
+    assert resolved["adaptation"] == {"type": "attentive_head", "num_layers": 4}
     assert refusal(labels) == ("too_many_classes", "task.columns.label")
 
 
