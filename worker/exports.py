@@ -232,16 +232,16 @@ def _stored(workplace: Workplace, claimed: ClaimedExport, exporter: TrainerProce
     if claimed.format == _BUNDLE:
         own = {"storage_prefix": claimed.model_prefix, "files": claimed.files, "archives": claimed.archives}
         return {**own, "metrics": metrics}
-    weights = EXPORT_FORMATS[claimed.format].weights
+    form = EXPORT_FORMATS[claimed.format]
     report = json.dumps(claimed.privacy_report, ensure_ascii=False, indent=2)
     (made / results.REPORT).write_text(report, encoding="utf-8")
-    allowed = _BESIDE | {*weights}
+    allowed = _BESIDE | {*form.weights}
     names = tuple(
         path.name
         for path in sorted(made.iterdir())
         if path.name in allowed and path.is_file() and not path.is_symlink()
     )
-    if not (_REQUIRED | {weights[0]}) <= {*names}:
+    if not any(_REQUIRED | needed <= {*names} for needed in form.needed):
         raise _Unworkable("exporter_error")
     bundle = results.Bundle(made, names, metrics, claimed.privacy_report)
     return results.store(workplace.storage, _prefix(claimed), bundle)

@@ -18,7 +18,8 @@ POST_PROCESSING = (
 class ExportFormat:
     """A form of a model.
 
-    runtime: what loads it, and what it is checked in. weights: the files that only this form has.
+    runtime: what loads it, and what it is checked in. weights: the files that only this form may have (a model that
+      reads with an encoder and writes with a decoder has two graphs). needed: sets of them, one of which must be there.
     max_relative_difference: how far the reloaded export's answers may lie from the model's, in units of how far the
       model's own answers lie from their mean (root mean squares): 0 is the same, 1 is what the best constant has.
     """
@@ -28,27 +29,41 @@ class ExportFormat:
     runtime: str
     weights: tuple[str, ...]
     max_relative_difference: float
+    needed: tuple[frozenset[str], ...]
 
+
+_TENSORS = ("model.safetensors",)
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+_GRAPHS = ("model.onnx", "encoder_model.onnx", "decoder_model.onnx")
+#: Weights lie beside a graph where they are too large to be in it.
+_GRAPH_FILES = (*_GRAPHS, *(f"{name}.data" for name in _GRAPHS))
+_NEEDED_GRAPHS = (frozenset(_GRAPHS[:1]), frozenset(_GRAPHS[1:]))
 
 EXPORT_FORMATS: dict[str, ExportFormat] = {
     form.type: form
     for form in (
-        ExportFormat("safetensors", "The model's own bundle", "transformers", ("model.safetensors",), 1e-3),
+        ExportFormat("safetensors", "The model's own bundle", "transformers", _TENSORS, 1e-3, (frozenset(_TENSORS),)),
         ExportFormat(
             "adapter",
             "PEFT adapter: what LoRA changed, to be put on the base",
             "peft",
-            ("adapter_config.json", "adapter_model.safetensors"),
+            _ADAPTER,
             0.01,
+            (frozenset(_ADAPTER),),
         ),
-        ExportFormat("fp16", "Weights in float16", "transformers", ("model.safetensors",), 0.05),
-        ExportFormat("bf16", "Weights in bfloat16", "transformers", ("model.safetensors",), 0.25),
-        ExportFormat("onnx", "ONNX graph, float32", "onnxruntime", ("model.onnx", "model.onnx.data"), 0.01),
+        ExportFormat("fp16", "Weights in float16", "transformers", _TENSORS, 0.05, (frozenset(_TENSORS),)),
+        ExportFormat("bf16", "Weights in bfloat16", "transformers", _TENSORS, 0.25, (frozenset(_TENSORS),)),
+        ExportFormat("onnx", "ONNX graph, float32", "onnxruntime", _GRAPH_FILES, 0.01, _NEEDED_GRAPHS),
         ExportFormat(
-            "onnx_int8", "ONNX graph, int8 weights, dynamic", "onnxruntime", ("model.onnx", "model.onnx.data"), 0.6
+            "onnx_int8", "ONNX graph, int8 weights, dynamic", "onnxruntime", _GRAPH_FILES, 0.6, _NEEDED_GRAPHS
         ),
         ExportFormat(
-            "student", "Smaller model, distilled on public text", "transformers", ("model.safetensors",), 0.95
+            "student",
+            "Smaller model, distilled on public text",
+            "transformers",
+            _TENSORS,
+            0.95,
+            (frozenset(_TENSORS),),
         ),
     )
 }

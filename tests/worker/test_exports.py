@@ -94,6 +94,36 @@ def test_what_was_made_is_published_once_and_nothing_else(
 
 
 @pytest.mark.parametrize(
+    ("graphs", "status"),
+    [
+        (("model",), "succeeded"),
+        (("encoder_model", "decoder_model"), "succeeded"),
+        (("encoder_model",), "failed"),
+        (("decoder_model",), "failed"),
+        ((), "failed"),
+    ],
+)
+def test_a_graph_is_whole_or_both_of_two_are_there(
+    workplace: Workplace,
+    client: TestClient,
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
+    graphs: tuple[str, ...],
+    status: str,
+) -> None:
+    made = client.post(f"/v1/models/{model}/exports", json={"format": "onnx"}).json()
+    written = "".join(f"write('export/{name}.onnx', 'x');" for name in graphs)
+    monkeypatch.setattr(exports, "PROGRAM", (sys.executable, "-c", f"{TOOLS}results();{written}finish()"))
+    exports.run_export(workplace, made["id"])
+    url = f"/v1/models/{model}/exports/{made['id']}"
+    assert client.get(url).json()["status"] == status
+    if status == "succeeded":
+        names = [file["path"] for file in client.get(f"{url}/files").json()["data"]]
+        assert {name for name in names if name.endswith(".onnx")} == {f"{name}.onnx" for name in graphs}
+        assert "model.safetensors" not in names
+
+
+@pytest.mark.parametrize(
     ("script", "code"),
     [
         ("say(type='failed', code='export_check_failed')", "export_check_failed"),

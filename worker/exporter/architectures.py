@@ -29,14 +29,14 @@ Answers = Literal["classes", "labels", "number"]
 class Kind:
     """suffixes: of architecture names in config.json. inputs: what it reads.
 
-    per_token: whether it answers for each token. graph: whether one graph gives its whole answer, for ONNX.
+    per_token: whether it answers for each token. decoder: whether a decoder of its own writes what an encoder has read.
     """
 
     suffixes: tuple[str, ...]
     loader: Any
     inputs: Literal["text", "image"] = "text"
     per_token: bool = False
-    graph: bool = True
+    decoder: bool = False
 
 
 KINDS = (
@@ -44,8 +44,7 @@ KINDS = (
     Kind(("ForTokenClassification",), AutoModelForTokenClassification, per_token=True),
     Kind(("ForMaskedLM",), AutoModelForMaskedLM, per_token=True),
     Kind(("ForCausalLM", "LMHeadModel"), AutoModelForCausalLM, per_token=True),
-    # Decoding needs an encoder, a decoder and one with a cache, three graphs of their own.
-    Kind(("ForConditionalGeneration", "MTModel"), AutoModelForSeq2SeqLM, per_token=True, graph=False),
+    Kind(("ForConditionalGeneration", "MTModel"), AutoModelForSeq2SeqLM, per_token=True, decoder=True),
     Kind(("ForImageClassification",), AutoModelForImageClassification, inputs="image"),
 )
 

@@ -50,10 +50,13 @@ class Reference:
 
     def mask(self, inputs: Batch) -> Tensor | None:
         """The places that count, (rows, length): where the model answers for each token, those that are no padding."""
-        return inputs["attention_mask"].bool() if self.kind.per_token else None
+        if not self.kind.per_token:
+            return None
+        return inputs["decoder_attention_mask" if self.kind.decoder else "attention_mask"].bool()
 
     def encode(self, *texts: list[str]) -> Batch:
-        """Texts, or pairs of them, as the model's inputs. Cut to the length that the bundle's tokenizer states."""
+        """Texts, or pairs of them (with a decoder: sources and targets), as the model's inputs. Cut to the length that
+        the bundle's tokenizer states."""
         assert self.tokenizer is not None
         return encode(self.model, self.tokenizer, *texts)
 
@@ -70,17 +73,25 @@ def answer(model: Any, inputs: Batch, rows: int = 32) -> Tensor:
 
 
 def encode(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *texts: list[str]) -> Batch:
-    """Texts (or pairs) as tensors (rows, length), only those that the model's `forward` takes, in its order."""
+    """Texts (or pairs) as tensors (rows, length), only those that the model's `forward` takes, in its order. With a
+    decoder, pairs are sources and targets, and the decoder reads the targets moved by one."""
     limit = min(int(tokenizer.model_max_length), int(getattr(model.config, "max_position_embeddings", 512)))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    encoded = tokenizer(*texts, truncation=True, max_length=limit, padding=True, return_tensors="pt")
-    wanted = [name for name in inspect.signature(model.forward).parameters if name in encoded]
-    batch = {name: encoded[name] for name in wanted}
+    how: Any = {"truncation": True, "max_length": limit, "padding": True, "return_tensors": "pt"}
     if getattr(model.config, "is_encoder_decoder", False):
-        start = torch.full((len(texts[0]), 1), int(model.config.decoder_start_token_id or 0))
-        batch["decoder_input_ids"] = torch.cat([start, batch["input_ids"][:, :-1]], 1)
-    return batch
+        sources, targets = texts
+        encoded, written = tokenizer(sources, **how), tokenizer(text_target=targets, **how)
+        start = torch.full((len(targets), 1), int(model.config.decoder_start_token_id or 0))
+        return {
+            "input_ids": encoded["input_ids"],
+            "attention_mask": encoded["attention_mask"],
+            "decoder_input_ids": torch.cat([start, written["input_ids"][:, :-1]], 1),
+            "decoder_attention_mask": written["attention_mask"],
+        }
+    encoded = tokenizer(*texts, **how)
+    wanted = [name for name in inspect.signature(model.forward).parameters if name in encoded]
+    return {name: encoded[name] for name in wanted}
 
 
 def _synthetic(kind: Kind, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> Batch:
@@ -99,4 +110,4 @@ def _synthetic(kind: Kind, model: PreTrainedModel, tokenizer: PreTrainedTokenize
     for row in range(rows):
         chosen = torch.randint(len(words), (2 + row % (LONGEST - 1),), generator=generator)
         texts.append(str(tokenizer.decode(words[chosen].tolist())))
-    return encode(model, tokenizer, texts)
+    return encode(model, tokenizer, texts, *([texts[::-1]] if kind.decoder else []))

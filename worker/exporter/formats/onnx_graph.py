@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnxruntime
 import torch
 from onnxruntime.quantization import quantize_dynamic
 from torch import Tensor, nn
 
+from worker.exporter.architectures import load
+from worker.exporter.formats import seq2seq_graphs
 from worker.exporter.formats.maker import Made
+from worker.exporter.formats.seq2seq_graphs import DECODER, ENCODER
 from worker.exporter.reference import Batch, Reference
 from worker.exporter.spec import ExportFailure, ExportSpec
 
@@ -33,6 +39,23 @@ inputs = {name: encoded[name] for name in %s}"""
 _IMAGE = 'inputs = {"pixel_values": pixels}  # (rows, channels, height, width), float32'
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Graph:
+    """name: of the file. sample: inputs by name, in the order in which the module takes them. output: its name.
+
+    in_float: last names of modules whose weights are not quantized."""
+
+    name: str
+    module: nn.Module
+    sample: Batch
+    output: str = "logits"
+    in_float: frozenset[str] = frozenset()
+
+    @property
+    def is_large(self) -> bool:
+        return 4 * sum(parameter.numel() for parameter in self.module.parameters()) > _LARGEST_GRAPH
+
+
 class _Logits(nn.Module):
     """The model's forward with its inputs by place, and nothing but logits out."""
 
@@ -49,75 +72,119 @@ class _Logits(nn.Module):
 
 
 def plain(folder: Path, spec: ExportSpec, reference: Reference, output: Path) -> Made:
-    """The float32 graph; rows and tokens are free."""
-    _export(reference, output / GRAPH)
+    """Float32 graphs; rows and tokens are free."""
+    for graph in _graphs(reference):
+        _export(graph, output / graph.name)
     return reload(reference, output, spec.threads)
 
 
 def int8(folder: Path, spec: ExportSpec, reference: Reference, output: Path) -> Made:
     """Weights in int8, a scale for each channel; activations are quantized as they come."""
-    full = folder / "full" / GRAPH
-    full.parent.mkdir()
-    _export(reference, full)
+    (folder / "full").mkdir()
     logger = logging.getLogger()
     level = logger.level
-    logger.setLevel(logging.ERROR)  # advice about a preparation that torch's exporter has done already
-    try:
-        quantize_dynamic(full, output / GRAPH, per_channel=True, use_external_data_format=_is_large(reference))
-    except (ValueError, RuntimeError) as error:
-        raise ExportFailure("export_check_failed", str(error)) from error
-    finally:
-        logger.setLevel(level)
+    for graph in _graphs(reference):
+        full = folder / "full" / graph.name
+        _export(graph, full)
+        logger.setLevel(logging.ERROR)  # advice about a preparation that torch's exporter has done already
+        try:
+            quantize_dynamic(
+                full,
+                output / graph.name,
+                per_channel=True,
+                use_external_data_format=graph.is_large,
+                nodes_to_exclude=_nodes_of(graph.in_float, full),
+            )
+        except (ValueError, RuntimeError) as error:
+            raise ExportFailure("export_check_failed", str(error)) from error
+        finally:
+            logger.setLevel(level)
     return reload(reference, output, spec.threads)
 
 
-def _export(reference: Reference, path: Path) -> None:
-    if not reference.kind.graph:
-        raise ExportFailure("format_not_supported", "one graph does not hold this model")
+def _graphs(reference: Reference) -> list[_Graph]:
+    if reference.kind.decoder:
+        # Of T5 fused attention cannot be exported with free lengths.
+        model = load(
+            reference.kind,
+            reference.folder,
+            code="model_invalid",
+            dtype=torch.float32,
+            attn_implementation="eager",
+        )
+        encoder, decoder = seq2seq_graphs.Encoder(model), seq2seq_graphs.Decoder(model)
+        read, written = seq2seq_graphs.samples(encoder, reference.inputs)
+        in_float = seq2seq_graphs.in_float(model)
+        return [
+            _Graph(ENCODER, encoder, read, "last_hidden_state", in_float),
+            _Graph(DECODER, decoder, written, in_float=in_float),
+        ]
     # A batch of one would be taken for a constant.
     sample = {name: value[:2] for name, value in reference.inputs.items()}
-    names = list(sample)
-    free = torch.export.Dim.DYNAMIC
-    shapes = tuple({0: free} if name == "pixel_values" else {0: free, 1: free} for name in names)
     cached = hasattr(reference.model.config, "use_cache") and reference.kind.per_token
+    return [_Graph(GRAPH, _Logits(reference.model, list(sample), cached), sample)]
+
+
+def _nodes_of(modules: frozenset[str], path: Path) -> list[str]:
+    """Names of the graph's nodes that come from modules of these names: torch's exporter notes where each is from."""
+    nodes = onnx.load(path, load_external_data=False).graph.node if modules else ()
+    notes = {node.name: {each.key: each.value for each in node.metadata_props} for node in nodes}
+    scopes = {name: ast.literal_eval(noted.get("pkg.torch.onnx.name_scopes", "[]")) for name, noted in notes.items()}
+    return [name for name, scope in scopes.items() if {each.rpartition(".")[2] for each in scope} & modules]
+
+
+def _export(graph: _Graph, path: Path) -> None:
+    free = torch.export.Dim.DYNAMIC
+    shapes = tuple({0: free} if name == "pixel_values" else {0: free, 1: free} for name in graph.sample)
+    takes_all = isinstance(graph.module, _Logits)
     try:
         program = torch.onnx.export(
-            _Logits(reference.model, names, cached).eval(),
-            tuple(sample.values()),
+            graph.module.eval(),
+            tuple(graph.sample.values()),
             dynamo=True,
-            input_names=names,
-            output_names=["logits"],
-            dynamic_shapes=(shapes,),
+            input_names=list(graph.sample),
+            output_names=[graph.output],
+            dynamic_shapes=(shapes,) if takes_all else shapes,
             verbose=False,
         )
         assert program is not None
-        program.save(path, external_data=_is_large(reference))
+        program.save(path, external_data=graph.is_large)
     except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
         raise ExportFailure("format_not_supported", f"{type(error).__name__}: {error}") from error
 
 
-def _is_large(reference: Reference) -> bool:
-    return 4 * sum(parameter.numel() for parameter in reference.model.parameters()) > _LARGEST_GRAPH
-
-
 def reload(reference: Reference, output: Path, threads: int) -> Made:
-    """The graph in onnxruntime, on the CPU."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
-    options.inter_op_num_threads = 1
-    try:
-        session = onnxruntime.InferenceSession(output / GRAPH, options, providers=["CPUExecutionProvider"])
-        taken = {declared.name for declared in session.get_inputs()}
-    except Exception as error:  # onnxruntime's errors share no base of their own
-        raise ExportFailure("export_check_failed", f"{type(error).__name__}: {error}") from error
+    """The graphs in onnxruntime, on the CPU."""
+    parameters = sum(parameter.numel() for parameter in reference.model.parameters())
+    if reference.kind.decoder:
+        encode, decode = (_Session(output / name, threads) for name in (ENCODER, DECODER))
 
-    def run(inputs: Batch) -> Tensor:
+        def run(inputs: Batch) -> Tensor:
+            read = encode(seq2seq_graphs.encoder_inputs(inputs))
+            return decode(seq2seq_graphs.decoder_inputs(inputs, read))
+
+        return Made(run, seq2seq_graphs.USAGE, parameters)
+    respond = _Session(output / GRAPH, threads)
+    prepare = _IMAGE if reference.tokenizer is None else _TEXT % sorted(respond.taken)
+    return Made(respond, _USAGE.format(prepare=prepare), parameters)
+
+
+class _Session:
+    """A graph in onnxruntime. Raises ExportFailure `export_check_failed`."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        options.inter_op_num_threads = 1
         try:
-            (logits,) = session.run(None, {name: inputs[name].numpy() for name in inputs if name in taken})
+            self._run = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            self.taken = {declared.name for declared in self._run.get_inputs()}
+        except Exception as error:  # onnxruntime's errors share no base of their own
+            raise ExportFailure("export_check_failed", f"{type(error).__name__}: {error}") from error
+
+    def __call__(self, inputs: Batch) -> Tensor:
+        try:
+            (answer,) = self._run.run(None, {name: inputs[name].numpy() for name in inputs if name in self.taken})
         except Exception as error:
             raise ExportFailure("export_check_failed", f"{type(error).__name__}: {error}") from error
-        return torch.from_numpy(logits)
-
-    prepare = _IMAGE if reference.tokenizer is None else _TEXT % sorted(taken)
-    parameters = sum(parameter.numel() for parameter in reference.model.parameters())
-    return Made(run, _USAGE.format(prepare=prepare), parameters)
+        return torch.from_numpy(answer)

@@ -37,7 +37,7 @@ _LAYER = re.compile(r"\.(?:layer|layers|h|block|blocks)\.(\d+)\.")
 def make(folder: Path, spec: ExportSpec, reference: Reference, output: Path) -> Made:
     """Raises ExportFailure `format_not_supported`, `data_mismatch`, `export_check_failed`."""
     assert spec.student is not None
-    if reference.tokenizer is None or not reference.kind.graph:
+    if reference.tokenizer is None or reference.kind.decoder:
         raise ExportFailure("format_not_supported", "no distillation for models of this kind")
     training, held_out = _texts(folder / PUBLIC_FILE, spec.student)
     student = drop_layers(reference.model, spec.student.num_layers)
