@@ -33,6 +33,12 @@ ACCURACY = {"accuracy": 100.0, "f1_macro": 100.0}
 WRITING = {"loss": 1.0, "token_accuracy": 100.0}
 WRITTEN = {"loss": 1.0, "rougeL": 100.0, "chrf": 1.0}
 
+#: Names of metrics in the table, where they are not their keys'.
+_SHOWN = {
+    "f1_macro": "macro F1", "f1_micro": "micro F1", "entity_f1": "entity F1", "rmse": "RMSE", "rougeL": "ROUGE-L",
+    "chrf": "chrF",
+}  # fmt: skip
+
 _SMOLLM2, _FLAN_T5, _CHINESE = "smollm2-135m-instruct", "flan-t5-small", "bert-base-chinese"
 
 WORKLOADS = {
@@ -268,7 +274,7 @@ def print_table(done: list[dict[str, Any]]) -> None:
     print("|---|---|---|---|---|---|---|")
     for workload in WORKLOADS.values():
         mine = [line for line in done if (line["workload"], line["part"], line["set"]) == (workload.name, "test", {})]
-        adaptations = {line["adaptation"]["type"] for line in mine if line.get("adaptation")}
+        adaptations = {line["adaptation"]["type"].replace("_", " ") for line in mine if line.get("adaptation")}
         for key, factor in workload.headline.items():
             cells = []
             for epsilon in ("untrained", 3.0, 8.0, None):
@@ -278,7 +284,8 @@ def print_table(done: list[dict[str, Any]]) -> None:
                 each = f" ({', '.join(f'{value:.{digits}f}' for value in found)})" if len(found) > 1 else ""
                 cells.append(f"{sum(found) / len(found):.{digits}f}{each}" if found else "–")
             base = ", ".join([workload.base, *sorted(adaptations)])
-            print(f"| {workload.title} | {base} | {key} | {' | '.join(cells)} |")
+            shown = _SHOWN.get(key, key.replace("_", " "))
+            print(f"| {workload.title} | {base} | {shown} | {' | '.join(cells)} |")
 
 
 def main() -> None:
