@@ -14,7 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MAX_PIECES = 1_000_000
+#: Twice what the largest vocabularies of many languages have; and fields of the whole file, four a piece: whoever scans
+#: a folder answers requests as well.
+MAX_PIECES = 500_000
+MAX_FIELDS = 4 * MAX_PIECES
 
 _PIECE, _TRAINER, _NORMALIZER, _DENORMALIZER = 1, 2, 3, 5
 _TEXT, _SCORE, _TYPE = 1, 2, 3
@@ -51,17 +54,18 @@ def read(content: bytes) -> Pieces:
     texts: list[str] = []
     unknown: list[int] = []
     unigram = True
-    for number, value in _fields(content):
+    left = iter(range(MAX_FIELDS))
+    for number, value in _fields(content, left):
         if number == _PIECE:
-            text, type_ = _piece(_bytes(value))
+            text, type_ = _piece(_bytes(value), left)
             if type_ == _UNKNOWN:
                 unknown.append(len(texts))
             texts.append(text)
         elif number == _TRAINER:
-            for inner, said in _fields(_bytes(value)):
+            for inner, said in _fields(_bytes(value), left):
                 unigram = said == _UNIGRAM if inner == _MODEL_TYPE else unigram
         elif number in (_NORMALIZER, _DENORMALIZER):
-            for inner, said in _fields(_bytes(value)):
+            for inner, said in _fields(_bytes(value), left):
                 if inner == _CHARSMAP and said:
                     _check_charsmap(_bytes(said))
     if not 1 <= len(texts) <= MAX_PIECES:
@@ -73,10 +77,10 @@ def read(content: bytes) -> Pieces:
     return Pieces(tuple(texts), unknown[0], unigram)
 
 
-def _piece(message: bytes) -> tuple[str, int]:
+def _piece(message: bytes, left: Iterator[int]) -> tuple[str, int]:
     """Its text and its type."""
     text, type_ = "", 1
-    for number, value in _fields(message):
+    for number, value in _fields(message, left):
         if number == _TEXT:
             try:
                 text = _bytes(value).decode()
@@ -126,10 +130,12 @@ def _bytes(value: int | bytes, length: int | None = None) -> bytes:
     return value
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(number, value) of each field: a number, or bytes."""
+def _fields(message: bytes, left: Iterator[int]) -> Iterator[tuple[int, int | bytes]]:
+    """(number, value) of each field: a number, or bytes. left: as many as the file may still have."""
     place, end = 0, len(message)
     while place < end:
+        if next(left, None) is None:
+            raise InvalidPieces("it has more fields than any model")
         key, place = _varint(message, place)
         number, kind = key >> 3, key & 7
         if number == 0 or kind not in (_VARINT, _EIGHT, _BYTES, _FOUR):

@@ -13,7 +13,8 @@ from app.models.folder_reader import TOKENIZER, VOCABULARY, Reader, Refused
 from app.models.sentencepiece_file import InvalidPieces
 
 SENTENCEPIECE_FILES = frozenset(name for family in FAMILIES.values() for name in family.sentencepiece)
-_MAX_SENTENCEPIECE_BYTES = 16 << 20
+#: Of what is parsed here, while requests wait.
+_MAX_PARSED_BYTES = 16 << 20
 MAX_LANGUAGES = 500
 _LANGUAGE = re.compile(rb'">>([A-Za-z][A-Za-z_-]{1,15})<<"')
 _LANGUAGE_CODE = re.compile(r"[A-Za-z][A-Za-z_-]{1,15}")
@@ -30,7 +31,7 @@ def sentencepiece(
     tokenizer reads none, so that both may be needed.) Raises Refused where there is neither."""
     if TOKENIZER in small and family.model_type != "marian":
         return {}
-    read = {name: reader.content(name, _MAX_SENTENCEPIECE_BYTES) for name in family.sentencepiece}
+    read = {name: reader.content(name, _MAX_PARSED_BYTES) for name in family.sentencepiece}
     found = {name: content for name, content in read.items() if content is not None}
     if not found or found.keys() < read.keys():
         if TOKENIZER in small:
@@ -61,6 +62,8 @@ def _check_vocabulary(small: Mapping[str, bytes], size: int) -> None:
     """Marian's vocab.json: an id of the weights for each token."""
     if VOCABULARY not in small:
         raise Refused("no_tokenizer", f"there is no {VOCABULARY}")
+    if len(small[VOCABULARY]) > _MAX_PARSED_BYTES:
+        raise Refused("file_too_large", f"{VOCABULARY} has more than {_MAX_PARSED_BYTES} bytes")
     try:
         ids = json.loads(small[VOCABULARY])
     except (ValueError, RecursionError) as error:

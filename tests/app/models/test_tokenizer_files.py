@@ -189,6 +189,30 @@ def test_a_broken_file_is_refused_at_the_scan(what: str, tmp_path: Path) -> None
     assert "target.spm: " in str(found.refused["marian"])
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        field(2, b"\x10\x00" * (6 << 20)),
+        b"".join(field(1, field(1, b"%07d" % n)) for n in range(sentencepiece_file.MAX_PIECES + 1)),
+    ],
+    ids=["fields", "pieces"],
+)
+def test_a_file_of_more_than_any_model_has_is_refused_before_all_of_it_is_read(
+    content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever scans a folder answers requests as well."""
+    varint, read = sentencepiece_file._varint, []
+
+    def counted(*arguments: Any) -> Any:
+        read.append(None)
+        return varint(*arguments)
+
+    monkeypatch.setattr(sentencepiece_file, "_varint", counted)
+    with pytest.raises(InvalidPieces, match=r"more fields|too many"):
+        sentencepiece_file.read(content)
+    assert len(read) <= 2 * sentencepiece_file.MAX_FIELDS + 2
+
+
 def test_the_smallest_tables_are_read() -> None:
     """What the broken ones above are made from is not broken itself."""
     for content in (UNKNOWN + piece(b"a"), charsmap([LEAF | 1, HAS_LEAF | 1 << 10], b"\0\0")):
@@ -202,6 +226,7 @@ REFUSED: dict[str, tuple[str, Callable[..., Path], dict[str, Any]]] = {
     "no vocab.json": ("no_tokenizer", marian, {"vocab__json": None}),
     "no spiece.model": ("no_tokenizer", mt5, {"spiece__model": None}),
     "too long": ("file_too_large", marian, {"source__spm": bytes(17 << 20)}),
+    "a long vocabulary": ("file_too_large", marian, {"vocab__json": b" " * (17 << 20)}),
     "a pointer": ("git_lfs_pointer", marian, {"source__spm": POINTER}),
     "a pointer for weights": ("git_lfs_pointer", mt5, {"model__safetensors": POINTER}),
     "a list for a vocabulary": ("invalid_tokenizer", marian, {"vocab__json": ["</s>"]}),
