@@ -95,6 +95,8 @@ def test_a_recommendation_is_an_order_with_reasons(client: TestClient) -> None:
     assert [entry["rank"] for _, entry in found] == list(range(1, len(found) + 1))
     assert found[0][1]["reason"] == "sentence_encoder"
     assert found[0][1]["adaptation"] == "attentive_head"
+    numbers = client.get("/v1/base_models?task=text_regression&num_units=5000&epsilon=3&device=cpu").json()["data"]
+    assert numbers[0]["recommendation"]["adaptation"] == "attentive_head"
     assert {entry["reason"] for _, entry in found} <= set(REASONS)
     second = client.get(f"/v1/base_models?task=text_classification&limit=1&after={found[0][0]}").json()
     assert [base["id"] for base in second["data"]] == [found[1][0]]
