@@ -114,27 +114,42 @@ def test_what_a_crash_leaves_before_its_commit_is_never_seen(
     assert len({key.rpartition("/")[0] for key in stored("models/")}) == 3
 
 
-@pytest.mark.parametrize("end", ["cancelled", "failed"])
+BEFORE_ANY_ROW = "say(type='failed', code='base_model_invalid', rows_read=False)"
+
+
+@pytest.mark.parametrize("end", ["cancelled", "failed", "failed before any row", "crashed, then failed before any row"])
 def test_it_stays_when_the_job_ends_otherwise_and_its_steps_are_charged(
     work: Work, job: Read, client: TestClient, database: Database, workplace: Workplace, listed: Any, end: str
 ) -> None:
     if end == "failed":
         work(TAKE + "take(0); say(type='failed', code='trainer_error')")
+    elif end.startswith("crashed"):
+        work(TAKE + "take(0); os.kill(os.getpid(), 9)")
+        work(BEFORE_ANY_ROW)
     else:
         # The trainer stops and claims to have executed nothing.
         script = TAKE + "take(0); wait_for_stop(); say(type='stopped', step=0, executed={})"
         worker = threading.Thread(target=work, args=(script,))
         worker.start()
         until(listed)
-        assert client.post(f"/v1/fine_tuning/jobs/{job().id}/cancel").status_code == 200
+        if end == "cancelled":
+            assert client.post(f"/v1/fine_tuning/jobs/{job().id}/cancel").status_code == 200
+        else:
+            workplace.shutting_down.set()
         worker.join()
-    assert job().status == end
+        if end != "cancelled":
+            workplace.shutting_down.clear()
+            work(BEFORE_ANY_ROW)
+    assert job().status == ("cancelled" if end == "cancelled" else "failed")
+    (budget,) = client.get("/v1/privacy_budgets").json()["data"]
+    assert budget["status"] == "open"
+    assert client.get(f"/v1/privacy_budgets/{budget['id']}/audit").json()["intact"]
     (checkpoint,) = listed()
     with database.reading() as session:
         reservation = session.scalars(select(Reservation)).one()
     url = f"/v1/models/{checkpoint['fine_tuned_model_checkpoint']}"
     (budget,) = client.get(url).json()["privacy_report"]["budgets"]
-    if end == "failed":
+    if end in ("failed", "crashed, then failed before any row"):
         assert reservation.rho_charged == reservation.rho
     else:
         assert reservation.charged_event == budget["dp_event"]
