@@ -137,7 +137,7 @@ def test_little_memory_makes_small_batches_and_the_operators_word_holds(
 
 
 _RANK = """
-import sys
+import sys, time
 from pathlib import Path
 import torch.distributed as dist
 from tests.trainer.test_memory import loaded
@@ -150,6 +150,11 @@ need = memory.measured(job, phases[-1], engines[-1], rows=(2, 6), length=16)
 tokens = (3000, 1000)[rank]  # what would fit this rank alone; a rank has half of half of what is free
 memory.free_bytes = lambda device: 4 * int(need.fixed + need.state + tokens * need.per_token)
 print(memory.physical_batch_tokens(job, phases, engines))
+late, said = Path(sys.argv[3]) / "late", loaded(Path(sys.argv[3]) / f"said{rank}", Path(sys.argv[4]), "full", tokens=77)
+if rank:
+    time.sleep(1.0)
+    late.touch()
+print(memory.physical_batch_tokens(*said), late.exists())
 dist.destroy_process_group()
 """
 
@@ -168,12 +173,13 @@ def test_ranks_agree_on_what_fits_the_one_with_least_memory(tmp_path: Path, base
         for rank in range(2)
     ]
     try:
-        chosen = [int(rank.communicate(timeout=300)[0]) for rank in ranks]
+        told = [rank.communicate(timeout=300)[0].split() for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
-    assert chosen[0] == chosen[1]
-    assert 500 < chosen[0] <= 1000
+    assert told[0] == told[1]
+    assert 500 < int(told[0][0]) <= 1000
+    assert told[0][1:] == ["77", "True"], "none goes on, to read rows, before the last is as far"
 
 
 def test_the_trainer_says_what_it_measured(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

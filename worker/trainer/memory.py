@@ -53,10 +53,16 @@ class Need:
 
 def physical_batch_tokens(job: Job, phases: Sequence[PreparedPhase], engines: Sequence[GradientEngine]) -> int:
     """Tokens, padding included, that one forward pass takes: as the operator said, else what fits, the same on every
-    rank. A row longer than that still goes through, alone."""
-    said = job.spec.runtime.max_physical_batch_tokens
-    if said:
-        return said
+    rank. A row longer than that still goes through, alone.
+
+    A collective in either case: while a rank may still fail for what has nothing to do with rows, no other, whose
+    memory it shares, has read one.
+    """
+    return least_of_ranks(job.spec.runtime.max_physical_batch_tokens or _fitting(job, phases, engines))
+
+
+def _fitting(job: Job, phases: Sequence[PreparedPhase], engines: Sequence[GradientEngine]) -> int:
+    """What fits this rank."""
     device = job.device.torch_device
     kind = "cuda" if device.type == "cuda" else "cpu"
     free = _SHARE[kind] * free_bytes(device)
@@ -71,7 +77,7 @@ def physical_batch_tokens(job: Job, phases: Sequence[PreparedPhase], engines: Se
         if longest > _SHORT and worst.tokens_within(free, fits) < fits:
             worst = measured(job, prepared, engine, rows=(1, 2), length=longest)
         fits = worst.tokens_within(free, fits)
-    return least_of_ranks(fits)
+    return fits
 
 
 def _neediest(
