@@ -130,3 +130,37 @@ def _check_rows(database: Database, revision: str) -> None:
     for step in (None, 2):
         with pytest.raises(IntegrityError), database.writing() as session:
             session.add(Model(**{**fields, "id": "ft-again", "step_number": step}))
+
+
+@pytest.mark.every_database
+def test_uploads_that_ended_before_their_joins_were_kept_answer_as_they_did(
+    client: TestClient, database: Database, database_url: str, paths: list[str], project_id: str
+) -> None:
+    """Parts had a place in the file until revision 0011; which ones were joined is known behind it."""
+    file = paths[1].rpartition("/")[2]
+    old = {"purpose": "fine-tune", "filename": "a.csv", "bytes": 3, "public": False, "created_at": 1.0}
+    command.downgrade(config(database_url), "0010")
+    tables = MetaData()
+    tables.reflect(database.engine, only=["uploads", "upload_parts"])
+    uploads, parts = tables.tables["uploads"], tables.tables["upload_parts"]
+    with database.writing() as session:
+        ended = [("done", "completed", 2.0), ("late", "completed", None)]
+        for name, status, erased in (*ended, ("open", "pending", None)):
+            made = {"id": f"upload-{name}", "project_id": project_id, "status": status, "expires_at": 4e9, **old}
+            session.execute(
+                insert(uploads).values(file_id=file if status == "completed" else None, erased_at=erased, **made)
+            )
+            for part_id, place in (("b", 0), ("a", 1), ("never", None)):
+                at = place if status == "completed" else None
+                part = {"id": f"part-{name}-{part_id}", "upload_id": f"upload-{name}", "bytes": 1, "position": at}
+                session.execute(insert(parts).values(created_at=1.0, **part))
+    upgrade(database_url)
+    for name in ("done", "late"):
+        asked = [f"part-{name}-b", f"part-{name}-a"]
+        answer = client.post(f"/v1/uploads/upload-{name}/complete", json={"part_ids": asked})
+        assert (answer.status_code, answer.json()["file"]["id"]) == (200, file)
+        turned = client.post(f"/v1/uploads/upload-{name}/complete", json={"part_ids": asked[::-1]})
+        assert turned.json()["error"]["code"] == "upload_completed"
+    assert client.get("/v1/uploads/upload-done/parts").json()["data"] == []
+    assert len(client.get("/v1/uploads/upload-open/parts").json()["data"]) == 3
+    assert client.post("/v1/uploads/upload-open/cancel").json()["status"] == "cancelled"
