@@ -241,7 +241,8 @@ def _stored(workplace: Workplace, claimed: ClaimedExport, exporter: TrainerProce
         for path in sorted(made.iterdir())
         if path.name in allowed and path.is_file() and not path.is_symlink()
     )
-    if not any(_REQUIRED | needed <= {*names} for needed in form.needed):
+    complete = any(_REQUIRED | needed <= {*names} for needed in form.needed)
+    if not complete or not results.holds_only_our_code(made):
         raise _Unworkable("exporter_error")
     bundle = results.Bundle(made, names, metrics, claimed.privacy_report)
     return results.store(workplace.storage, _prefix(claimed), bundle)

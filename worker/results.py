@@ -8,6 +8,8 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from app.budgets import service as budgets
 from app.budgets import status
+from app.catalog.families import GROUP_NORM_CODE
 from app.jobs.lifecycle import Claimed
 from app.models import archives, folder_reader, model_folder
 from app.models import service as models
@@ -111,9 +114,24 @@ def build(
     left_behind = sum(1 for _ in model.iterdir()) - len(names)
     if left_behind:
         log.warning("bundle_files_left_behind", count=left_behind)
+    if not holds_only_our_code(model):
+        log.error("bundle_code_refused")
+        raise IncompleteResults
     if not set(_REQUIRED) <= set(names) or not any(processor <= set(names) for processor in _PROCESSORS):
         raise IncompleteResults
     return Bundle(model, names, metrics, report)
+
+
+def holds_only_our_code(folder: Path) -> bool:
+    """Whether a bundle's file of classes, if it has one, is this service's own, word for word: whoever downloads it is
+    asked to trust it."""
+    path = folder / GROUP_NORM_CODE
+    return not path.exists() or (path.is_file() and path.read_bytes() == _own_code())
+
+
+@cache
+def _own_code() -> bytes:
+    return resources.files("worker.trainer.families").joinpath(GROUP_NORM_CODE).read_bytes()
 
 
 def store(storage: Storage, prefix: str, bundle: Bundle) -> dict[str, Any]:

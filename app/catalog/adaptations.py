@@ -9,7 +9,10 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
+
+#: What becomes of a base's BatchNorm: it stays as it came, or GroupNorm takes the place of each that would train.
+BatchNorm = Literal["frozen", "group_norm"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +20,7 @@ class Full:
     """Every weight."""
 
     type: ClassVar[str] = "full"
+    batch_norm: BatchNorm = "frozen"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,7 @@ class Freeze:
 
     type: ClassVar[str] = "freeze"
     patterns: tuple[str, ...] = ()
+    batch_norm: BatchNorm = "frozen"
 
     def __post_init__(self) -> None:
         if len(self.patterns) > 64 or not all(1 <= len(pattern) <= 200 for pattern in self.patterns):
@@ -50,6 +55,7 @@ class LastLayers:
 
     type: ClassVar[str] = "last_layers"
     num_layers: int = 2
+    batch_norm: BatchNorm = "frozen"
 
     def __post_init__(self) -> None:
         if self.num_layers < 1:
@@ -107,6 +113,7 @@ class BitFit:
     """The bias terms (Zaken et al. 2022), and the head."""
 
     type: ClassVar[str] = "bitfit"
+    batch_norm: BatchNorm = "frozen"
 
 
 Adaptation = Full | Freeze | LastLayers | Head | AttentiveHead | Lora | BitFit
@@ -116,9 +123,16 @@ ADAPTATIONS: dict[str, type[Adaptation]] = {
 }
 
 
+def replaces_batch_norm(adaptation: Adaptation) -> bool:
+    """Whether GroupNorm takes BatchNorm's place; never where the body is frozen."""
+    return getattr(adaptation, "batch_norm", "frozen") == "group_norm"
+
+
 def adaptation_to_dict(adaptation: Adaptation) -> dict[str, Any]:
-    """JSON-ready: the type and the fields."""
+    """JSON-ready: the type and the fields; `batch_norm` where it is replaced, since few bases have any."""
     fields = dataclasses.asdict(adaptation)
+    if not replaces_batch_norm(adaptation):
+        fields.pop("batch_norm", None)
     return {"type": adaptation.type, **{n: list(v) if isinstance(v, tuple) else v for n, v in fields.items()}}
 
 

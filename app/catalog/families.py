@@ -6,8 +6,10 @@ together, and the keys to transformers' own config classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from app.catalog.tasks import TASKS
 
@@ -20,6 +22,9 @@ TASKS_OF_KIND: dict[Kind, tuple[str, ...]] = {
     "seq2seq": ("text_to_text", "translation", "summarization"),
     "image": ("image_classification",),
 }
+
+#: The file of classes that transformers lacks, in `worker/trainer/families` and in the bundles that need it.
+GROUP_NORM_CODE = "modeling_group_norm.py"
 
 #: Keys that every config of transformers knows, and the trainer's own.
 COMMON_KEYS = frozenset(
@@ -45,6 +50,9 @@ class Family:
     body: beginnings of the names of the body's weights in its files, behind the name of the body itself, if that is
       there. pretrained_head: the same of the head that predicts tokens. fixed: ends of names of what never trains.
     sentencepiece: the files that its tokenizer is made from where there is no tokenizer.json, as hubs have them.
+    batch_norm: whether it has BatchNorm, or had it before a job of this service replaced it.
+    auto_map: of an architecture that transformers lacks, the classes that a bundle of ours brings in a file of its own,
+      as its config.json names them.
     centred: whether its pooled vectors are centred by a privately released mean (see the trainer's encoders).
     """
 
@@ -61,6 +69,8 @@ class Family:
     unlimited: int = 512
     centred: bool = False
     lora: bool = True
+    batch_norm: bool = False
+    auto_map: Mapping[str, str] = field(default_factory=dict)
     head: str = ""
     tied: bool = True
     pretrained_head: tuple[str, ...] = ("lm_head.",)
@@ -249,16 +259,34 @@ def _image(
     num_layers: str,
     keys: frozenset[str],
     body: tuple[str, ...] = ("embeddings.", "encoder.", "layernorm."),
-    lora: bool = True,
+    **facts: Any,
 ) -> Family:
     """An image is one piece, whatever its size."""
     return Family(
-        model_type, "image", hidden_size, num_layers, "", keys, body, position_table=False, unlimited=1, lora=lora
+        model_type, "image", hidden_size, num_layers, "", keys, body, position_table=False, unlimited=1, **facts
+    )
+
+
+def _with_group_norm(family: Family, name: str) -> Family:
+    """What a job makes of the family by replacing BatchNorm. name: of its classes."""
+    module = GROUP_NORM_CODE.removesuffix(".py")
+    return dataclasses.replace(
+        family,
+        model_type=f"{family.model_type}_group_norm",
+        keys=family.keys | {"group_norm_layers"},
+        auto_map={
+            "AutoConfig": f"{module}.{name}GroupNormConfig",
+            "AutoModelForImageClassification": f"{module}.{name}GroupNormForImageClassification",
+        },
     )
 
 
 #: Of nets of convolutions.
 _EMBEDDER = ("embedder.", "encoder.", "norm.")
+_RESNET = _image("resnet", "hidden_sizes", "depths", _RESNET_KEYS, _EMBEDDER, lora=False, batch_norm=True)
+_EFFICIENTNET = _image(
+    "efficientnet", "hidden_dim", "num_block_repeats", _EFFICIENTNET_KEYS, lora=False, batch_norm=True
+)
 
 
 FAMILIES: dict[str, Family] = {
@@ -270,9 +298,11 @@ FAMILIES: dict[str, Family] = {
         _image("vit", "hidden_size", "num_hidden_layers", _VIT_KEYS),
         _image("deit", "hidden_size", "num_hidden_layers", _VIT_KEYS),
         _image("convnext", "hidden_sizes", "depths", _CONVNEXT_KEYS),
-        _image("resnet", "hidden_sizes", "depths", _RESNET_KEYS, _EMBEDDER, lora=False),
+        _RESNET,
+        _with_group_norm(_RESNET, "ResNet"),
         _image("bit", "hidden_sizes", "depths", _BIT_KEYS, _EMBEDDER, lora=False),
-        _image("efficientnet", "hidden_dim", "num_block_repeats", _EFFICIENTNET_KEYS, lora=False),
+        _EFFICIENTNET,
+        _with_group_norm(_EFFICIENTNET, "EfficientNet"),
         Family(
             "distilbert",
             "encoder",

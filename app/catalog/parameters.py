@@ -14,7 +14,7 @@ _NOT_LEARNT = (
     "final_logits_bias", "position_ids", ".inv_freq", ".running_mean", ".running_var", ".num_batches_tracked",
 )  # fmt: skip
 
-#: BatchNorm's own, which never trains, has this beside it.
+#: BatchNorm's own, which never trains, has this beside it. So does the GroupNorm that a job puts in its place.
 _COUNTED = ".running_mean"
 
 #: Never trains either, see the trainer's `families.images`.
@@ -23,13 +23,15 @@ _GATES = ".squeeze_excite."
 _BLOCK = re.compile(r"(?:^|\.)(?:layers?|h)\.(\d+)\.")
 
 
-def trained_names(base: BaseModel, task: Task) -> tuple[str, ...]:
+def trained_names(base: BaseModel, task: Task, *, norms: bool = False) -> tuple[str, ...]:
     """Names of the base's tensors that may train on that task, as its files have them; none where the names are not
-    known. A new head has none."""
+    known. A new head has none. norms: whether the job puts GroupNorm in the place of BatchNorm, as an earlier one may
+    have done."""
     family = FAMILIES[base.family]
     parts = family.body + (family.pretrained_head if task.head == "pretrained" else ())
     begins = re.compile(rf"(?:\w+\.)?(?:{'|'.join(map(re.escape, parts))})")
-    normed = {name.removesuffix(_COUNTED) for name in base.parameter_names if name.endswith(_COUNTED)}
+    counted = () if norms or family.auto_map else base.parameter_names
+    normed = {name.removesuffix(_COUNTED) for name in counted if name.endswith(_COUNTED)}
     return tuple(
         name
         for name in base.parameter_names

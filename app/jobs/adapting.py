@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from app.catalog.adaptations import Adaptation, AttentiveHead, BitFit, Freeze, Head, Lora, matches
+from app.catalog.adaptations import (
+    Adaptation,
+    AttentiveHead,
+    BitFit,
+    Freeze,
+    Head,
+    Lora,
+    matches,
+    replaces_batch_norm,
+)
 from app.catalog.bases import BaseModel
 from app.catalog.families import FAMILIES
 from app.catalog.parameters import trained_names
 from app.catalog.tasks import Task
 from app.errors import InvalidRequest
+from app.jobs.schemas import batch_norm_not_trained
 
 
 def require(adaptation: Adaptation, task: Task, base: BaseModel) -> None:
     """Raises InvalidRequest: adaptation_not_supported, lora_matches_nothing, freeze_matches_nothing,
-    freeze_matches_everything."""
+    freeze_matches_everything, batch_norm_missing, batch_norm_not_trained."""
     if task.head == "pretrained" and isinstance(adaptation, Head):
         raise _unsupported(f"The task `{task.type}` trains the base's own head: there is no new one to train alone.")
-    if isinstance(adaptation, BitFit) and not _has_biases(task, base):
+    if isinstance(adaptation, BitFit) and not _has_biases(adaptation, task, base):
         raise _unsupported("This base model has no bias terms that could train.")
     if isinstance(adaptation, Lora) and not FAMILIES[base.family].lora:
         raise _unsupported("This base model has no matrices for LoRA.")
@@ -28,13 +38,15 @@ def require(adaptation: Adaptation, task: Task, base: BaseModel) -> None:
             raise _unsupported("A model that pools already keeps all of its blocks: leave `num_layers` out.")
     if isinstance(adaptation, Freeze):
         _require_some(adaptation, task, base)
+    if replaces_batch_norm(adaptation):
+        _require_norms(adaptation, task, base)
 
 
-def _has_biases(task: Task, base: BaseModel) -> bool:
+def _has_biases(adaptation: BitFit, task: Task, base: BaseModel) -> bool:
     """Whether some bias term of the base trains on the task, as far as names are known."""
     if not base.parameter_names:
         return base.bias_parameters > 0
-    return any(name.endswith(".bias") for name in trained_names(base, task))
+    return any(name.endswith(".bias") for name in trained_names(base, task, norms=replaces_batch_norm(adaptation)))
 
 
 def _require_matrices(lora: Lora, task: Task, base: BaseModel) -> None:
@@ -57,7 +69,7 @@ def _require_some(freeze: Freeze, task: Task, base: BaseModel) -> None:
     """Each pattern is of some name that would train, and not all of these are of some pattern."""
     if not base.parameter_names:
         raise _unsupported("The names of this base model's weights are not known before it is loaded.")
-    names = trained_names(base, task)
+    names = trained_names(base, task, norms=replaces_batch_norm(freeze))
     useless = [n for n, pattern in enumerate(freeze.patterns) if not any(matches(pattern, name) for name in names)]
     if useless or not freeze.patterns:
         raise InvalidRequest(
@@ -82,6 +94,19 @@ def _useless(freeze: Freeze, useless: list[int], names: tuple[str, ...], task: T
     else:
         why = "no weight of this base model has such a name"
     return f"The pattern at place {useless[0]} freezes nothing: {why}.{first}"
+
+
+def _require_norms(adaptation: Adaptation, task: Task, base: BaseModel) -> None:
+    """The base has BatchNorm, and some of it trains once it is replaced."""
+    if not FAMILIES[base.family].batch_norm:
+        raise InvalidRequest(
+            "batch_norm_missing",
+            "This base model has no BatchNorm that could be replaced; the norms that it has train as they are.",
+            param="adaptation.batch_norm",
+        )
+    norms = {*trained_names(base, task, norms=True)} - {*trained_names(base, task)}
+    if isinstance(adaptation, Freeze) and norms and all(map(adaptation.freezes, norms)):
+        raise batch_norm_not_trained("These patterns freeze every norm of this base model.")
 
 
 def _unsupported(message: str) -> InvalidRequest:

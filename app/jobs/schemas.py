@@ -209,6 +209,16 @@ def hyperparameters_of(body: CreateJob) -> Hyperparameters:
     return body.hyperparameters or Hyperparameters()
 
 
+def batch_norm_not_trained(why: str) -> InvalidRequest:
+    """Refuses GroupNorm in place of BatchNorm where nothing would learn what it changes. why: a sentence."""
+    takers = [name for name, cls in ADAPTATIONS.items() if "batch_norm" in cls.__dataclass_fields__]
+    return InvalidRequest(
+        "batch_norm_not_trained",
+        f"{why} GroupNorm in place of BatchNorm has to be trained: take one of {', '.join(takers)}.",
+        param="adaptation.batch_norm",
+    )
+
+
 def adaptation_of(body: CreateJob) -> Adaptation | None:
     """The adaptation that was asked for; None: `auto`. Raises InvalidRequest."""
     if body.adaptation is None:
@@ -218,6 +228,8 @@ def adaptation_of(body: CreateJob) -> Adaptation | None:
     if kind == "auto" and not fields:
         return None
     cls = ADAPTATIONS.get(kind) if isinstance(kind, str) else None
+    if "batch_norm" in fields and (kind == "auto" or (cls and "batch_norm" not in cls.__dataclass_fields__)):
+        raise batch_norm_not_trained(f"The adaptation `{kind}` does not take `batch_norm`.")
     if cls is None:
         raise InvalidRequest(
             "adaptation_not_supported", f"Adaptations are auto, {', '.join(ADAPTATIONS)}.", param="adaptation.type"

@@ -15,7 +15,7 @@ from app.storage import Storage
 
 ArchiveName = Annotated[Literal["tar", "zip"], Query(alias="format", description="Of the archive.")]
 
-_MEDIA_TYPES = {".json": "application/json", ".md": "text/markdown", ".txt": "text/plain"}
+_MEDIA_TYPES = {".json": "application/json", ".md": "text/markdown", ".txt": "text/plain", ".py": "text/plain"}
 
 
 def find_file(files: Sequence[Mapping[str, Any]], path: str) -> Mapping[str, Any]:

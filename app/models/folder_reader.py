@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from app.catalog.families import FAMILIES
+
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 TOKENIZER, VOCABULARY = "tokenizer.json", "vocab.json"
 
@@ -28,6 +30,7 @@ _CODE_KEYS = frozenset(
         "experts_implementation",
     }
 )  # fmt: skip
+_OWN_CLASSES = [family.auto_map for family in FAMILIES.values() if family.auto_map]
 _OTHER_WEIGHTS = frozenset({"quantization_config", "compression_config"})
 
 CLASS_NAME = re.compile(r"[A-Za-z][A-Za-z0-9]{0,63}")
@@ -50,10 +53,11 @@ class Refused(ValueError):
 
 
 class Reader:
-    """Files of one folder: by exact names, of bounded size, never from outside `root`."""
+    """Files of one folder: by exact names, of bounded size, never from outside `root`. own: a bundle that this service
+    has made."""
 
-    def __init__(self, folder: Path, root: Path) -> None:
-        self._folder, self._root = folder, root
+    def __init__(self, folder: Path, root: Path, *, own: bool = False) -> None:
+        self._folder, self._root, self._own = folder, root, own
         if not folder.resolve().is_relative_to(self._root):
             raise Refused("outside_folder", "a link leads out of the folder of models")
         for number, _ in enumerate(folder.iterdir()):
@@ -91,7 +95,9 @@ class Reader:
         if not isinstance(value, dict):
             raise Refused("invalid_json", f"{name} is not a JSON object")
         for key in _CODE_KEYS & value.keys():
-            if value[key] not in (None, False, {}, []):
+            # A bundle of ours may name the file that it brings for others; here that is never run, either.
+            ours = self._own and key == "auto_map" and value[key] in _OWN_CLASSES
+            if value[key] not in (None, False, {}, []) and not ours:
                 raise Refused("code_in_config", f"{name} has the key {key}: models with code of their own are not run")
         if _OTHER_WEIGHTS & value.keys():
             raise Refused("quantized", f"{name}: the weights are quantized, which cannot be fine-tuned here")

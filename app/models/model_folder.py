@@ -89,7 +89,7 @@ class ModelFolder:
 
 def inspect(folder: Path, root: Path, base_id: str, source: Source = "folder") -> ModelFolder:
     """What `folder` holds. root: nothing outside of it is read, whatever links say. Raises Refused, and OSError."""
-    reader = Reader(folder, root.resolve())
+    reader = Reader(folder, root.resolve(), own=source == "fine_tuned")
     config = reader.json(CONFIG)
     if config is None:
         raise Refused("no_config", "there is no config.json")

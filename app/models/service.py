@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from app.catalog.families import GROUP_NORM_CODE
 from app.db.base import now
 from app.db.session import Database
 from app.errors import Conflict, InvalidRequest, NotFound
@@ -54,9 +55,11 @@ __all__ = [
     "sweep",
 ]
 
-#: All that a bundle may hold. Weights as safetensors: nothing in it runs code when it is loaded.
+#: All that a bundle may hold. Weights as safetensors: nothing in it runs code when it is loaded, but for a file of our
+#: own, word for word, where transformers lacks the class and whoever loads it allows that.
 BUNDLE_FILES = frozenset(
     {
+        GROUP_NORM_CODE,
         "README.md",
         "chat_template.jinja",
         "config.json",

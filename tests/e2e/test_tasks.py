@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import onnxruntime
 import openai
 import pytest
 
@@ -32,10 +33,10 @@ from transformers import (
 )
 
 from app.privacy.report_check import check_report
-from tests.running import Running, wait_for_job
+from tests.running import Running, until, wait_for_job
 from tests.trainer.causal import make_causal_base, sentences
 from tests.trainer.encoders import make_encoder_base, toy_table
-from tests.trainer.images import make_image_base, picture
+from tests.trainer.images import answers_elsewhere, make_image_base, picture
 
 PUBLIC: dict[str, Any] = {"privacy": {"mechanism": "none"}}
 PRIVATE: dict[str, Any] = {"privacy": {"target_epsilon": 100.0, "target_delta": 1e-5}}
@@ -48,7 +49,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("models")
     make_encoder_base(root / "tiny-bert", "masked", "bert")
     make_causal_base(root / "tiny-gpt2", "gpt2")
-    make_image_base(root / "tiny-vit", "vit")
+    for family in ("vit", "resnet", "efficientnet"):
+        make_image_base(root / f"tiny-{family}", family)
     return root
 
 
@@ -193,14 +195,19 @@ def table_texts(tokens: list[list[str]]) -> list[str]:
     return [" ".join(each) for each in tokens]
 
 
-def test_a_private_classifier_of_a_folder_of_images_a_class(
-    running: Running, client: openai.OpenAI, tmp_path: Path
-) -> None:
+def scans() -> bytes:
+    """A folder a class."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for number in range(ROWS):
             archive.writestr(f"{('dark', 'bright')[number % 2]}/{number}.png", picture(number % 2 == 1, number))
-    got = Trained(running, client, tmp_path, "scans.zip", packed.getvalue(), "tiny-vit", **PRIVATE)
+    return packed.getvalue()
+
+
+def test_a_private_classifier_of_a_folder_of_images_a_class(
+    running: Running, client: openai.OpenAI, tmp_path: Path
+) -> None:
+    got = Trained(running, client, tmp_path, "scans.zip", scans(), "tiny-vit", **PRIVATE)
     assert got.task == "image_classification"
     model = AutoModelForImageClassification.from_pretrained(got.bundle)
     processor = AutoImageProcessor.from_pretrained(got.bundle)
@@ -209,6 +216,57 @@ def test_a_private_classifier_of_a_folder_of_images_a_class(
         told = model(**processor(fresh, return_tensors="pt")).logits.argmax(1)
     right = [model.config.id2label[int(each)] == ("dark", "bright")[n % 2] for n, each in enumerate(told)]
     assert sum(right) >= 16
+
+
+def test_group_norm_in_place_of_batch_norm(
+    running: Running, client: openai.OpenAI, tmp_path: Path, models: Path
+) -> None:
+    """A bundle that brings its class: loads without this service, is exported by it, and trained further."""
+    private = {**FULL, "privacy": {"target_epsilon": 50.0, "target_delta": 1e-5}}
+    replaced = {**private, "adaptation": {"type": "full", "batch_norm": "group_norm"}}
+    for base, adaptation, code in (
+        ("tiny-resnet", {"type": "head", "batch_norm": "group_norm"}, "batch_norm_not_trained"),
+        ("tiny-vit", replaced["adaptation"], "batch_norm_missing"),
+    ):
+        with pytest.raises(openai.BadRequestError) as refused:
+            Trained(running, client, tmp_path, "scans.zip", scans(), base, **{**private, "adaptation": adaptation})
+        assert (refused.value.code, refused.value.param) == (code, "adaptation.batch_norm")
+    made = {
+        family: Trained(running, client, tmp_path / family, "scans.zip", scans(), f"tiny-{family}", **replaced)
+        for family in ("resnet", "efficientnet")
+    }
+    again = Trained(
+        running, client, tmp_path / "again", "scans.zip", scans(), made["resnet"].job.fine_tuned_model, **private
+    )
+    folders = [got.bundle for got in (*made.values(), again)]
+    processor = AutoImageProcessor.from_pretrained(folders[0])
+    fresh = [Image.open(io.BytesIO(picture(number % 2 == 1, 1000 + number))) for number in range(20)]
+    pixels = processor(fresh, return_tensors="pt")["pixel_values"]
+    told = answers_elsewhere(folders, pixels, tmp_path)
+    for folder, answers in zip(folders, told, strict=True):
+        assert sum(name == ("dark", "bright")[n % 2] for n, name in enumerate(answers["pipeline"])) >= 16
+        assert answers["without_trust"] == "ValueError"
+        assert "modeling_group_norm.py" in (folder / "README.md").read_text()
+    assert made["resnet"].job.model_extra["adaptation"] == replaced["adaptation"]
+    before, first, second = (
+        load_file(folder / "model.safetensors") for folder in (models / "tiny-resnet", folders[0], folders[2])
+    )
+    norms = [name for name in before if "normalization.weight" in name]
+    assert not [
+        name for name in norms if torch.equal(before[name], first[name]) or torch.equal(first[name], second[name])
+    ]
+    report = json.loads((again.bundle / "privacy_report.json").read_text())
+    assert [entry["model"] for entry in report["lineage"]["models"]] == [made["resnet"].job.fine_tuned_model]
+
+    url = f"{running.url}/v1/models/{made['efficientnet'].job.fine_tuned_model}/exports"
+    with httpx.Client(headers={"authorization": f"Bearer {client.api_key}"}, timeout=60) as http:
+        url += "/" + http.post(url, json={"format": "onnx"}).raise_for_status().json()["id"]
+        until(lambda: http.get(url).json()["status"] in ("succeeded", "failed"), 200)
+        export = http.get(url).json()
+        assert (export["status"], export["metrics"]["agreement"]) == ("succeeded", 1.0), export
+        (tmp_path / "model.onnx").write_bytes(http.get(f"{url}/files/model.onnx").raise_for_status().content)
+    (answered,) = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(None, {"pixel_values": pixels.numpy()})
+    assert torch.allclose(torch.from_numpy(answered), torch.tensor(told[1]["logits"]), rtol=1e-3, atol=1e-3)
 
 
 def test_plain_text_of_a_causal_model(running: Running, client: openai.OpenAI, tmp_path: Path, models: Path) -> None:

@@ -23,14 +23,18 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    ResNetConfig,
+    ResNetForImageClassification,
     T5Config,
     T5ForConditionalGeneration,
     ViTConfig,
     ViTForImageClassification,
 )
 
+from app.catalog.families import GROUP_NORM_CODE
 from tests.trainer.jobs import BAD, FILLER, GOOD
 from worker.exporter.spec import ExportFailure
+from worker.trainer.families.group_norm import with_group_norm
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning"),
@@ -77,6 +81,10 @@ def build(kind: str) -> Any:
             sizes = {name: SIZES[name] for name in ("hidden_size", "num_attention_heads", "intermediate_size")}
             config = ViTConfig(**sizes, num_hidden_layers=2, image_size=16, patch_size=8, num_labels=3)
             return ViTForImageClassification(config)
+        case "group_norm":
+            sizes = {"embedding_size": 32, "hidden_sizes": [32, 48], "depths": [1, 1]}
+            model = ResNetForImageClassification(ResNetConfig(**sizes, num_labels=3, image_size=16))
+            return with_group_norm(model, lambda made: [name for name, _ in made.named_parameters()])
     raise AssertionError(kind)
 
 
@@ -87,7 +95,9 @@ def bundle_of(tmp_path: Path) -> Callable[[str], Path]:
     def save(kind: str) -> Path:
         folder = tmp_path / f"bundle-{kind}"
         build(kind).save_pretrained(folder)
-        if kind != "image":
+        if kind == "group_norm":
+            (folder / GROUP_NORM_CODE).write_text("raise SystemExit('code of a bundle was run')")
+        elif kind != "image":
             (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
             BertTokenizerFast(vocab=str(tmp_path / "vocab.txt"), model_max_length=32).save_pretrained(folder)
         (folder / "privacy_report.json").write_text("{}")
@@ -96,22 +106,25 @@ def bundle_of(tmp_path: Path) -> Callable[[str], Path]:
     return save
 
 
-@pytest.mark.parametrize("kind", ["tokens", "masked", "number", "labels", "gpt2", "llama", "t5", "image"])
+@pytest.mark.parametrize("kind", ["tokens", "masked", "number", "labels", "gpt2", "llama", "t5", "image", "group_norm"])
 def test_half_precision_of_every_kind(make: Make, bundle_of: Any, kind: str) -> None:
     folder, metrics = make("fp16", of=bundle_of(kind))
     assert json.loads((folder / "config.json").read_text())["dtype"] == "float16"
     assert metrics["relative_difference"] < 0.05
     assert (metrics["agreement"] is None) == (kind == "number")
+    brings_code = kind == "group_norm"
+    assert ("trust_remote_code=True" in (folder / "README.md").read_text()) == brings_code
+    assert not brings_code or "class GroupNorm" in (folder / GROUP_NORM_CODE).read_text()
 
 
-@pytest.mark.parametrize("kind", ["tokens", "gpt2", "image"])
+@pytest.mark.parametrize("kind", ["tokens", "gpt2", "image", "group_norm"])
 def test_onnx_of_other_kinds(make: Make, bundle_of: Any, kind: str) -> None:
     of = bundle_of(kind)
     folder, metrics = make("onnx", of=of)
     assert metrics["agreement"] == 1.0
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     taken = [entry.name for entry in session.get_inputs()]
-    if kind == "image":
+    if kind in ("image", "group_norm"):
         inputs = {"pixel_values": torch.randn(5, 3, 16, 16)}
     else:
         inputs = dict(
@@ -120,7 +133,7 @@ def test_onnx_of_other_kinds(make: Make, bundle_of: Any, kind: str) -> None:
     (logits,) = session.run(None, {name: inputs[name].numpy() for name in taken})
     with torch.inference_mode():
         expected = build(kind).eval()(**{name: inputs[name] for name in taken}).logits
-    places = inputs["attention_mask"].bool() if kind != "image" else slice(None)
+    places = inputs["attention_mask"].bool() if "attention_mask" in inputs else slice(None)
     assert np.allclose(torch.from_numpy(logits)[places], expected[places], rtol=1e-3, atol=1e-4)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,11 +75,11 @@ def test_a_bundle_that_is_not_the_trained_model(
 def test_what_else_a_library_writes_stays_out(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = export_module.model_card
 
-    def littering(*arguments: object) -> str:
+    def littering(*arguments: Any, **named: Any) -> str:
         for folder in (tmp_path / "job/results").glob(".model*"):
             (folder / "training_args.bin").write_bytes(b"x")
             (folder / "runs").mkdir()
-        return card(*arguments)  # type: ignore[arg-type]
+        return card(*arguments, **named)
 
     monkeypatch.setattr(export_module, "model_card", littering)
     job = make_job(tmp_path / "job", base)

@@ -7,8 +7,6 @@ import io
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -20,15 +18,12 @@ from transformers import (
 
 from app.catalog.adaptations import Freeze, matches
 from app.catalog.recipes import HEAD_PHASE, MAIN_PHASE, Phase
-from tests.trainer.images import make_image_base, picture
-from tests.trainer.jobs import ADAPTATIONS, KEY, MadeJob, make_job
+from tests.trainer.images import TASK, make_image_base, make_image_job, picture
+from tests.trainer.jobs import ADAPTATIONS, KEY, MadeJob
 from worker.trainer.control import Control
 from worker.trainer.failure import TrainerFailure
 from worker.trainer.run import run
-from worker.trainer.spec import TaskSpec
 from worker.trainer.tasks.image_classification import ImageClassification
-
-TASK = TaskSpec("image_classification", {"image": "scan", "label": "finding"}, ("dark", "bright"), max_length=1)
 
 
 @pytest.fixture(scope="module", params=["vit", "deit", "convnext", "resnet", "bit", "efficientnet"])
@@ -44,10 +39,7 @@ def _job(folder: Path, base: tuple[str, Path], adaptation: str, steps: int, rate
     head = Phase(HEAD_PHASE, ADAPTATIONS["head"], 0.5, 2, 1e-2, 1e-2)
     phases = (dataclasses.replace(main, name=HEAD_PHASE),) if adaptation == "head" else (head, main)
     how = {"phases": phases, **how}
-    made = make_job(folder, base[1], family=base[0], task=TASK, data=[("", "")] * 40, **how)
-    table = {"scan": [picture(n % 2 == 1, n) for n in range(40)], "finding": [TASK.labels[n % 2] for n in range(40)]}
-    pq.write_table(pa.table(table), folder / "data/training.parquet")
-    return made
+    return make_image_job(folder, base, **how)
 
 
 @pytest.mark.parametrize("adaptation", ["head", "last_layers", "full"])

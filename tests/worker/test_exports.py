@@ -130,6 +130,7 @@ def test_a_graph_is_whole_or_both_of_two_are_there(
         ("say(type='failed', code='Mrs Patient')", "exporter_error"),
         ("finish()", "exporter_error"),  # there are no results
         ("write('metrics.json', '{}'); write('export/README.md', ''); finish()", "exporter_error"),
+        ("results(); write('export/modeling_group_norm.py', 'import os'); finish()", "exporter_error"),  # not our code
         ("os.kill(os.getpid(), 9)", "exporter_error"),
     ],
 )

@@ -7,6 +7,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
 from app.budgets.tables import Reservation
+from app.catalog.families import GROUP_NORM_CODE
 from app.db.session import Database
 from app.files import service as files
 from app.files import truncation
@@ -25,6 +27,7 @@ from app.metadata import metadata
 from app.models.tables import Model
 from app.settings import Settings
 from worker import chores, supervisor
+from worker.trainer import families
 from worker.trainer_process import TrainerProcess
 from worker.workplace import Workplace
 
@@ -89,6 +92,21 @@ def test_what_is_not_on_the_list_stays_in_the_folder(work: Work, job: Read, clie
     for words in ("trainer_state", "pytorch_model", "vocab.txt"):
         assert stored(words) == []
     assert "loss" not in client.get(f"/v1/fine_tuning/jobs/{job().id}/events").text
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_code_in_a_bundle_is_ours_word_for_word_or_nothing_is_published(
+    work: Work, job: Read, client: TestClient, stored: Any, ours: bool
+) -> None:
+    text = Path(families.__path__[0], GROUP_NORM_CODE).read_text() + ("" if ours else "\n")
+    work(f"started(); results(); write('model/{GROUP_NORM_CODE}', {text!r}); finish()")
+    if not ours:
+        assert job().error == {"code": "trainer_error", "message": "The training process failed.", "param": None}
+        assert (job().fine_tuned_model, stored(GROUP_NORM_CODE)) == (None, [])
+        return
+    shown = client.get(f"/v1/models/{job().fine_tuned_model}/files/{GROUP_NORM_CODE}")
+    assert shown.text == text
+    assert shown.headers["content-type"].startswith("text/plain")
 
 
 CUT = "say(type='truncation', dataset='training', rows=60, tokens=987654321, cut={'text': {'rows': 7, 'tokens': 77}});"

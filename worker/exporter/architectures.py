@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+import worker.trainer.families.group_norm  # noqa: F401  (so that its classes are known)
 from worker.exporter.spec import ExportFailure
 
 Answers = Literal["classes", "labels", "number"]

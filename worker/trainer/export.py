@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from app.catalog.families import GROUP_NORM_CODE
 from worker.trainer.checkpoint import State
 from worker.trainer.dp.optimizers import WeightAverage
 from worker.trainer.failure import TrainerFailure
@@ -38,6 +39,7 @@ BUNDLE_FILES = (
     "model.safetensors",
     "config.json",
     "generation_config.json",
+    GROUP_NORM_CODE,
     *PROCESSOR_FILES,
     "README.md",
     "metrics.json",
@@ -92,7 +94,8 @@ def _write(job: Job, root: Path, metrics: dict[str, Any], step: int | None) -> N
     job.model.config._name_or_path = job.spec.base.id  # not the path of this machine
     job.model.save_pretrained(temporary, max_shard_size="100GB")
     _save_processor(job, temporary)
-    (temporary / "README.md").write_text(model_card(job.spec, job.task, metrics, step), encoding="utf-8")
+    card = model_card(job.spec, job.task, metrics, step, code=(temporary / GROUP_NORM_CODE).exists())
+    (temporary / "README.md").write_text(card, encoding="utf-8")
     content = json.dumps(metrics, ensure_ascii=False, indent=2)
     for path in (temporary / "metrics.json", root / METRICS_FILE):
         path.write_text(content, encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from app.catalog.adaptations import AttentiveHead, Head
+from app.catalog.adaptations import Adaptation, AttentiveHead, Head, replaces_batch_norm
 from app.catalog.recipes import CENTRING, EVALUATION, Phase
 from app.catalog.tasks import TASKS
 from app.privacy.plan import GaussianRelease, SampledGaussian
@@ -24,6 +25,7 @@ from worker.trainer.dp.partition import in_rounds
 from worker.trainer.dp.randomness import JobRandomness
 from worker.trainer.dp.reduce import rank_and_world_size
 from worker.trainer.failure import TrainerFailure
+from worker.trainer.families.group_norm import with_group_norm
 from worker.trainer.families.interface import AttentiveFamily, Family, PooledFamily, TokenFamily
 from worker.trainer.families.registry import family_for
 from worker.trainer.spec import TaskSpec, TrainerSpec
@@ -97,7 +99,15 @@ def load_model(family: Family, spec: TrainerSpec) -> PreTrainedModel:
     for phase in spec.phases:
         if isinstance(phase.adaptation, AttentiveHead) and isinstance(family, AttentiveFamily):
             return family.load(Path(spec.base.path), spec.task, num_layers=phase.adaptation.num_layers)
-    return family.load(Path(spec.base.path), spec.task)
+    model = family.load(Path(spec.base.path), spec.task)
+    for adaptation in (phase.adaptation for phase in spec.phases):
+        if replaces_batch_norm(adaptation):
+            model = with_group_norm(model, partial(_trained, family, adaptation))
+    return model
+
+
+def _trained(family: Family, adaptation: Adaptation, model: PreTrainedModel) -> list[str]:
+    return ADAPTERS[adaptation.type].parameters(model, family, adaptation)
 
 
 def adapt(job: Job) -> tuple[PreparedPhase, ...]:

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from app.catalog.adaptations import adaptation_to_dict
+from app.catalog.families import GROUP_NORM_CODE
 from app.catalog.recipes import CENTRING
 from app.catalog.tasks import TASKS
 from app.privacy.plan import GaussianRelease, PrivacyPlan, SampledGaussian
@@ -16,12 +17,22 @@ from worker.trainer.tasks.interface import TrainerTask
 _USE = """```python
 from transformers import pipeline
 
-run = pipeline("{tag}", model="PATH_OF_THIS_FOLDER")
+run = pipeline("{tag}", model="PATH_OF_THIS_FOLDER"{trust})
 ```"""
 
+_GROUP_NORM = """
+GroupNorm stands in place of BatchNorm in the layers that `group_norm_layers` in `config.json` lists. transformers has
+no class for that, so this folder brings one: read `{code}`, and let transformers run it by `trust_remote_code=True`;
+without that the folder does not load."""
 
-def model_card(spec: TrainerSpec, task: TrainerTask, metrics: dict[str, Any], step: int | None = None) -> str:
-    """The card's text: metadata block, use, privacy statement, metrics that were released. step: of a checkpoint."""
+
+def model_card(
+    spec: TrainerSpec, task: TrainerTask, metrics: dict[str, Any], step: int | None = None, *, code: bool = False
+) -> str:
+    """The card's text: metadata block, use, privacy statement, metrics that were released. step: of a checkpoint.
+
+    code: whether the bundle brings a file of classes that transformers lacks.
+    """
     kind = TASKS[spec.task.type]
     tags = [task.pipeline_tag, "privtune", *(["differential-privacy"] if spec.plan.mechanism == "dp_sgd" else [])]
     # JSON is YAML, and quotes every name that would not be plain text in it.
@@ -42,7 +53,7 @@ def model_card(spec: TrainerSpec, task: TrainerTask, metrics: dict[str, Any], st
             f"---\n{front}\n---\n",
             f"# {spec.base.id}, fine-tuned: {kind.title.lower()}\n",
             said + " ".join(task.notes()) + "\n",
-            _USE.format(tag=task.pipeline_tag) + "\n",
+            _USE.format(tag=task.pipeline_tag, trust=", trust_remote_code=True" if code else "") + "\n",
             *([] if step is None else [_checkpoint(spec.plan, step)]),
             "## Privacy\n",
             *_privacy(spec.plan, metrics["released"]),
@@ -54,6 +65,7 @@ def model_card(spec: TrainerSpec, task: TrainerTask, metrics: dict[str, Any], st
                 for phase in spec.phases
             ),
             *_pooling(spec),
+            *([_GROUP_NORM.format(code=GROUP_NORM_CODE)] if code else []),
             "\n## Evaluation\n",
             *_evaluation(task, metrics),
         ]

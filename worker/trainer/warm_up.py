@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from app.catalog.adaptations import Head, Lora
+from app.catalog.families import FAMILIES as CATALOG
 from app.catalog.recipes import HEAD_PHASE, MAIN_PHASE, Phase, Recipe
 from app.privacy.plan import PrivacyPlan
 from worker.trainer.control import Control
@@ -41,7 +42,7 @@ def warm_up(order_waits: Callable[[], bool]) -> None:
             make_job(Path(folder))
             control.check()
             run(Path(folder), bytes(32), control)
-            for family in FAMILIES:
+            for family in (name for name in FAMILIES if not CATALOG[name].auto_map):  # those are ours
                 control.check()
                 name = family.replace("-", "_")
                 importlib.import_module(f"transformers.models.{name}.modeling_{name}")

@@ -14,7 +14,7 @@ from app.jobs.planning import Planned
 from app.jobs.schemas import CreateJob, parsed
 from app.models.catalog import find_base
 from app.settings import Settings
-from tests.app.jobs.test_planning import BASE, DEFAULTS, file
+from tests.app.jobs.test_planning import BASE, DEFAULTS, column, file
 from tests.app.jobs.test_planning_generative import base as base_of
 
 NAMES = (
@@ -167,3 +167,61 @@ def test_targets_of_lora_are_matrices_that_there_are(targets: list[str], code: s
     with pytest.raises(ApiError) as refused:
         planning.plan(body, named, file(), None, DEFAULTS)
     assert (refused.value.code, refused.value.param) == (code, "adaptation.targets")
+
+
+def images(family: str, **changes: Any) -> BaseModel:
+    norm = [f"encoder.0.norm.{part}" for part in ("weight", "bias", "running_mean", "running_var")]
+    return base_of(family, parameter_names=("encoder.0.conv.weight", "encoder.1.conv.weight", *norm), **changes)
+
+
+def plan_images(base: BaseModel, **adaptation: Any) -> Planned:
+    columns = ({**column("image"), "type": "image"}, column("label", ["cat", "dog"]))
+    body = {"model": base.id, "training_file": "file-1", "adaptation": adaptation}
+    return planning.plan(parsed(CreateJob.model_validate(body)), base, file(columns=columns), None, DEFAULTS)
+
+
+@pytest.mark.parametrize("family", ["resnet", "efficientnet", "resnet_group_norm", "efficientnet_group_norm"])
+@pytest.mark.parametrize(
+    "adaptation",
+    [
+        {"type": "full"},
+        {"type": "last_layers", "num_layers": 1},
+        {"type": "freeze", "patterns": ["encoder.1.*", "norm.weight"]},
+        {"type": "bitfit"},
+    ],
+    ids=lambda adaptation: adaptation["type"],
+)
+def test_batch_norm_is_replaced_where_norms_train(family: str, adaptation: dict[str, Any]) -> None:
+    asked = {**adaptation, "batch_norm": "group_norm"}
+    resolved = plan_images(images(family), **asked).resolved
+    assert resolved["adaptation"] == resolved["phases"][-1]["adaptation"] == asked
+    for kept in ({}, {"batch_norm": "frozen"}):
+        if family.endswith("group_norm") or adaptation["type"] in ("full", "last_layers"):
+            assert plan_images(images(family), **adaptation, **kept).resolved["adaptation"] == adaptation
+            continue
+        with pytest.raises(ApiError) as refused:  # the pattern, and every bias, is of norms that never train
+            plan_images(images(family), **adaptation, **kept)
+        assert refused.value.code in ("freeze_matches_nothing", "adaptation_not_supported")
+
+
+@pytest.mark.parametrize(
+    ("family", "adaptation", "code"),
+    [
+        ("resnet", {"type": "head"}, "batch_norm_not_trained"),
+        ("resnet", {"type": "lora"}, "batch_norm_not_trained"),
+        ("resnet", {"type": "attentive_head"}, "batch_norm_not_trained"),
+        ("resnet", {"type": "auto"}, "batch_norm_not_trained"),
+        ("resnet", {}, "batch_norm_not_trained"),
+        ("resnet", {"type": "freeze", "patterns": ["encoder.0.*"]}, "batch_norm_not_trained"),
+        ("resnet", {"type": "full", "batch_norm": "layer_norm"}, "invalid_adaptation"),
+        ("resnet", {"type": "full", "batch_norm": True}, "invalid_adaptation"),
+        ("bit", {"type": "full"}, "batch_norm_missing"),
+        ("vit", {"type": "last_layers"}, "batch_norm_missing"),
+    ],
+)
+def test_batch_norm_that_nothing_would_make_up_for_is_refused(
+    family: str, adaptation: dict[str, Any], code: str
+) -> None:
+    with pytest.raises(ApiError) as refused:
+        plan_images(images(family), **{"batch_norm": "group_norm", **adaptation})
+    assert (refused.value.code, refused.value.param) == (code, "adaptation.batch_norm")

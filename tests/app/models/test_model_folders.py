@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from app.catalog.bases import BASES, BaseModel
+from app.catalog.families import FAMILIES
 from app.models import catalog, digests, discovery, model_folder
 from app.models.folder_reader import Refused
 from app.models.model_folder import inspect
@@ -273,3 +274,32 @@ def test_the_blocks_of_a_network_in_stages_are_counted_in_all_of_them(tmp_path: 
     (folder / "model.safetensors").write_bytes(safetensors(fewer))
     with pytest.raises(Refused, match="fewer layers"):
         inspect(folder, tmp_path, "m")
+
+
+def test_classes_that_a_bundle_of_ours_brings_are_read_and_never_run(tmp_path: Path) -> None:
+    """The same folder in an operator's hands is a foreign one; without the code this service knows it, too."""
+    config = {
+        "model_type": "resnet_group_norm",
+        "hidden_sizes": [8],
+        "depths": [1],
+        "group_norm_layers": ["resnet.encoder.stages.0.layers.0.normalization"],
+        "privtune": {"task": "image_classification"},
+        "auto_map": dict(FAMILIES["resnet_group_norm"].auto_map),
+    }
+    weights = safetensors({"resnet.encoder.stages.0.layers.0.normalization.weight": (8,)})
+    files = {"config__json": config, "model__safetensors": weights, "modeling_group_norm__py": "raise SystemExit"}
+    folder = make_folder(tmp_path / "mine", **files)
+    assert refused(folder) == "code_in_config"
+    found = inspect(folder, tmp_path, "ft-mine", "fine_tuned")
+    assert (found.base.family, found.base.trained_for) == ("resnet_group_norm", "image_classification")
+    small = json.loads(found.small["config.json"])
+    assert small["group_norm_layers"] == config["group_norm_layers"]
+    assert "auto_map" not in small
+    assert not [name for name in (*found.small, *found.weights) if name.endswith(".py")]
+    for auto_map in ({**config["auto_map"], "AutoModel": "x.Y"}, {"AutoConfig": "org/repo--x.Y"}, ["x.Y"]):
+        (folder / "config.json").write_text(json.dumps({**config, "auto_map": auto_map}))
+        with pytest.raises(Refused) as caught:
+            inspect(folder, tmp_path, "ft-mine", "fine_tuned")
+        assert caught.value.code == "code_in_config"
+    (folder / "config.json").write_text(json.dumps({**config, "auto_map": None}))
+    assert inspect(folder, tmp_path, "mine").base.family == "resnet_group_norm"

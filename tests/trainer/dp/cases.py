@@ -12,6 +12,9 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worker.trainer.families.group_norm import with_group_norm
+from worker.trainer.families.modeling_group_norm import GroupNorm
+
 Batch = dict[str, Tensor]
 VOCABULARY, LENGTH, CLASSES = 60, 7, 3
 
@@ -213,6 +216,31 @@ def _efficientnet() -> nn.Module:
     return hf.EfficientNetForImageClassification(config)
 
 
+def _with_group_norm(base: nn.Module) -> nn.Module:
+    """GroupNorm in place of BatchNorm, behind statistics as a pretrained base has them."""
+    model = with_group_norm(base, lambda made: [name for name, _ in made.named_parameters()])
+    for module in model.modules():
+        if isinstance(module, GroupNorm):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.1, 3.0)
+    return model.requires_grad_(True)
+
+
+def _resnet_group_norm() -> nn.Module:
+    config = hf.ResNetConfig(embedding_size=8, hidden_sizes=[32, 48], depths=[1, 1], num_labels=CLASSES)
+    return _with_group_norm(hf.ResNetForImageClassification(config))
+
+
+def _efficientnet_group_norm() -> nn.Module:
+    """Depthwise convolutions in front of groups of several channels."""
+    config = hf.EfficientNetConfig(
+        image_size=16, width_coefficient=0.25, depth_coefficient=1.0, num_block_repeats=[1, 2], kernel_sizes=[3, 5],
+        in_channels=[32, 16], out_channels=[16, 24], strides=[1, 2], expand_ratios=[1, 4], hidden_dim=320,
+        num_labels=CLASSES,
+    )  # fmt: skip
+    return _with_group_norm(hf.EfficientNetForImageClassification(config))
+
+
 def _convnext() -> nn.Module:
     config = hf.ConvNextConfig(
         num_stages=2, hidden_sizes=[8, 12], depths=[1, 1], patch_size=2, num_labels=CLASSES,
@@ -272,6 +300,8 @@ CASES: dict[str, Case] = {
     "deit": Case(_deit, classification_loss, _image_batch, r".*(q_proj|v_proj|query|value)"),
     "resnet": Case(_resnet, classification_loss, _image_batch),
     "efficientnet": Case(_efficientnet, classification_loss, _image_batch),
+    "resnet_group_norm": Case(_resnet_group_norm, classification_loss, _image_batch),
+    "efficientnet_group_norm": Case(_efficientnet_group_norm, classification_loss, _image_batch),
     "convnext": Case(_convnext, classification_loss, _image_batch),
     "groupnorm": Case(_GroupNormNet, classification_loss, _image_batch),
 }

@@ -20,7 +20,7 @@ ADAPTED = [(name, lora) for name, case in CASES.items() for lora in (False, True
 CHECKPOINTED = [
     (name, lora)
     for name, lora in ADAPTED
-    if name not in ("mpnet", "albert", "resnet", "efficientnet", "convnext", "groupnorm")
+    if name not in ("mpnet", "albert", "convnext", "groupnorm") and not name.startswith(("resnet", "efficientnet"))
 ]
 OWN_UNIT = torch.arange(6)
 SEVERAL_ROWS = torch.tensor([40, 7, 7, 40, 7, 3])

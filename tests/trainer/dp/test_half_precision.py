@@ -26,7 +26,7 @@ from worker.trainer.loop import _half_precision
 from worker.trainer.spec import RuntimeOptions
 
 HALVES = [torch.bfloat16, torch.float16]
-NAMES = ["bert", "gpt2", "llama", "t5", "vit", "convnext"]
+NAMES = ["bert", "gpt2", "llama", "t5", "vit", "convnext", "resnet_group_norm"]
 SEVERAL_ROWS = torch.tensor([40, 7, 7, 40, 7, 3])
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from app.catalog.families import GROUP_NORM_CODE
 from worker.exporter.architectures import load
 from worker.exporter.formats.maker import Made, Maker
 from worker.exporter.reference import Batch, Reference, answer
@@ -18,9 +19,11 @@ WEIGHTS = "model.safetensors"
 def usage(reference: Reference) -> str:
     """Two lines of Python."""
     loader = reference.kind.loader.__name__
+    brings_code = (reference.folder / GROUP_NORM_CODE).exists()
+    trust = f", trust_remote_code=True)  # it runs {GROUP_NORM_CODE}" if brings_code else ")"
     return (
         f'```python\nfrom transformers import {loader}\n\nmodel = {loader}.from_pretrained("PATH_OF_THIS_FOLDER", '
-        'dtype="auto")\n```'
+        f'dtype="auto"{trust}\n```'
     )
 
 

@@ -1,12 +1,14 @@
 """Architectures for images: a body that gives one vector an image, and a linear classifier on it.
 
 BatchNorm stays in evaluation mode and untrained in every adaptation: with fixed statistics it treats each image by
-itself, and what it would learn of a batch would couple images. Squeeze-and-excitation stays frozen too: where a base
-has none (EfficientNet-Lite), its gates are held open by these weights.
+itself, and what it would learn of a batch would couple images. Where a job asks for it, GroupNorm takes its place, and
+trains (`group_norm.py`). Squeeze-and-excitation stays frozen too: where a base has none (EfficientNet-Lite), its gates
+are held open by these weights.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
+from worker.trainer.families.group_norm import EFFICIENTNET_TYPE, RESNET_TYPE
 from worker.trainer.families.loading import load_base, name_classes
 from worker.trainer.spec import TaskSpec
 
@@ -116,6 +119,9 @@ VIT = ImageFamily("vit", "vit", "vit.layers", vector=_first_token, unmovable=("a
 DEIT = ImageFamily("deit", "deit", "deit.layers", vector=_first_token, unmovable=("attention.k_proj.bias",))
 CONVNEXT = ImageFamily("convnext", "convnext", "convnext.encoder.stages", lora_targets=("pwconv1", "pwconv2"))
 RESNET = ImageFamily("resnet", "resnet", "resnet.encoder.stages", head="classifier.1")
+#: What jobs of this service made of a ResNet.
+RESNET_GROUP_NORM = dataclasses.replace(RESNET, model_type=RESNET_TYPE)
 #: A ResNet with GroupNorm in place of BatchNorm, which trains (Kolesnikov et al. 2020).
 BIT = ImageFamily("bit", "bit", "bit.encoder.stages", head="classifier.1")
 EFFICIENTNET = ImageFamily("efficientnet", "efficientnet", "efficientnet.encoder.blocks")
+EFFICIENTNET_GROUP_NORM = dataclasses.replace(EFFICIENTNET, model_type=EFFICIENTNET_TYPE)

@@ -8,7 +8,16 @@ from worker.trainer.families.bart import BART, MARIAN
 from worker.trainer.families.bert import BERT
 from worker.trainer.families.distilbert import DISTILBERT
 from worker.trainer.families.gpt2 import GPT2_CAUSAL
-from worker.trainer.families.images import BIT, CONVNEXT, DEIT, EFFICIENTNET, RESNET, VIT
+from worker.trainer.families.images import (
+    BIT,
+    CONVNEXT,
+    DEIT,
+    EFFICIENTNET,
+    EFFICIENTNET_GROUP_NORM,
+    RESNET,
+    RESNET_GROUP_NORM,
+    VIT,
+)
 from worker.trainer.families.interface import Family
 from worker.trainer.families.llama import LLAMA_CAUSAL
 from worker.trainer.families.qwen import QWEN2_CAUSAL, QWEN3_CAUSAL
@@ -26,7 +35,7 @@ FAMILIES: dict[str, dict[ModelClass, Family]] = {
     },
     **{
         family.model_type: {"image_classification": family}
-        for family in (VIT, DEIT, CONVNEXT, RESNET, BIT, EFFICIENTNET)
+        for family in (VIT, DEIT, CONVNEXT, RESNET, RESNET_GROUP_NORM, BIT, EFFICIENTNET, EFFICIENTNET_GROUP_NORM)
     },
     "gpt2": {"causal_lm": GPT2_CAUSAL},
     "llama": {"causal_lm": LLAMA_CAUSAL},
