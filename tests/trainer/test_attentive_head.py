@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,7 @@ from worker.trainer import loop
 from worker.trainer.adaptations.registry import ADAPTERS
 from worker.trainer.control import Control
 from worker.trainer.dp.book_keeping import BookKeepingEngine
+from worker.trainer.families.attention import AttentiveHead as Attention
 from worker.trainer.families.encoder import EncoderFamily
 from worker.trainer.families.interface import AttentiveFamily, PooledFamily
 from worker.trainer.families.registry import FAMILIES, family_for
@@ -151,6 +153,26 @@ def test_what_is_not_kept_is_computed_again_to_the_same_effect(
     for name, value in kept.items():
         for again in others:
             torch.testing.assert_close(again[name], value, atol=2e-4, rtol=1e-3, msg=name)
+
+
+def test_a_stop_is_heard_while_vectors_are_weighed(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where rows are not kept, that is a pass of the body over all of them."""
+    control, weighed, weighing = Control(None), [], loop.attended_vectors
+    pooled = Attention.pooled
+
+    def noted(*inputs: Tensor) -> Tensor:
+        weighed.append(len(inputs[1]))
+        return pooled(*inputs)
+
+    def stopped_meanwhile(*inputs: Any) -> Tensor:
+        monkeypatch.setattr(Attention, "pooled", lambda *given: control._stop.set() or noted(*given))
+        return weighing(*inputs)
+
+    monkeypatch.setattr(loop, "attended_vectors", stopped_meanwhile)
+    job = make_job(tmp_path / "job", base, phases=(PHASE,), tokens=64)
+    run(job.folder, KEY, control)
+    assert len(weighed) == 1
+    assert not (job.folder / "results/model").exists()
 
 
 def test_a_private_job_is_one_phase_of_the_plan_and_moves_nothing_else(tmp_path: Path, base: Path) -> None:

@@ -6,19 +6,31 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.trainer.jobs import make_job
-from worker.trainer import memory
+from app.catalog.adaptations import AttentiveHead
+from app.catalog.recipes import HEAD_PHASE, Phase
+from tests.trainer.jobs import NUM_HELD_OUT, NUM_ROWS, make_job, rows
+from worker.trainer import loop, memory
 from worker.trainer.control import Control
 from worker.trainer.device import set_up_device
 from worker.trainer.job import Job, PreparedPhase, adapt, load_job
 from worker.trainer.loop import make_engines
-from worker.trainer.memory import LEAST_TOKENS, Need, free_bytes, measured, peak_bytes, physical_batch_tokens, stretched
+from worker.trainer.memory import (
+    LEAST_TOKENS,
+    Need,
+    feature_bytes,
+    free_bytes,
+    measured,
+    peak_bytes,
+    physical_batch_tokens,
+    stretched,
+)
 from worker.trainer.messages import Message, Started
 from worker.trainer.run import run
 
@@ -106,8 +118,10 @@ def test_free_memory_under_the_older_groups(tmp_path: Path) -> None:
     assert free_bytes(CPU, _machine(tmp_path, **group)) == 700
 
 
-def loaded(folder: Path, base: Path, adaptation: str, tokens: int = 0) -> tuple[Job, tuple[PreparedPhase, ...], list]:
-    made = make_job(folder, base, adaptation=adaptation, tokens=tokens)
+def loaded(
+    folder: Path, base: Path, adaptation: str = "head", tokens: int = 0, **fields: Any
+) -> tuple[Job, tuple[PreparedPhase, ...], list]:
+    made = make_job(folder, base, adaptation=adaptation, tokens=tokens, **fields)
     job = load_job(made.folder, bytes(32), Control(None), made.spec, set_up_device(made.spec.runtime))
     phases = adapt(job)
     return job, phases, make_engines(job, phases)
@@ -134,6 +148,64 @@ def test_little_memory_makes_small_batches_and_the_operators_word_holds(
     assert 500 < physical_batch_tokens(job, phases, engines) <= 1000
     said, phases, engines = loaded(tmp_path / "said", base, "full", tokens=77)
     assert physical_batch_tokens(said, phases, engines) == 77
+
+
+ON_TOKENS = (Phase(HEAD_PHASE, AttentiveHead(1), 0.5, 2, 0.1, 0.2),)
+VECTOR = 4 * 16  # bytes
+
+
+def test_what_is_kept_of_tokens_is_counted_before_the_batch_is_chosen(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, phases, engines = loaded(tmp_path / "job", base, phases=ON_TOKENS)
+    every = (NUM_ROWS - NUM_HELD_OUT) * 16 * VECTOR  # of rows as long as they may be
+    assert feature_bytes(job, phases) == every
+    need = measured(job, phases[-1], engines[-1], rows=(2, 6), length=16)
+    beside = need.fixed + need.state + 1000 * need.per_token
+    monkeypatch.setattr(memory, "free_bytes", lambda device: int((beside + every) / 0.5))
+    assert feature_bytes(job, phases) == every
+    beside_it, alone = (physical_batch_tokens(job, phases, engines, kept) for kept in (every, 0))
+    assert 500 < beside_it <= 1000 < alone
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 400 * VECTOR)
+    assert feature_bytes(job, phases) == 100 * VECTOR, "no more than half of what may be planned with"
+
+
+def test_of_vectors_of_rows_all_are_counted(tmp_path: Path, base: Path) -> None:
+    job, phases, _ = loaded(tmp_path / "job", base, "head")
+    assert feature_bytes(job, phases) == 2 * (NUM_ROWS - NUM_HELD_OUT) * VECTOR
+    job, phases, _ = loaded(tmp_path / "full", base, "full")
+    assert feature_bytes(job, phases[-1:]) == 0
+
+
+def test_what_is_kept_does_not_hang_on_how_many_rows_persons_have(tmp_path: Path, base: Path) -> None:
+    made = [
+        loaded(
+            tmp_path / str(most), base, phases=ON_TOKENS, units=[f"p{row % most}" for row in range(40)], data=rows(40),
+            num_held_out=0, evaluation="none",
+        )
+        for most in (20, 10)
+    ]  # fmt: skip
+    assert {feature_bytes(job, phases) for job, phases, _ in made} == {memory.MOST_FEATURE_BYTES}
+
+
+def test_little_memory_keeps_few_vectors(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = []
+    token_features = loop.token_features
+
+    def noted(job: Job, dataset: Any) -> Any:
+        features = token_features(job, dataset)
+        kept.append((len(features.vectors), int(dataset.examples.lengths.sum())))
+        return features
+
+    monkeypatch.setattr(loop, "token_features", noted)
+    for free in (None, 400 * VECTOR, 0):
+        if free is not None:
+            monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
+        run(make_job(tmp_path / str(free), base, phases=ON_TOKENS).folder, bytes(32), Control(None))
+    (every, of_all), (some, _), (none, _) = kept
+    assert every == of_all
+    assert 50 < some <= 100
+    assert none == 0
 
 
 _RANK = """

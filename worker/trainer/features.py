@@ -69,12 +69,16 @@ def pooled_features(job: Job, pooled: Tensor) -> Features:
 
 @torch.no_grad()
 def attended_vectors(job: Job, tokens: Features) -> Tensor:
-    """`pooled_vectors` from the tokens' states, without another pass of the body."""
+    """`pooled_vectors` from the tokens' states, without another pass of the body; of rows that are not kept, with one.
+
+    A collective: raises StopRequested on every rank, before a batch, once the supervisor asked for it.
+    """
     assert isinstance(job.family, AttentiveFamily)
     head = job.family.attentive_head(job.model)
     rows = [[row] for row in range(len(tokens.lengths))]
     out = torch.zeros(len(rows), tokens.vectors.shape[1], device=tokens.vectors.device)
     for chosen in physical_batches(rows, tokens.lengths, max_tokens=job.spec.runtime.max_physical_batch_tokens):
+        job.control.check()  # every rank makes all of them
         batch = tokens.of_rows(chosen)
         out[torch.from_numpy(chosen).to(out.device)] = head.pooled(batch["features"], batch["mask"])
     return out
@@ -89,7 +93,8 @@ def token_features(job: Job, dataset: Dataset) -> Features:
     lengths = dataset.examples.lengths
     ends = np.cumsum(lengths)
     width = family.head_module(job.model).in_features
-    kept = int(np.searchsorted(ends, MOST_FEATURE_BYTES // (4 * width), side="right"))
+    most = min(MOST_FEATURE_BYTES, job.most_feature_bytes)
+    kept = int(np.searchsorted(ends, most // (4 * width), side="right"))
     out = torch.zeros(int(lengths[:kept].sum()), width, device=job.device.torch_device)
     for chosen, batch in job.shared_batches(dataset.examples, dataset.single_rows[:kept]):
         values = vectors_of(job.model, batch)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from app.catalog.adaptations import Adaptation, AttentiveHead, Head, replaces_batch_norm
+from app.catalog.memory import MOST_FEATURE_BYTES
 from app.catalog.recipes import CENTRING, EVALUATION, Phase
 from app.catalog.tasks import TASKS
 from app.privacy.plan import GaussianRelease, SampledGaussian
@@ -36,7 +37,8 @@ from worker.trainer.tasks.registry import TRAINER_TASKS
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """The spec and everything that was loaded for it."""
+    """The spec and everything that was loaded for it. most_feature_bytes: what there is room for of tokens' vectors
+    (`memory.feature_bytes`): on another machine the next attempt may keep more or less, which moves rounding alone."""
 
     folder: Path
     spec: TrainerSpec
@@ -46,6 +48,7 @@ class Job:
     family: Family
     model: PreTrainedModel
     task: TrainerTask
+    most_feature_bytes: int = MOST_FEATURE_BYTES
 
     def batches(self, examples: Examples, rows: list[list[int]]) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
         """Physical batches on the device, with the rows that they hold. rows: in groups that stay together."""
@@ -135,6 +138,11 @@ def adapt(job: Job) -> tuple[PreparedPhase, ...]:
     return tuple(prepared)
 
 
+def reads_tokens(prepared: PreparedPhase) -> bool:
+    """Whether the head of a pooled family's phase reads each token's vector, and weighs them itself."""
+    return isinstance(prepared.phase.adaptation, AttentiveHead)
+
+
 def pooled_family(job: Job) -> PooledFamily:
     """The job's family, of a task whose head reads one vector a record."""
     assert isinstance(job.family, PooledFamily)
@@ -177,10 +185,11 @@ def evaluation_sensitivity(task: TaskSpec) -> float:
     return TASKS[task.type].sensitivity(len(task.labels), task.options)
 
 
-def with_physical_batch(job: Job, tokens: int) -> Job:
-    """The job with that physical batch."""
+def with_memory(job: Job, tokens: int, feature_bytes: int) -> Job:
+    """The job with that physical batch, and that much for what it keeps of features."""
     runtime = dataclasses.replace(job.spec.runtime, max_physical_batch_tokens=tokens)
-    return dataclasses.replace(job, spec=dataclasses.replace(job.spec, runtime=runtime))
+    spec = dataclasses.replace(job.spec, runtime=runtime)
+    return dataclasses.replace(job, spec=spec, most_feature_bytes=feature_bytes)
 
 
 def merge_adaptations(job: Job) -> None:

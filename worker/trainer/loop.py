@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from app.catalog.adaptations import AttentiveHead
 from app.catalog.recipes import CENTRING
 from app.privacy.loss_curve import described
 from app.privacy.loss_curve import points as points_of
@@ -37,7 +36,7 @@ from worker.trainer.failure import StopRequested, TrainerFailure
 from worker.trainer.families.attention import AttentiveHead as Attention
 from worker.trainer.families.interface import AttentiveFamily, PooledFamily, TokenFamily
 from worker.trainer.features import Features, attended_vectors, pooled_features, pooled_vectors, token_features
-from worker.trainer.job import Job, PreparedPhase, all_parameters, pooled_family
+from worker.trainer.job import Job, PreparedPhase, all_parameters, pooled_family, reads_tokens
 from worker.trainer.messages import Checkpoint, Notice, Progress
 
 
@@ -159,13 +158,9 @@ def _feature_loss(job: Job, head: nn.Module, batch: Batch) -> Tensor:
     return job.task.loss(head(*inputs).float(), batch)
 
 
-def _attentive(prepared: PreparedPhase) -> bool:
-    return isinstance(prepared.phase.adaptation, AttentiveHead)
-
-
 def _vectors(job: Job, prepared: PreparedPhase, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """What the phase's head reads of one batch, as `Features.of_rows` gives it."""
-    if _attentive(prepared):
+    if reads_tokens(prepared):
         assert isinstance(job.family, AttentiveFamily)
         return {"features": job.family.states(job.model, batch), "mask": batch["attention_mask"]}
     if isinstance(job.family, PooledFamily):
@@ -176,7 +171,7 @@ def _vectors(job: Job, prepared: PreparedPhase, batch: dict[str, Tensor]) -> dic
 
 def _head_module(job: Job, prepared: PreparedPhase) -> nn.Module:
     """What a phase on features differentiates; its parameters are the model's."""
-    if _attentive(prepared):
+    if reads_tokens(prepared):
         assert isinstance(job.family, AttentiveFamily)
         return job.family.attentive_head(job.model)
     assert isinstance(job.family, PooledFamily | TokenFamily)
@@ -256,7 +251,7 @@ def _features(job: Job, phases: tuple[PreparedPhase, ...], dataset: Dataset, sta
         job.control.send(Notice("computing_features", {"num_units": dataset.num_units}))
     if not isinstance(job.family, PooledFamily):
         return token_features(job, dataset) if needed else None
-    if any(prepared.on_features and _attentive(prepared) for prepared in phases):
+    if any(prepared.on_features and reads_tokens(prepared) for prepared in phases):
         tokens = token_features(job, dataset) if needed else None
         _centre(job, dataset, None if tokens is None else attended_vectors(job, tokens), state)
         return tokens

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from app.catalog.memory import MOST_BATCH_TOKENS
+from app.catalog.memory import MOST_BATCH_TOKENS, MOST_FEATURE_BYTES
 from worker.trainer.dp.engine import Batch, GradientEngine
 from worker.trainer.dp.products import FastLinear
 from worker.trainer.dp.reduce import least_of_ranks, rank_and_world_size
-from worker.trainer.job import Job, PreparedPhase
+from worker.trainer.families.interface import PooledFamily, TokenFamily
+from worker.trainer.job import Job, PreparedPhase, reads_tokens
 from worker.trainer.loop import require_gradients
 
 LEAST_TOKENS = 64
@@ -51,24 +52,41 @@ class Need:
         return max(LEAST_TOKENS, fit // LEAST_TOKENS * LEAST_TOKENS)
 
 
-def physical_batch_tokens(job: Job, phases: Sequence[PreparedPhase], engines: Sequence[GradientEngine]) -> int:
+def feature_bytes(job: Job, phases: Sequence[PreparedPhase]) -> int:
+    """What `features` keeps of all rows while steps are made: of tokens at most half of what may be planned with, and
+    no more than MOST_FEATURE_BYTES; the same on every rank.
+
+    Reckoned from public sizes: where a unit has several rows, their number is not among them.
+    """
+    if not any(prepared.on_features for prepared in phases):
+        return 0
+    family, plan = job.family, job.spec.plan
+    assert isinstance(family, PooledFamily | TokenFamily)
+    bytes_of_vector = 4 * family.head_module(job.model).in_features
+    rows = plan.num_units if plan.privacy_unit.column is None else None
+    if isinstance(family, PooledFamily) and not any(map(reads_tokens, phases)):
+        return 2 * (rows or 0) * bytes_of_vector  # before centring and after
+    most = MOST_FEATURE_BYTES if rows is None else min(MOST_FEATURE_BYTES, rows * _longest(job) * bytes_of_vector)
+    return least_of_ranks(int(min(most, _plannable(job) / 2)))
+
+
+def physical_batch_tokens(
+    job: Job, phases: Sequence[PreparedPhase], engines: Sequence[GradientEngine], features: int = 0
+) -> int:
     """Tokens, padding included, that one forward pass takes: as the operator said, else what fits, the same on every
-    rank. A row longer than that still goes through, alone.
+    rank. A row longer than that still goes through, alone. features: bytes that are kept beside it.
 
     A collective in either case: while a rank may still fail for what has nothing to do with rows, no other, whose
     memory it shares, has read one.
     """
-    return least_of_ranks(job.spec.runtime.max_physical_batch_tokens or _fitting(job, phases, engines))
+    return least_of_ranks(job.spec.runtime.max_physical_batch_tokens or _fitting(job, phases, engines, features))
 
 
-def _fitting(job: Job, phases: Sequence[PreparedPhase], engines: Sequence[GradientEngine]) -> int:
+def _fitting(job: Job, phases: Sequence[PreparedPhase], engines: Sequence[GradientEngine], features: int) -> int:
     """What fits this rank."""
-    device = job.device.torch_device
-    kind = "cuda" if device.type == "cuda" else "cpu"
-    free = _SHARE[kind] * free_bytes(device)
-    if kind == "cpu":
-        free /= rank_and_world_size()[1]
-    longest = min(job.spec.task.max_length, job.family.max_length(job.model))
+    kind = job.device.torch_device.type
+    free = _plannable(job) - features
+    longest = _longest(job)
     fits = MOST_BATCH_TOKENS[kind]
     for prepared, engine in _neediest(phases, engines):
         need = measured(job, prepared, engine, rows=_ROWS, length=min(longest, _SHORT))
@@ -78,6 +96,18 @@ def _fitting(job: Job, phases: Sequence[PreparedPhase], engines: Sequence[Gradie
             worst = measured(job, prepared, engine, rows=(1, 2), length=longest)
         fits = worst.tokens_within(free, fits)
     return fits
+
+
+def _plannable(job: Job) -> float:
+    """Bytes of the free ones that this rank may plan with."""
+    device = job.device.torch_device
+    free = _SHARE[device.type] * free_bytes(device)
+    return free / rank_and_world_size()[1] if device.type == "cpu" else free
+
+
+def _longest(job: Job) -> int:
+    """Tokens of the longest row that there may be."""
+    return min(job.spec.task.max_length, job.family.max_length(job.model))
 
 
 def _neediest(

@@ -28,10 +28,10 @@ from worker.trainer.job import (
     check_plan,
     initial_values,
     load_job,
-    with_physical_batch,
+    with_memory,
 )
 from worker.trainer.loop import loss_curve, make_engines, train
-from worker.trainer.memory import physical_batch_tokens
+from worker.trainer.memory import feature_bytes, physical_batch_tokens
 from worker.trainer.messages import Failed, Finished, Notice, Started, Stopped
 from worker.trainer.spec import TrainerSpec
 
@@ -62,7 +62,9 @@ def prepare(folder: Path, key: bytes, control: Control) -> Prepared:
     job = load_job(folder, key, control, spec, set_up_device(spec.runtime))
     phases = adapt(job)
     engines = check(job, phases)
-    return Prepared(with_physical_batch(job, physical_batch_tokens(job, phases, engines)), phases, engines, began)
+    features = feature_bytes(job, phases)
+    tokens = physical_batch_tokens(job, phases, engines, features)
+    return Prepared(with_memory(job, tokens, features), phases, engines, began)
 
 
 def execute(prepared: Prepared) -> None:
