@@ -11,7 +11,7 @@ import structlog
 from obstore.exceptions import BaseError as StoreError
 
 from app.files import truncation
-from app.jobs import lifecycle
+from app.jobs import repository as jobs
 from app.jobs.lifecycle import Claimed
 from app.models import service as models
 from app.storage.interface import Storage
@@ -55,7 +55,7 @@ def erase(workplace: Workplace) -> None:
     By then a worker that lost such a job has noticed. What fails is tried again by the next sweep.
     """
     with workplace.database.reading() as session:
-        ended = lifecycle.ended(session, workplace.settings.lease_seconds)
+        ended = jobs.ended(session, workplace.settings.lease_seconds)
         published = {job_id: models.stored_by(session, job_id) for _, job_id, _ in ended}
         told = {
             (job_id, file_id): truncation.to_keep(session, project_id, file_id, job_id)
@@ -75,4 +75,4 @@ def erase(workplace: Workplace) -> None:
             erased.append(job_id)
     if erased:
         with workplace.database.writing() as session:
-            lifecycle.note_erased(session, erased)
+            jobs.note_erased(session, erased)

@@ -24,7 +24,7 @@ from app.models import archives, folder_reader, model_folder
 from app.models import service as models
 from app.signing import ReportKeys
 from app.storage.interface import Storage
-from worker import job_folder, privacy_report, reporter
+from worker import job_folder, metrics_gate, privacy_report
 from worker.privacy_report import LedgerPosition
 from worker.trainer.spec import METRICS_FILE, MODEL_FOLDER, TrainerSpec
 
@@ -95,11 +95,11 @@ def build(
     model = folder / MODEL_FOLDER
     try:
         raw = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
-        curve = reporter.cleared_curve(raw.pop("train_loss_curve", None), spec.plan, executed)
+        curve = metrics_gate.cleared_curve(raw.pop("train_loss_curve", None), spec.plan, executed)
         if checkpoint:
-            metrics = reporter.NO_METRICS_YET
+            metrics = metrics_gate.NO_METRICS_YET
         else:
-            metrics = reporter.cleared_metrics(raw, spec.evaluation, spec.task.type, spec.task.labels)
+            metrics = metrics_gate.cleared_metrics(raw, spec.evaluation, spec.task.type, spec.task.labels)
         metrics = {**metrics, **curve}
         runtime = dataclasses.asdict(spec.runtime)
         report = privacy_report.build(claimed, executed, positions, runtime, keys, checkpoint=checkpoint)

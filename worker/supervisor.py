@@ -7,10 +7,8 @@ against their digest, messages against the release gate. Whatever happens here, 
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, NoReturn
 
 import structlog
@@ -20,11 +18,11 @@ from sqlalchemy.orm import Session
 
 from app.budgets import heads
 from app.exports import lifecycle as exports
-from app.files import truncation
 from app.jobs import lifecycle
 from app.jobs.keys import KeyUnavailable
 from app.jobs.lifecycle import Claimed, LeaseLost
-from worker import job_folder, layout, leftovers, reporter, results
+from worker import layout, leftovers, reporter
+from worker.attempt_store import AttemptStore
 from worker.layout import NotBegun, Unworkable
 from worker.lease import Lease
 from worker.spares import Spares
@@ -42,8 +40,6 @@ from worker.trainer.messages import (
     Truncation,
 )
 from worker.trainer.spec import (
-    CHECKPOINTS_FOLDER,
-    TAKEN_FOLDER,
     RuntimeOptions,
 )
 from worker.trainer_process import BadMessage, TrainerGone, TrainerProcess
@@ -134,7 +130,8 @@ class Attempt:
             self._trainer.close()
 
     def _work(self) -> None:
-        self._spec = layout.lay_out(self._workplace, self._claimed, self._folder, self._freeze())
+        spec = layout.lay_out(self._workplace, self._claimed, self._folder, self._freeze())
+        self._store = AttemptStore(self._workplace, self._claimed, self._folder, spec)
         key = self._key()
         log.info("trainer_begins", attempt=self._claimed.attempt, pid=self._trainer.process.pid)
         self._trainer.begin(key)
@@ -219,13 +216,13 @@ class Attempt:
             case Notice(code, data):
                 self._record(code, data)
             case Truncation():
-                self._keep_for_the_owner(message)
+                self._store.keep_truncation(message)
             case Progress():
                 self._lease.note(reporter.progress(message))
                 if self._progress.due(message):
                     self._record("progress", reporter.progress(message))
             case Checkpoint():
-                self._commit_checkpoint(message)
+                self._store.commit_checkpoint(message, self._runtime)
             case Finished():
                 return True
             case Failed(code, rows_read):
@@ -234,62 +231,6 @@ class Attempt:
                 raise Unworkable("trainer_error")
         return False
 
-    def _keep_for_the_owner(self, message: Truncation) -> None:
-        """Beside the owner's report of the file: exact figures, which nothing else of the job may hold."""
-        claimed, task = self._claimed, self._spec.task
-        files_of = {"training": claimed.training_file_id, "validation": claimed.validation_file_id}
-        file_id = files_of[message.dataset]
-        if file_id is None:
-            raise BadMessage("a validation file that the job has not")
-        figures = {
-            **dataclasses.asdict(message),
-            "model": claimed.model,
-            "task": task.type,
-            "max_length": task.max_length,
-            "max_target_length": task.options.get("max_target_length"),
-        }
-        storage, of_job = self._workplace.storage, (claimed.project_id, file_id, claimed.job_id)
-        truncation.store(storage, *of_job, claimed.fence, figures)
-        try:
-            with self._workplace.database.writing() as session:
-                lifecycle.heartbeat(session, claimed.job_id, claimed.fence, self._settings.lease_seconds)
-                before = truncation.commit(session, file_id, claimed.job_id, message.dataset, claimed.fence)
-        except LeaseLost:
-            truncation.drop(storage, *of_job, claimed.fence, message.dataset)
-            raise
-        if before not in (None, claimed.fence):
-            truncation.drop(storage, *of_job, before, message.dataset)
-
-    def _commit_checkpoint(self, message: Checkpoint) -> None:
-        """Stores a checkpoint, moves the job's pointer to it under the fence, deletes the one before.
-
-        Only then, and in that same transaction, is the training loss of its steps told: none of them will run again.
-        One that the job was to publish appears as a model in the same transaction: it is the resume point from then on.
-        """
-        claimed, storage, step, executed = self._claimed, self._workplace.storage, message.step, message.executed
-        local = self._folder / CHECKPOINTS_FOLDER / str(step)
-        key = leftovers.checkpoint_key(claimed, step)
-        digests = job_folder.put_folder(storage, key, local)
-        checkpoint = {"key": key, "step": step, "executed": dict(executed), "files": digests}
-        published = self._spec.published_steps
-        taken = self._folder / TAKEN_FOLDER / str(step)
-        prefix = leftovers.bundle_prefix(claimed, step)
-        fields = self._store_bundle(prefix, taken, executed, checkpoint=True) if step in published else None
-        try:
-            with self._workplace.database.writing() as session:
-                previous = lifecycle.commit_checkpoint(session, claimed.job_id, claimed.fence, checkpoint, fields)
-                known = {} if previous is None else previous["executed"]
-                reporter.record_losses(session, claimed, message.losses, known)
-                reporter.record(session, claimed, "checkpoint_committed", {"step": step})
-        except LeaseLost:
-            storage.delete_prefix(key)
-            storage.delete_prefix(prefix)
-            raise
-        shutil.rmtree(local)
-        shutil.rmtree(taken, ignore_errors=True)
-        if previous is not None:
-            storage.delete_prefix(previous["key"])
-
     def _record(self, code: str, data: Mapping[str, Any]) -> None:
         with self._workplace.database.writing() as session:
             lifecycle.heartbeat(session, self._claimed.job_id, self._claimed.fence, self._settings.lease_seconds)
@@ -297,38 +238,16 @@ class Attempt:
 
     # How it ends
 
-    def _store_bundle(
-        self, prefix: str, folder: Path, executed: Mapping[str, int], *, checkpoint: bool = False
-    ) -> dict[str, Any]:
-        """Completes what the trainer laid out below `folder` and stores it; the fields of `models.service.publish`."""
-        claimed, workplace = self._claimed, self._workplace
-        with workplace.database.reading() as session:
-            positions = results.ledger_positions(session, claimed)
-        spec = dataclasses.replace(self._spec, runtime=self._runtime)
-        keys = workplace.report_keys
-        try:
-            bundle = results.build(claimed, spec, executed, positions, folder, keys, checkpoint=checkpoint)
-        except results.IncompleteResults:
-            raise Unworkable("trainer_error") from None
-        return results.store(workplace.storage, prefix, bundle)
-
     def _publish(self, finished: Finished) -> None:
-        """Stores the bundle under the fence's own prefix, then publishes and settles in one transaction."""
-        claimed, workplace = self._claimed, self._workplace
-        prefix = leftovers.bundle_prefix(claimed)
-        fields = self._store_bundle(prefix, self._folder, finished.executed)
+        """Stores the bundle, then publishes and settles in one transaction."""
+        fields = self._store.store_model(finished, self._runtime)
         self._lease.end()
-        try:
-            with workplace.database.writing() as session:
-                model_id = lifecycle.succeed(session, claimed.job_id, claimed.fence, finished.executed, fields)
-        except LeaseLost:
-            workplace.storage.delete_prefix(prefix)
-            raise
+        model_id = self._store.publish(finished, fields)
         log.info("job_succeeded", model_id=model_id)
-        with workplace.database.reading() as session:
+        with self._workplace.database.reading() as session:
             waiting = exports.waiting(session, model_id)
         for export_id in waiting:
-            workplace.queue.hint_export(export_id)
+            self._workplace.queue.hint_export(export_id)
         self._delete_attempts()
 
     def _cancel(self) -> NoReturn:
@@ -371,7 +290,7 @@ class Attempt:
                         case Stopped(_, executed) | Finished(executed):
                             return executed
                         case Checkpoint() if commit:
-                            self._commit_checkpoint(message)
+                            self._store.commit_checkpoint(message, self._runtime)
                         case _:
                             pass
                 if self._lease.lost.is_set():

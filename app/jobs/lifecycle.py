@@ -21,7 +21,7 @@ from app.events import service as events
 from app.exports import service as exports
 from app.jobs import keys, settlement
 from app.jobs.failures import failure
-from app.jobs.tables import TERMINAL, Job
+from app.jobs.tables import Job
 from app.models import service as models
 from app.privacy.plan import PrivacyPlan
 from app.settings import Settings
@@ -32,9 +32,6 @@ WORKER, SWEEP = "worker", "sweep"
 #: A sweep hints at this many queued jobs, oldest first, and at one job no oftener than this.
 REHINT_JOBS = 50
 REHINT_SECONDS = 60.0
-
-#: Of this many ended jobs one sweep removes what they left.
-ERASE_JOBS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,26 +286,6 @@ def sweep(session: Session, settings: Settings) -> list[str]:
     for job in expired:
         _take_back(session, job, settings, SWEEP, "worker_lost")
     return list(_to_hint(session, settings))
-
-
-def ended(session: Session, seconds: float) -> list[tuple[str, str, list[str]]]:
-    """(project_id, job_id, its files' ids) of jobs that ended longer ago than that and may have left something; some at
-    a time."""
-    rows = session.execute(
-        select(Job.project_id, Job.id, Job.training_file_id, Job.validation_file_id)
-        .where(Job.status.in_(TERMINAL), Job.erased_at.is_(None), Job.finished_at < now() - seconds)
-        .order_by(Job.finished_at, Job.id)
-        .limit(ERASE_JOBS)
-    )
-    return [
-        (row.project_id, row.id, [id for id in (row.training_file_id, row.validation_file_id) if id is not None])
-        for row in rows
-    ]
-
-
-def note_erased(session: Session, job_ids: Sequence[str]) -> None:
-    """What these ended jobs had left is gone."""
-    session.execute(update(Job).where(Job.id.in_(job_ids), Job.status.in_(TERMINAL)).values(erased_at=now()))
 
 
 def job_key(session: Session, job_id: str, secret: bytes) -> bytes:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, func, select, update
 from sqlalchemy.orm import Session
 
-from app.jobs.tables import Job
+from app.db.base import now
+from app.jobs.tables import TERMINAL, Job
+
+#: Of this many ended jobs one sweep removes what they left.
+ERASE_JOBS = 100
 
 
 def readable(project_id: str) -> Select[Job]:
@@ -62,3 +66,23 @@ def queue_length(session: Session) -> int:
 def waiting_for_files(session: Session) -> Sequence[str]:
     """Jobs that cannot be planned before their files are read, oldest first."""
     return session.scalars(select(Job.id).where(Job.status == "validating_files").order_by(Job.id)).all()
+
+
+def ended(session: Session, seconds: float) -> list[tuple[str, str, list[str]]]:
+    """(project_id, job_id, its files' ids) of jobs that ended longer ago than that and may have left something; some at
+    a time."""
+    rows = session.execute(
+        select(Job.project_id, Job.id, Job.training_file_id, Job.validation_file_id)
+        .where(Job.status.in_(TERMINAL), Job.erased_at.is_(None), Job.finished_at < now() - seconds)
+        .order_by(Job.finished_at, Job.id)
+        .limit(ERASE_JOBS)
+    )
+    return [
+        (row.project_id, row.id, [id for id in (row.training_file_id, row.validation_file_id) if id is not None])
+        for row in rows
+    ]
+
+
+def note_erased(session: Session, job_ids: Sequence[str]) -> None:
+    """What these ended jobs had left is gone."""
+    session.execute(update(Job).where(Job.id.in_(job_ids), Job.status.in_(TERMINAL)).values(erased_at=now()))

@@ -7,20 +7,26 @@ which rows, which place in a ledger) only the signature vouches for, see `app.si
 from __future__ import annotations
 
 import math
-import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from app.privacy import renyi
 from app.privacy import report_format as form
-from app.privacy.renyi import Term
-from app.privacy.verifier import CLAIM_TOLERANCE, Relation, composed, stored_terms
-
-#: Figures are rounded up to six decimals. Closed forms agree but for another libm's last digits.
-_ROUNDED = 1e-6
-_CLOSED_FORM = 1e-9
+from app.privacy.report_claims import (
+    CLOSED_FORM,
+    ROUNDED,
+    Refused,
+    is_hash,
+    planned_terms,
+    require,
+    require_agreement,
+    require_datasets,
+    require_discretization,
+    require_keys,
+)
+from app.privacy.report_lineage import check_lineage
+from app.privacy.verifier import CLAIM_TOLERANCE, composed, stored_terms
 
 _KEYS = {
     "format", "issued_at", "job", "base_model", "mechanism", "parts", "released", "treated_as_public", "not_covered",
@@ -36,12 +42,6 @@ _BUDGET_KEYS = {
     "accountant_replace_one", "epsilon_at", "attack_power", "limit", "so_far", "ledger",
 }  # fmt: skip
 _SO_FAR_KEYS = {"plans", "rdp_order", "rho_of_this_job", "rho", "epsilon", "accountant", "discretization"}
-
-_LINEAGE_KEYS = {"meaning", "models", "composed"}
-_ANCESTOR_KEYS = {
-    "model", "job", "base_model", "mechanism", "privacy_unit", "epsilon", "delta", "accountant", "charges",
-}  # fmt: skip
-_COMPOSED_KEYS = {"privacy_budget", "jobs", "rdp_order", "rho", "delta", "epsilon", "accountant"}
 
 #: What a report may take as public, and where it may have it from.
 _FACTS = {
@@ -60,10 +60,6 @@ _FRACTIONS = frozenset(
         "bound", "share", "target_quantile", "learning_rate",
     }
 )  # fmt: skip
-
-
-class _Refused(Exception):
-    """The text says what does not hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,42 +84,42 @@ def check_report(report: Mapping[str, Any]) -> list[Check]:
             for name, check in _BUDGET_CHECKS.items():
                 checks.append(_run(f"budget {number + 1}: {name}", check, report, report["budgets"][number]))
     if "lineage" in report:
-        checks.append(_run("lineage", _lineage, report))
+        checks.append(_run("lineage", check_lineage, report))
     return checks
 
 
 def _run(name: str, check: Callable[..., str], *arguments: Any) -> Check:
     try:
         return Check(name, check(*arguments), True)
-    except _Refused as refused:
+    except Refused as refused:
         return Check(name, str(refused), False)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError):
         return Check(name, "not of a report's form", False)
 
 
 def _form(report: Mapping[str, Any]) -> str:
-    _require(report.get("format") == form.FORMAT, f"not a report of the form {form.FORMAT}")
+    require(report.get("format") == form.FORMAT, f"not a report of the form {form.FORMAT}")
     mechanism = report["mechanism"]
-    _require(mechanism in ("dp_sgd", "none"), "an unknown mechanism")
+    require(mechanism in ("dp_sgd", "none"), "an unknown mechanism")
     if "checkpoint" in report:
-        _keys(report["checkpoint"], {"step_number", "num_steps"})
+        require_keys(report["checkpoint"], {"step_number", "num_steps"})
         report = {key: value for key, value in report.items() if key != "checkpoint"}
     if mechanism == "dp_sgd":
-        _keys(report, _PRIVATE_KEYS | (report.keys() & {"lineage"}))
-        _keys(report["guarantee"], _GUARANTEE_KEYS)
+        require_keys(report, _PRIVATE_KEYS | (report.keys() & {"lineage"}))
+        require_keys(report["guarantee"], _GUARANTEE_KEYS)
         for budget in report["budgets"]:
-            _keys(budget, _BUDGET_KEYS)
-            _keys(budget["so_far"], _SO_FAR_KEYS)
-            _keys(budget["limit"], {"epsilon", "delta"})
-            _keys(budget["ledger"], {"sequence", "head_hash"})
+            require_keys(budget, _BUDGET_KEYS)
+            require_keys(budget["so_far"], _SO_FAR_KEYS)
+            require_keys(budget["limit"], {"epsilon", "delta"})
+            require_keys(budget["ledger"], {"sequence", "head_hash"})
     else:
-        _keys(report, _KEYS | {"statement"} | (report.keys() & {"lineage"}))
-        _require(report["statement"] == form.NOT_PRIVATE, "the statement is not the form's")
-    _require(type(report["issued_at"]) is int, "no time of issue")
-    _require(isinstance(report["job"], str) and isinstance(report["base_model"], str), "no job or base model is named")
-    _keys(report["digests"], {"plan", "training_rows", "validation_rows", "rows_method"})
+        require_keys(report, _KEYS | {"statement"} | (report.keys() & {"lineage"}))
+        require(report["statement"] == form.NOT_PRIVATE, "the statement is not the form's")
+    require(type(report["issued_at"]) is int, "no time of issue")
+    require(isinstance(report["job"], str) and isinstance(report["base_model"], str), "no job or base model is named")
+    require_keys(report["digests"], {"plan", "training_rows", "validation_rows", "rows_method"})
     column = report["plan"]["privacy_unit"]["column"]
-    _require(
+    require(
         report["not_covered"] == form.not_covered(mechanism, column),
         "what is not covered is not stated as it has to be",
     )
@@ -132,13 +128,13 @@ def _form(report: Mapping[str, Any]) -> str:
 
 def _plan(report: Mapping[str, Any]) -> str:
     plan, digests = report["plan"], report["digests"]
-    _require(digests["plan"] in (form.digest(plan), form.digest(_as_fractions(plan))), "the plan is not its digest's")
+    require(digests["plan"] in (form.digest(plan), form.digest(_as_fractions(plan))), "the plan is not its digest's")
     for name in ("training_rows", "validation_rows"):
-        _require(digests[name] is None or _is_hash(digests[name]), f"{name} is no commitment")
-    _require(digests["training_rows"] is not None, "no commitment to the training rows")
-    _require(digests["rows_method"] == form.COMMITMENT, "an unknown kind of commitment")
-    _require(plan["mechanism"] == report["mechanism"], "the plan is of another mechanism")
-    _require(len(report["parts"]) == len(plan["parts"]) > 0, "not the plan's parts")
+        require(digests[name] is None or is_hash(digests[name]), f"{name} is no commitment")
+    require(digests["training_rows"] is not None, "no commitment to the training rows")
+    require(digests["rows_method"] == form.COMMITMENT, "an unknown kind of commitment")
+    require(plan["mechanism"] == report["mechanism"], "the plan is of another mechanism")
+    require(len(report["parts"]) == len(plan["parts"]) > 0, "not the plan's parts")
     done = _executed(report)
     for stated, planned in zip(report["parts"], plan["parts"], strict=True):
         if plan["mechanism"] == "dp_sgd":
@@ -149,7 +145,7 @@ def _plan(report: Mapping[str, Any]) -> str:
             if plan["mechanism"] == "dp_sgd" and (together := form.noised_together(planned)) is not None:
                 expected["noised_together"] = together
                 _require_one_mechanism(together, planned)
-        _require(dict(stated) == expected, f"part {planned['name']} is not as planned, or not executed in full")
+        require(dict(stated) == expected, f"part {planned['name']} is not as planned, or not executed in full")
     until = f", until step {report['checkpoint']['step_number']}" if "checkpoint" in report else ""
     return f"{len(plan['parts'])} parts, executed as planned{until}"
 
@@ -161,10 +157,10 @@ def _executed(report: Mapping[str, Any]) -> dict[str, int]:
         return planned
     stated, whole = report["checkpoint"], sum(planned.values())
     done = {part["name"]: part["executed_steps"] for part in report["parts"]}
-    _require(all(type(count) is int for count in done.values()), "a part's steps are no number")
-    _require(done.keys() == planned.keys() and form.in_order(report["plan"]["parts"], done), "not a plan's first steps")
-    _require(stated == {"step_number": sum(done.values()), "num_steps": whole}, "the checkpoint is of other steps")
-    _require(type(stated["step_number"]) is int and stated["step_number"] < whole, "a checkpoint is before the end")
+    require(all(type(count) is int for count in done.values()), "a part's steps are no number")
+    require(done.keys() == planned.keys() and form.in_order(report["plan"]["parts"], done), "not a plan's first steps")
+    require(stated == {"step_number": sum(done.values()), "num_steps": whole}, "the checkpoint is of other steps")
+    require(type(stated["step_number"]) is int and stated["step_number"] < whole, "a checkpoint is before the end")
     return done
 
 
@@ -175,15 +171,15 @@ def _require_bounded(planned: Mapping[str, Any]) -> None:
     else:
         clipping, counts = planned["clipping"], planned.get("quantile") is not None
         bounded = clipping in form.CLIPPINGS and planned["max_grad_norm"] > 0.0 and counts == (clipping == "adaptive")
-    _require(bounded, f"part {planned['name']} bounds no unit's contribution")
+    require(bounded, f"part {planned['name']} bounds no unit's contribution")
 
 
 def _require_one_mechanism(together: Sequence[Mapping[str, Any]], planned: Mapping[str, Any]) -> None:
     """Parts of one noised vector are one Gaussian mechanism: σ⁻² = Σ (Δ_j / s_j)²."""
     precision = math.fsum(held["noise_multiplier"] ** -2 for held in together)
-    _require(
+    require(
         all(held["sensitivity"] > 0.0 for held in together)
-        and math.isclose(precision, planned["noise_multiplier"] ** -2, rel_tol=_CLOSED_FORM),
+        and math.isclose(precision, planned["noise_multiplier"] ** -2, rel_tol=CLOSED_FORM),
         f"what part {planned['name']} noises together is not one mechanism of its noise multiplier",
     )
 
@@ -191,18 +187,18 @@ def _require_one_mechanism(together: Sequence[Mapping[str, Any]], planned: Mappi
 def _public(report: Mapping[str, Any]) -> str:
     facts: dict[str, Any] = {}
     for fact in report["treated_as_public"]:
-        _keys(fact, {"what", "value", "source"})
-        _require(fact["source"] in _FACTS.get(fact["what"], ()), "a public fact of unknown kind or source")
+        require_keys(fact, {"what", "value", "source"})
+        require(fact["source"] in _FACTS.get(fact["what"], ()), "a public fact of unknown kind or source")
         facts[fact["what"]] = fact["value"]
     plan = report["plan"]
-    _require(len(facts) == len(report["treated_as_public"]), "a public fact is stated twice")
+    require(len(facts) == len(report["treated_as_public"]), "a public fact is stated twice")
     required = _FACTS.keys() - ({form.VALIDATION_UNITS} if not plan["num_validation_units"] else set())
-    _require(facts.keys() == required, "not all of what was treated as public is stated")
-    _require(facts[form.TRAINING_UNITS] == plan["num_units"], "another number of units than the plan's")
-    _require(facts.get(form.VALIDATION_UNITS, 0) == plan["num_validation_units"], "another number of validation units")
+    require(facts.keys() == required, "not all of what was treated as public is stated")
+    require(facts[form.TRAINING_UNITS] == plan["num_units"], "another number of units than the plan's")
+    require(facts.get(form.VALIDATION_UNITS, 0) == plan["num_validation_units"], "another number of validation units")
     evaluation = facts[form.OPTIONS]["evaluation"]
     released = form.released(plan, "none" if "checkpoint" in report else evaluation)
-    _require(report["released"] == released, "what was released is not what was asked for")
+    require(report["released"] == released, "what was released is not what was asked for")
     return f"{len(facts)} facts"
 
 
@@ -220,59 +216,59 @@ def _guarantee(report: Mapping[str, Any]) -> str:
     if "checkpoint" not in report:
         expected |= {"epsilon": plan["epsilon"], "accountant": plan["accountant"]}
     for key, value in expected.items():
-        _require(stated[key] == value, f"{key} is not the plan's")
-    _require(plan["neighboring_relation"] == "zero_out", "an unknown neighbouring relation")
-    _require(stated["epsilon"] <= stated["target_epsilon"], "more than the target was spent")
-    _names_discretization(stated["accountant"], stated["discretization"])
-    _datasets(stated["datasets"])
-    terms = _planned_terms(plan, stated["datasets"], _executed(report))
+        require(stated[key] == value, f"{key} is not the plan's")
+    require(plan["neighboring_relation"] == "zero_out", "an unknown neighbouring relation")
+    require(stated["epsilon"] <= stated["target_epsilon"], "more than the target was spent")
+    require_discretization(stated["accountant"], stated["discretization"])
+    require_datasets(stated["datasets"])
+    terms = planned_terms(plan, stated["datasets"], _executed(report))
     found = composed(terms, stated["discretization"]).epsilon(stated["delta"])
-    _agree(stated["epsilon"], found, "ε")
+    require_agreement(stated["epsilon"], found, "ε")
     return f"ε = {stated['epsilon']:g} at δ = {stated['delta']:g}; recomputed {found:.6g}"
 
 
 def _event(report: Mapping[str, Any], budget: Mapping[str, Any]) -> str:
-    _datasets(budget["datasets"])
+    require_datasets(budget["datasets"])
     terms = stored_terms(budget["dp_event"])
-    planned = _planned_terms(report["plan"], budget["datasets"], _executed(report))
-    _require(terms == planned != (), "the event is not the plan's")
-    _require(budget["delta"] == report["plan"]["target_delta"], "another δ than the job's")
-    _require(isinstance(budget["privacy_budget"], str), "no budget is named")
+    planned = planned_terms(report["plan"], budget["datasets"], _executed(report))
+    require(terms == planned != (), "the event is not the plan's")
+    require(budget["delta"] == report["plan"]["target_delta"], "another δ than the job's")
+    require(isinstance(budget["privacy_budget"], str), "no budget is named")
     return f"{sum(term.count for term in terms)} noised sums, as planned"
 
 
 def _epsilon(report: Mapping[str, Any], budget: Mapping[str, Any]) -> str:
     if budget["datasets"] == report["guarantee"]["datasets"]:
         for key in ("epsilon", "accountant", "discretization"):
-            _require(budget[key] == report["guarantee"][key], f"{key} is not the guarantee's")
-    _names_discretization(budget["accountant"], budget["discretization"])
+            require(budget[key] == report["guarantee"][key], f"{key} is not the guarantee's")
+    require_discretization(budget["accountant"], budget["discretization"])
     terms = stored_terms(budget["dp_event"])
     profile, rdp = composed(terms, budget["discretization"]), renyi.rdp_epsilon(terms, budget["delta"])
     found = profile.epsilon(budget["delta"])
-    _agree(budget["epsilon"], found, "ε")
-    _require([point["delta"] for point in budget["epsilon_at"]] == list(form.DELTAS), "not the form's list of δ")
+    require_agreement(budget["epsilon"], found, "ε")
+    require([point["delta"] for point in budget["epsilon_at"]] == list(form.DELTAS), "not the form's list of δ")
     for point in budget["epsilon_at"]:
-        _keys(point, {"delta", "epsilon"})
-        _agree(point["epsilon"], profile.epsilon(point["delta"]), f"ε at δ = {point['delta']:g}")
+        require_keys(point, {"delta", "epsilon"})
+        require_agreement(point["epsilon"], profile.epsilon(point["delta"]), f"ε at δ = {point['delta']:g}")
     return f"ε = {budget['epsilon']:g} at δ = {budget['delta']:g}; recomputed {found:.6g}, at most {rdp:.6g} by RDP"
 
 
 def _replace_one(_report: Mapping[str, Any], budget: Mapping[str, Any]) -> str:
-    _names_discretization(budget["accountant_replace_one"], budget["discretization"], "replace_one")
+    require_discretization(budget["accountant_replace_one"], budget["discretization"], "replace_one")
     terms = stored_terms(budget["dp_event"])
     found = composed(terms, budget["discretization"], "replace_one").epsilon(budget["delta"])
-    _agree(budget["epsilon_replace_one"], found, "ε under replace-one")
+    require_agreement(budget["epsilon_replace_one"], found, "ε under replace-one")
     return f"ε = {budget['epsilon_replace_one']:g}; recomputed {found:.6g}"
 
 
 def _attack_power(_report: Mapping[str, Any], budget: Mapping[str, Any]) -> str:
     rates = [point["false_positive_rate"] for point in budget["attack_power"]]
-    _require(rates == list(form.FALSE_POSITIVE_RATES), "not the form's false-positive rates")
+    require(rates == list(form.FALSE_POSITIVE_RATES), "not the form's false-positive rates")
     profile = composed(stored_terms(budget["dp_event"]), budget["discretization"])
     for point in budget["attack_power"]:
-        _keys(point, {"false_positive_rate", "true_positive_rate"})
+        require_keys(point, {"false_positive_rate", "true_positive_rate"})
         found = profile.true_positive_rate(point["false_positive_rate"])
-        _agree(point["true_positive_rate"], found, "true-positive rate")
+        require_agreement(point["true_positive_rate"], found, "true-positive rate")
     return ", ".join(f"{p['true_positive_rate']:.3g} at {p['false_positive_rate']:g}" for p in budget["attack_power"])
 
 
@@ -282,90 +278,34 @@ def _so_far(report: Mapping[str, Any], budget: Mapping[str, Any]) -> str:
     The job counts in full, at a checkpoint too.
     """
     stated, limit = budget["so_far"], budget["limit"]
-    terms, order = _planned_terms(report["plan"], budget["datasets"]), stated["rdp_order"]
-    _require(type(order) is int and 2 <= order <= 10_000, "an order that no filter has")
+    terms, order = planned_terms(report["plan"], budget["datasets"]), stated["rdp_order"]
+    require(type(order) is int and 2 <= order <= 10_000, "an order that no filter has")
     mine = renyi.total_divergence(terms, order)
-    _require(
-        math.isclose(stated["rho_of_this_job"], mine, rel_tol=_CLOSED_FORM, abs_tol=1e-11), "not this job's divergence"
+    require(
+        math.isclose(stated["rho_of_this_job"], mine, rel_tol=CLOSED_FORM, abs_tol=1e-11), "not this job's divergence"
     )
-    _require(type(stated["plans"]) is int and stated["plans"] >= 1, "this job is not among the plans")
-    _require(stated["rho"] >= stated["rho_of_this_job"], "less was spent than this job alone")
+    require(type(stated["plans"]) is int and stated["plans"] >= 1, "this job is not among the plans")
+    require(stated["rho"] >= stated["rho_of_this_job"], "less was spent than this job alone")
     alone = stated["plans"] == 1
-    _require(not alone or stated["rho"] == stated["rho_of_this_job"], "one plan, but more than this job was spent")
+    require(not alone or stated["rho"] == stated["rho_of_this_job"], "one plan, but more than this job was spent")
     if alone and stated["discretization"] is not None:
-        _names_discretization(stated["accountant"], stated["discretization"])
+        require_discretization(stated["accountant"], stated["discretization"])
         epsilon, tolerance = composed(terms, stated["discretization"]).epsilon(limit["delta"]), CLAIM_TOLERANCE
     else:
-        _require(stated["accountant"] == form.filter_name(order), "not the accountant that this calls for")
-        _require(stated["discretization"] is None, "a filter has no discretization")
-        epsilon, tolerance = renyi.epsilon_of_divergence(stated["rho"], order, limit["delta"]), _CLOSED_FORM
-    _agree(stated["epsilon"], epsilon, "ε of the budget so far", tolerance)
-    _require(stated["epsilon"] <= limit["epsilon"] + _ROUNDED, "the budget's limit was passed")
+        require(stated["accountant"] == form.filter_name(order), "not the accountant that this calls for")
+        require(stated["discretization"] is None, "a filter has no discretization")
+        epsilon, tolerance = renyi.epsilon_of_divergence(stated["rho"], order, limit["delta"]), CLOSED_FORM
+    require_agreement(stated["epsilon"], epsilon, "ε of the budget so far", tolerance)
+    require(stated["epsilon"] <= limit["epsilon"] + ROUNDED, "the budget's limit was passed")
     return f"{stated['plans']} plans, ε = {stated['epsilon']:g} of {limit['epsilon']:g} at δ = {limit['delta']:g}"
 
 
 def _ledger(_report: Mapping[str, Any], budget: Mapping[str, Any]) -> str:
     ledger = budget["ledger"]
     # The first entry opens the budget, a later one reserves for this job.
-    _require(type(ledger["sequence"]) is int and ledger["sequence"] >= 2, "no place in a ledger")
-    _require(_is_hash(ledger["head_hash"]), "no hash of a ledger's entry")
+    require(type(ledger["sequence"]) is int and ledger["sequence"] >= 2, "no place in a ledger")
+    require(is_hash(ledger["head_hash"]), "no hash of a ledger's entry")
     return f"entry {ledger['sequence']}, {ledger['head_hash'][:12]}…"
-
-
-def _lineage(report: Mapping[str, Any]) -> str:
-    """What each earlier job promised, from its events; and for every budget that they share with this one, the sum."""
-    lineage = report["lineage"]
-    _keys(lineage, _LINEAGE_KEYS)
-    _require(lineage["meaning"] == form.LINEAGE, "the lineage is not explained as it has to be")
-    _require(lineage["models"], "a lineage without a model")
-    base, charged = report["base_model"], dict[str, dict[str, list[Term]]]()
-    for entry in lineage["models"]:
-        _keys(entry, _ANCESTOR_KEYS)
-        _require(entry["model"] == base, "a model does not come from the one named after it")
-        base = entry["base_model"]
-        _ancestor(entry)
-        for charge in entry["charges"]:
-            terms = stored_terms(charge["dp_event"])
-            charged.setdefault(charge["privacy_budget"], {}).setdefault(entry["job"], []).extend(terms)
-    shared = [budget for budget in report.get("budgets", ()) if budget["privacy_budget"] in charged]
-    _require(len(lineage["composed"]) == len(shared), "not every budget that is shared is composed")
-    for stated, budget in zip(lineage["composed"], shared, strict=True):
-        _keys(stated, _COMPOSED_KEYS)
-        jobs = charged[budget["privacy_budget"]]
-        _require(stated["privacy_budget"] == budget["privacy_budget"], "another budget than those that are shared")
-        _require(stated["jobs"] == [report["job"], *jobs], "other jobs than those that were charged")
-        _require(stated["delta"] == budget["limit"]["delta"], "another δ than the budget's")
-        order = stated["rdp_order"]
-        _require(order == budget["so_far"]["rdp_order"], "another order than the budget's")
-        _require(stated["accountant"] == form.filter_name(order), "not the accountant that this calls for")
-        all_terms = [*stored_terms(budget["dp_event"]), *(term for inner in jobs.values() for term in inner)]
-        rho = renyi.total_divergence(all_terms, order)
-        _require(math.isclose(stated["rho"], rho, rel_tol=_CLOSED_FORM, abs_tol=1e-11), "not the jobs' divergence")
-        _require(rho <= budget["so_far"]["rho"] * (1 + _CLOSED_FORM) + 1e-11, "more than the budget was charged")
-        found = renyi.epsilon_of_divergence(stated["rho"], order, stated["delta"])
-        _agree(stated["epsilon"], found, "ε of the lineage", _CLOSED_FORM)
-    together = ", ".join(f"ε = {stated['epsilon']:g} on {stated['privacy_budget']}" for stated in lineage["composed"])
-    return f"{len(lineage['models'])} earlier jobs; together {together or 'on no budget of this job'}"
-
-
-def _ancestor(entry: Mapping[str, Any]) -> None:
-    _require(isinstance(entry["model"], str) and isinstance(entry["job"], str), "no model or job is named")
-    if entry["mechanism"] == "none":
-        _require(not entry["charges"] and entry["epsilon"] is None, "charges without a mechanism")
-        return
-    _require(entry["mechanism"] == "dp_sgd" and entry["charges"], "an unknown mechanism, or nothing was charged")
-    _require(entry["privacy_unit"] == "record" or entry["privacy_unit"].keys() == {"column"}, "no privacy unit")
-    named = re.search(r", discretization ([0-9.e-]+), pessimistic$", entry["accountant"])
-    _require(named, "not a known accountant")
-    assert named is not None
-    interval = float(named[1])
-    _names_discretization(entry["accountant"], interval)
-    for charge in entry["charges"]:
-        _keys(charge, {"privacy_budget", "datasets", "dp_event"})
-        _datasets(charge["datasets"])
-    # The first charge is to the training rows' budget: what the job's own ε was certified for.
-    found = composed(stored_terms(entry["charges"][0]["dp_event"]), interval).epsilon(entry["delta"])
-    _agree(entry["epsilon"], found, f"ε of {entry['job']}")
 
 
 _BUDGET_CHECKS: dict[str, Callable[..., str]] = {
@@ -378,39 +318,6 @@ _BUDGET_CHECKS: dict[str, Callable[..., str]] = {
 }
 
 
-def _planned_terms(
-    plan: Mapping[str, Any], datasets: Sequence[str], executed: Mapping[str, int] | None = None
-) -> tuple[Term, ...]:
-    """What the plan's parts on these datasets come to, as `stored_terms` has it. executed: not all, but these steps."""
-    counts: Counter[tuple[float, float]] = Counter()
-    for part in plan["parts"]:
-        if part["dataset"] in datasets:
-            sigma, rate, steps = part["noise_multiplier"], part.get("sample_rate", 1.0), part.get("num_steps", 1)
-            _require(type(steps) is int and steps >= 1 and 0 < rate <= 1 and 0 < sigma < math.inf, "a part is not sane")
-            if done := steps if executed is None else executed[part["name"]]:
-                counts[(float(rate), float(sigma))] += done
-    return tuple(Term(rate, sigma, count) for (rate, sigma), count in sorted(counts.items()))
-
-
-def _datasets(datasets: Any) -> None:
-    _require(datasets in (["training"], ["validation"], ["training", "validation"]), "unknown datasets")
-
-
-def _names_discretization(accountant: str, discretization: float, relation: Relation = "zero_out") -> None:
-    tail = f", {relation}, discretization {discretization:g}, pessimistic"
-    _require(re.fullmatch(r"PLD, dp-accounting [0-9]\S*", accountant.removesuffix(tail)), "not a known accountant")
-    _require(accountant.endswith(tail), "the accountant names another relation or discretization")
-
-
-def _agree(stated: float, found: float, what: str, tolerance: float = CLAIM_TOLERANCE) -> None:
-    """At one discretization two sound accountants differ by rounding only."""
-    _require(type(stated) in (int, float) and math.isfinite(found), f"{what} cannot be recomputed")
-    slack = tolerance * found + _CLOSED_FORM
-    _require(
-        -slack <= stated - found <= slack + _ROUNDED, f"{what} is stated as {stated:g}, but recomputed as {found:g}"
-    )
-
-
 def _as_fractions(value: Any) -> Any:
     if isinstance(value, dict):
         return {
@@ -418,16 +325,3 @@ def _as_fractions(value: Any) -> Any:
             for key, inner in value.items()
         }
     return [_as_fractions(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _is_hash(text: Any) -> bool:
-    return isinstance(text, str) and re.fullmatch("[0-9a-f]{64}", text) is not None
-
-
-def _keys(value: Mapping[str, Any], expected: set[str]) -> None:
-    _require(value.keys() == expected, "a field is missing, or there is one too many")
-
-
-def _require(condition: Any, problem: str) -> None:
-    if not condition:
-        raise _Refused(problem)

@@ -23,7 +23,7 @@ from app.exports.schemas import FormatName
 from app.jobs.schemas import TaskBlock
 from worker.exporter.formats.registry import MAKERS
 from worker.exporter.spec import FAILURES as EXPORTER_FAILURES
-from worker.reporter import METRICS
+from worker.metrics_gate import METRICS
 from worker.trainer.adaptations.registry import ADAPTERS
 from worker.trainer.families.interface import PooledFamily
 from worker.trainer.families.registry import FAMILIES as ARCHITECTURES

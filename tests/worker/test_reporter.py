@@ -14,7 +14,7 @@ from app.events import repository as events
 from app.events.tables import JobEvent
 from app.privacy import loss_curve
 from app.privacy.plan import LossSum, PrivacyPlan, SampledGaussian
-from worker import reporter
+from worker import metrics_gate, reporter
 from worker.trainer.messages import Progress
 
 SECRET = "Mrs Patient lives at Secret Street 1"
@@ -109,19 +109,19 @@ METRICS = {
 
 def test_metrics_pass_by_name_and_kind_only() -> None:
     offered = {**METRICS, "training_loss": 0.1, "accuracy_exact": 0.91, "labels": [SECRET], "method": SECRET}
-    released = reporter.cleared_metrics(offered, "private", "text_classification", ("a", "b"))
+    released = metrics_gate.cleared_metrics(offered, "private", "text_classification", ("a", "b"))
     assert released == {**METRICS, "method": released["method"]}
     assert SECRET not in str(released)
 
 
 @pytest.mark.parametrize("evaluation", ["public", "none"])
 def test_metrics_of_another_kind_than_planned_are_refused(evaluation: str) -> None:
-    with pytest.raises(reporter.NotReleased):
-        reporter.cleared_metrics(METRICS, evaluation, "text_classification", ("a", "b"))
+    with pytest.raises(metrics_gate.NotReleased):
+        metrics_gate.cleared_metrics(METRICS, evaluation, "text_classification", ("a", "b"))
 
 
 def test_without_an_evaluation_no_number_is_released() -> None:
-    released = reporter.cleared_metrics(
+    released = metrics_gate.cleared_metrics(
         {"released": "none", "accuracy": 0.9}, "none", "text_classification", ("a", "b")
     )
     assert "accuracy" not in released
@@ -133,10 +133,10 @@ def test_a_loss_curve_leaves_only_as_the_plan_has_it() -> None:
     curve = [
         loss_curve.described(plan, point) for point in loss_curve.points(plan, {"head": [0.5] * 16}, {"head": 1.0})
     ]
-    assert reporter.cleared_curve(None, plan, {"head": 16}) == {}
-    assert reporter.cleared_curve(curve, plan, {"head": 16}) == {"train_loss_curve": curve}
-    with pytest.raises(reporter.NotReleased):
-        reporter.cleared_curve(curve, plan, {"head": 15})
+    assert metrics_gate.cleared_curve(None, plan, {"head": 16}) == {}
+    assert metrics_gate.cleared_curve(curve, plan, {"head": 16}) == {"train_loss_curve": curve}
+    with pytest.raises(metrics_gate.NotReleased):
+        metrics_gate.cleared_curve(curve, plan, {"head": 15})
     for change in (
         {"step": 3},
         {"phase": "main"},
@@ -145,39 +145,39 @@ def test_a_loss_curve_leaves_only_as_the_plan_has_it() -> None:
         {"train_loss_interval_95": [0.0, SECRET]},
         {"exact": 0.4},
     ):
-        with pytest.raises(reporter.NotReleased):
-            reporter.cleared_curve([{**curve[0], **change}], plan, {"head": 16})
+        with pytest.raises(metrics_gate.NotReleased):
+            metrics_gate.cleared_curve([{**curve[0], **change}], plan, {"head": 16})
     bare = PrivacyPlan(
         "dp_sgd", 100, (SampledGaussian("head", 0.5, 16, 2.0, 1.0, "flat"),), target_epsilon=1.0, target_delta=1e-5
     )
-    with pytest.raises(reporter.NotReleased):
-        reporter.cleared_curve(curve, bare, {"head": 16})
+    with pytest.raises(metrics_gate.NotReleased):
+        metrics_gate.cleared_curve(curve, bare, {"head": 16})
 
 
 def test_entities_are_scored_on_public_data_only_and_by_declared_types() -> None:
     tags = ("O", "B-PER", "I-PER", "B-LOC")
     offered = {"accuracy": 0.5, "entity_f1": 0.5, "entity_f1_per_type": {"PER": 0.5, "LOC": 0.0}}
-    public = reporter.cleared_metrics({"released": "public", **offered}, "public", "token_classification", tags)
+    public = metrics_gate.cleared_metrics({"released": "public", **offered}, "public", "token_classification", tags)
     assert offered.items() <= public.items()
-    private = reporter.cleared_metrics({"released": "private", **offered}, "private", "token_classification", tags)
+    private = metrics_gate.cleared_metrics({"released": "private", **offered}, "private", "token_classification", tags)
     assert private["accuracy"] == 0.5
     assert not {"entity_f1", "entity_f1_per_type"} & private.keys()
     offered["entity_f1_per_type"] = {SECRET: 0.5}
-    public = reporter.cleared_metrics({"released": "public", **offered}, "public", "token_classification", tags)
+    public = metrics_gate.cleared_metrics({"released": "public", **offered}, "public", "token_classification", tags)
     assert "entity_f1_per_type" not in public
 
 
 def test_what_a_model_wrote_is_scored_on_public_data_only() -> None:
     offered = {"loss": 1.5, "bleu": 20.0, "chrf": 40.0, "rougeL": 0.4, "generated_rows": 12}
     withheld = {"bleu": "public_data_only", SECRET: "noise"}
-    public = reporter.cleared_metrics({"released": "public", **offered}, "public", "summarization", ())
+    public = metrics_gate.cleared_metrics({"released": "public", **offered}, "public", "summarization", ())
     assert offered.items() <= public.items()
-    private = reporter.cleared_metrics({"released": "private", **offered}, "private", "summarization", ())
+    private = metrics_gate.cleared_metrics({"released": "private", **offered}, "private", "summarization", ())
     assert private["loss"] == 1.5
     assert not {"bleu", "chrf", "rougeL", "generated_rows"} & private.keys()
     named = {"released": "private", "not_released": {"bleu": "public_data_only"}}
-    assert reporter.cleared_metrics(named, "private", "summarization", ())["not_released"] == named["not_released"]
+    assert metrics_gate.cleared_metrics(named, "private", "summarization", ())["not_released"] == named["not_released"]
     named["not_released"] = withheld
-    assert "not_released" not in reporter.cleared_metrics(named, "private", "summarization", ())
-    other = reporter.cleared_metrics({"released": "public", **offered}, "public", "chat", ())
+    assert "not_released" not in metrics_gate.cleared_metrics(named, "private", "summarization", ())
+    other = metrics_gate.cleared_metrics({"released": "public", **offered}, "public", "chat", ())
     assert "bleu" not in other
