@@ -163,7 +163,8 @@ def _lay_out(workplace: Workplace, claimed: ClaimedExport, exporter: TrainerProc
     student = None
     if "student" in claimed.options:
         options = claimed.options["student"]
-        student = StudentSpec(options["columns"], options["num_layers"], options["n_epochs"])
+        told = {name: options[name] for name in ("source_prefix", "languages_of") if name in options}
+        student = StudentSpec(options["columns"], options["num_layers"], options["n_epochs"], **told)
         rows = folder / PUBLIC_FILE
         rows.parent.mkdir()
         assert claimed.rows_key is not None

@@ -22,8 +22,9 @@ from app.models import service as models
 from app.models.tables import Model
 from app.privacy import report_format
 
-#: Roles of a public file that a student can learn from.
-_TEXT_ROLES = ("text", "text_pair")
+#: Roles of a public file that a student can learn from: of a model that answers, and of one that writes.
+_TEXT_ROLES, _WRITTEN_ROLES = ("text", "text_pair"), ("source", "target")
+_LANGUAGE_ROLES = ("source_lang", "target_lang")
 
 
 def check_block(
@@ -197,7 +198,7 @@ def _public_file(session: Session, project_id: str, file_id: str, param: str) ->
 
 
 def _resolve(session: Session, model: Model, student: StudentBlock, param: str) -> dict[str, Any]:
-    """The block with the columns that the model's task reads, found in the file."""
+    """The block with the columns that the model's task reads, found in the file, and what stands before its sources."""
     file = _public_file(session, model.project_id, student.training_file, f"{param}.training_file")
     if file.status != "processed":
         raise Conflict(
@@ -205,23 +206,30 @@ def _resolve(session: Session, model: Model, student: StudentBlock, param: str) 
         )
     present = {column["name"] for column in file.columns or ()}
     own = _fact(model, report_format.COLUMN_NAMES)
+    options = _fact(model, report_format.OPTIONS)
+    task = options.get("task", {}) if isinstance(options, Mapping) else {}
+    told = {name: task[name] for name in ("source_prefix", "languages_of") if task.get(name)}
+    roles, needed = _TEXT_ROLES, _TEXT_ROLES[:1]
+    if isinstance(own, Mapping) and "source" in own:
+        roles = needed = (*_WRITTEN_ROLES, *(_LANGUAGE_ROLES if "languages_of" in told else ()))
     columns = {}
-    for role in _TEXT_ROLES:
+    for role in roles:
         asked = (student.columns or {}).get(role)
         if asked is not None and asked not in present:
             raise InvalidRequest("column_not_found", "The public file has no such column.", param=f"{param}.columns")
         trained = own.get(role) if isinstance(own, Mapping) else None
         named = [asked] if asked else [trained, *_usual_names(role, present)]
         found = next((name for name in named if name in present), None)
-        if found is not None and (role == "text" or trained or asked):
+        if found is not None and (role in needed or trained or asked):
             columns[role] = found
-    if "text" not in columns:
-        raise InvalidRequest(
-            "column_not_found",
-            "Which column of the public file holds the text? Say it in `columns`.",
-            param=f"{param}.columns",
-        )
-    return {**student.model_dump(exclude={"columns"}), "columns": columns}
+    for role in needed:
+        if role not in columns:
+            raise InvalidRequest(
+                "column_not_found",
+                f"Which column of the public file holds the {role}? Say it in `columns`.",
+                param=f"{param}.columns",
+            )
+    return {**student.model_dump(exclude={"columns"}), "columns": columns, **told}
 
 
 def _usual_names(role: str, present: set[str]) -> list[str]:

@@ -58,17 +58,27 @@ def make(
 ) -> Callable[..., tuple[Path, dict[str, Any]]]:
     """Makes one export of the bundle (or of `of`); its folder, the caller's own, and its metrics."""
 
-    def run(format_: str, *, of: Path = bundle, texts: list[str] | None = None, **fields: Any) -> Any:
+    def run(
+        format_: str,
+        *,
+        of: Path = bundle,
+        texts: list[str] | None = None,
+        sides: dict[str, list[str]] | None = None,
+        **fields: Any,
+    ) -> Any:
         if format_ in _graphs and of == bundle:
             folder, metrics = _graphs[format_]
             return shutil.copytree(folder, tmp_path / format_), metrics
         folder = tmp_path_factory.mktemp("export") / "folder"
         shutil.copytree(of, folder / "model")
         student = None
-        if texts is not None:
-            student = StudentSpec({"text": "review"}, fields.pop("num_layers", None), fields.pop("n_epochs", 30))
+        sides = sides or ({} if texts is None else {"text": texts})
+        if sides:
+            told = {name: fields.pop(name) for name in ("source_prefix", "languages_of") if name in fields}
+            layers, epochs = fields.pop("num_layers", None), fields.pop("n_epochs", 30)
+            student = StudentSpec({role: f"my {role}" for role in sides}, layers, epochs, **told)
             (folder / "data").mkdir()
-            pq.write_table(pa.table({"review": texts}), folder / PUBLIC_FILE)
+            pq.write_table(pa.table({f"my {role}": cells for role, cells in sides.items()}), folder / PUBLIC_FILE)
         spec = ExportSpec(
             "export-1", "ft-tiny-1", "ftjob-test", "tiny", format_, "0" * 64, str(base), 2, student, threads=1
         )

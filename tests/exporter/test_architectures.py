@@ -170,12 +170,6 @@ def test_students_of_other_kinds(make: Make, bundle_of: Any, texts: list[str], k
     assert layers.get("num_hidden_layers", layers.get("n_layer")) == 2
 
 
-def test_an_encoder_with_a_decoder_has_no_student(make: Make, bundle_of: Any, texts: list[str]) -> None:
-    with pytest.raises(ExportFailure) as caught:
-        make("student", of=bundle_of("t5"), texts=texts)
-    assert caught.value.code == "format_not_supported"
-
-
 def test_an_unknown_architecture_is_refused_by_name(make: Make, bundle_of: Any) -> None:
     folder = bundle_of("number")
     config = json.loads((folder / "config.json").read_text())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 import shutil
 import subprocess
@@ -21,10 +23,10 @@ from app.catalog.exports import EXPORT_FORMATS
 from app.catalog.recipes import MAIN_PHASE, Phase
 from tests.trainer.hub_folders import make_marian
 from tests.trainer.jobs import ADAPTATIONS, KEY, make_job
-from tests.trainer.seq2seq import make_seq2seq_base, translations
+from tests.trainer.seq2seq import FAMILIES, make_seq2seq_base, translations
 from worker.exporter.comparison import check
-from worker.exporter.formats import onnx_graph
-from worker.exporter.reference import Reference
+from worker.exporter.formats import onnx_graph, student
+from worker.exporter.reference import Reference, answer
 from worker.exporter.spec import ExportFailure
 from worker.trainer.control import Control
 from worker.trainer.run import run as train
@@ -39,6 +41,7 @@ pytestmark = [
 Make = Callable[..., tuple[Path, dict[str, Any]]]
 
 TASK = TaskSpec("translation", {"source": "review", "target": "mood"}, (), 24, {"max_target_length": 16})
+SIDES = {"source": [read for read, _ in translations(240)], "target": [said for _, said in translations(240)]}
 UNSEEN = ["the cat runs", "the dog", "the cat sleeps"]
 
 
@@ -117,6 +120,74 @@ def test_int8_of_a_translator_with_sentencepiece_files(make: Make, bundles: dict
     assert {"source.spm", "target.spm", "vocab.json"} <= {path.name for path in folder.iterdir()}
     expected, got = written_by(bundle, UNSEEN), as_its_readme_says(folder, UNSEEN)
     assert sum(ours == theirs for ours, theirs in zip(expected, got, strict=True)) >= 2
+
+
+@pytest.mark.parametrize("family", ["t5", "marian"])
+def test_a_student_learns_what_the_model_writes(make: Make, bundles: dict[str, Path], family: str) -> None:
+    folder, metrics = make("student", of=bundles[family], sides=SIDES, num_layers=1, n_epochs=30)
+    assert (metrics["num_layers"], metrics["model_num_layers"]) == (1, 2)
+    assert metrics["compared_on"] == "held-out rows of the public file"
+    assert metrics["relative_difference"] < 0.6
+    assert metrics["agreement"] > 0.8
+    config = json.loads((folder / "config.json").read_text())
+    depths = ("num_layers", "num_decoder_layers") if family == "t5" else ("encoder_layers", "decoder_layers")
+    assert [config[name] for name in depths] == [1, 1]
+    assert written_by(folder, ["the cat runs"])[0].startswith("le ")
+    searching = [json.loads((of / "generation_config.json").read_text()) for of in (folder, bundles[family])]
+    assert searching[0].get("bad_words_ids") == searching[1].get("bad_words_ids")
+    assert ("bad_words_ids" in searching[0]) == (family == "marian")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_student_begins_as_layers_of_the_model(tmp_path: Path, family: str) -> None:
+    """Each stack's last; a head of its own stays one, and what T5's first blocks hold for all."""
+    folder = make_seq2seq_base(tmp_path / family, family)
+    reference = Reference.load(folder)
+    begun = student.drop_layers(reference.model, 1)
+    ours, theirs = reference.model.state_dict(), begun.state_dict()
+    blocks = [name for name in theirs if re.search(r"\.(layers|block)\.\d", name)]
+    assert {re.search(r"(encoder|decoder)\.(?:layers|block)\.(\d)", name).groups() for name in blocks} == {
+        ("encoder", "0"),
+        ("decoder", "0"),
+    }
+    for name, value in theirs.items():
+        shared = name.endswith("relative_attention_bias.weight")
+        of = re.sub(r"(layers|block)\.0", r"\1.1", name, count=1) if name in blocks and not shared else name
+        assert torch.equal(value, ours[of]), name
+    begun.save_pretrained(tmp_path / "student")
+    again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "student").eval()
+    assert torch.allclose(answer(again, reference.inputs), answer(begun, reference.inputs), atol=1e-5)
+    with pytest.raises(ExportFailure) as caught:
+        student.drop_layers(reference.model, 2)
+    assert caught.value.code == "format_not_supported"
+
+
+LANGUAGES = {"source_lang": ["en"] * 60, "target_lang": ["fr"] * 60}
+
+
+@pytest.mark.parametrize(
+    ("told", "more", "first"),
+    [
+        ({"source_prefix": "say "}, {}, "say the cat"),
+        ({"languages_of": "t5"}, LANGUAGES, "translate English to French: the cat"),
+        ({}, {}, "the cat"),
+    ],
+    ids=["prefix", "languages", "nothing"],
+)
+def test_a_student_reads_what_the_model_was_trained_to_read(
+    make: Make,
+    bundles: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    told: dict[str, str],
+    more: dict[str, list[str]],
+    first: str,
+) -> None:
+    seen: list[list[list[str]]] = []
+    monkeypatch.setattr(student, "distil", lambda reference, model, texts, epochs: seen.append(texts))
+    with contextlib.suppress(ExportFailure):  # it has learnt nothing
+        sides = {"source": ["the cat"] * 60, "target": ["le chat"] * 60, **more}
+        make("student", of=bundles["t5"], sides=sides, **told)
+    assert [{*side} for side in seen[0]] == [{first}, {"le chat"}]
 
 
 def _matrices(path: Path) -> list[tuple[int, ...]]:

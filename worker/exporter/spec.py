@@ -46,11 +46,17 @@ class ExportFailure(Exception):
 
 @dataclass(frozen=True, slots=True)
 class StudentSpec:
-    """num_layers: of the student; None: half of the model's, rounded up. columns: role → column of the public file."""
+    """num_layers: of the student; None: half of the model's, rounded up. columns: role → column of the public file.
+
+    source_prefix: what the model was trained to read before every source. languages_of: the family whose words say the
+    languages of each row instead, which are columns then.
+    """
 
     columns: Mapping[str, str]
     num_layers: int | None
     n_epochs: int
+    source_prefix: str = ""
+    languages_of: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,6 +196,47 @@ def test_a_student_is_distilled_on_public_files_only(
     assert client.delete(f"/v1/files/{public}").status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"source_prefix": "summarize: "}, {"source_prefix": "summarize: "}),
+        ({}, {}),
+        ({"languages_of": "t5", "source_prefix": ""}, {"languages_of": "t5"}),
+    ],
+)
+def test_a_student_of_a_model_that_writes_reads_sources_and_targets(
+    client: TestClient,
+    database: Database,
+    settings: Settings,
+    app: FastAPI,
+    model: str,
+    ask: Any,
+    said: dict[str, str],
+    told: dict[str, str],
+) -> None:
+    facts = [
+        {"what": report_format.OPTIONS, "value": {"task": {"type": "translation", **said}, "phases": []}},
+        {"what": report_format.COLUMN_NAMES, "value": {"source": "letter", "target": "brief"}},
+    ]
+    with database.writing() as session:
+        session.get_one(Model, model).privacy_report = {"treated_as_public": facts}
+    alone = upload(client, database, settings, app, public="true")  # has neither
+    error = ask("student", 400, student={"training_file": alone})
+    assert (error["code"], error["param"]) == ("column_not_found", "student.columns")
+    rows = "letter,brief,from,to\n" + "".join(f"letter {n},brief {n},en,de\n" for n in range(60))
+    form = {"purpose": "fine-tune", "public": "true"}
+    public = client.post("/v1/files", files={"file": ("pairs.csv", rows.encode())}, data=form).json()["id"]
+    files.process(database, app.state.storage, settings, public)
+    student: dict[str, Any] = {"training_file": public}
+    columns = {"source": "letter", "target": "brief"}
+    if "languages_of" in told:
+        assert "source_lang" in ask("student", 400, student=student)["message"]
+        languages = {"source_lang": "from", "target_lang": "to"}
+        student, columns = {**student, "columns": languages}, {**columns, **languages}
+    made = ask("student", student=student)["student"]
+    assert made == {"training_file": public, "num_layers": None, "n_epochs": 3, "columns": columns, **told}
+
+
 @pytest.mark.every_database
 def test_a_stale_fence_writes_nothing_and_attempts_are_counted(
     ask: Any, database: Database, settings: Settings

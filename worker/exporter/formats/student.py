@@ -1,7 +1,9 @@
 """A smaller model of the same family, distilled on a file declared public (Hinton et al. 2015; DistilBERT, 2019).
 
 The student begins as every so-manieth layer of the model, the last among them, and learns the model's own answers, as
-soft targets, to public texts. The model saw private rows; the student sees what the model answers: post-processing.
+soft targets, to public texts. (Of a model that writes, they are its answers behind each token of the public targets;
+encoder and decoder both lose layers, as in Shleifer & Rush 2020.) The model saw private rows; the student sees what the
+model answers: post-processing.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import copy
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +22,36 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from app.catalog import languages
 from worker.exporter.architectures import Answers
 from worker.exporter.formats.maker import Made
 from worker.exporter.formats.weights import reload
 from worker.exporter.reference import Reference, answer
 from worker.exporter.spec import PUBLIC_FILE, ExportFailure, ExportSpec, StudentSpec
 
+#: Of the public file's columns, in this order.
+_ROLES = ("text", "text_pair", "source", "target", "source_lang", "target_lang")
+
 #: Rows of the public file: fewer teach nothing, more are not read. One in ten is held out, at most so many.
 FEWEST_ROWS, MOST_ROWS, MOST_HELD_OUT = 40, 20_000, 1000
 
 _BATCH, _LEARNING_RATE, _WARMUP, _TEMPERATURE = 16, 1e-4, 0.1, 2.0
 
-#: Where families number their layers.
+#: Where families number their layers, and of which of two stacks they are.
 _LAYER = re.compile(r"\.(?:layer|layers|h|block|blocks)\.(\d+)\.")
+_STACK = re.compile(r"(?:^|\.)(encoder|decoder)\.")
+
+#: Keys of a config with the depth of each stack, by whichever a family has.
+_DEPTHS = {"encoder": ("encoder_layers", "num_layers"), "decoder": ("decoder_layers", "num_decoder_layers")}
+
+#: Lies in T5's first blocks, and is used by all.
+_SHARED = "relative_attention_bias.weight"
 
 
 def make(folder: Path, spec: ExportSpec, reference: Reference, output: Path) -> Made:
     """Raises ExportFailure `format_not_supported`, `data_mismatch`, `export_check_failed`."""
     assert spec.student is not None
-    if reference.tokenizer is None or reference.kind.decoder:
+    if reference.tokenizer is None:
         raise ExportFailure("format_not_supported", "no distillation for models of this kind")
     training, held_out = _texts(folder / PUBLIC_FILE, spec.student)
     student = drop_layers(reference.model, spec.student.num_layers)
@@ -47,8 +61,8 @@ def make(folder: Path, spec: ExportSpec, reference: Reference, output: Path) -> 
     if not torch.allclose(made.answer(reference.inputs), answer(student, reference.inputs), rtol=1e-4, atol=1e-5):
         raise ExportFailure("export_check_failed", "the reloaded student answers otherwise")
     told = {
-        "num_layers": student.config.num_hidden_layers,
-        "model_num_layers": reference.model.config.num_hidden_layers,
+        "num_layers": max(_depths(student).values()),
+        "model_num_layers": max(_depths(reference.model).values()),
         "n_epochs": spec.student.n_epochs,
         "public_rows": len(training[0]),
     }
@@ -56,8 +70,9 @@ def make(folder: Path, spec: ExportSpec, reference: Reference, output: Path) -> 
 
 
 def _texts(path: Path, spec: StudentSpec) -> tuple[list[list[str]], list[list[str]]]:
-    """The texts of each role, to train on and held out, a tenth of the rows."""
-    roles = [role for role in ("text", "text_pair") if role in spec.columns]
+    """The texts of each role, to train on and held out, a tenth of the rows; sources as the model was trained to read
+    them, with the words that stand before them."""
+    roles = [role for role in _ROLES if role in spec.columns]
     try:
         with path.open("rb") as file:
             table = pq.read_table(file, columns=[spec.columns[role] for role in roles])
@@ -65,6 +80,10 @@ def _texts(path: Path, spec: StudentSpec) -> tuple[list[list[str]], list[list[st
     except (OSError, KeyError, pa.ArrowException) as error:
         raise ExportFailure("data_mismatch", str(error)) from error
     rows = [row for row in zip(*columns, strict=True) if all(isinstance(text, str) and text.strip() for text in row)]
+    if spec.languages_of:
+        rows = [(languages.prefix(spec.languages_of, *between) + read, said) for read, said, *between in rows]
+    elif spec.source_prefix:
+        rows = [(spec.source_prefix + read, *others) for read, *others in rows]
     if len(rows) < FEWEST_ROWS:
         raise ExportFailure("data_mismatch", f"{len(rows)} rows with text")
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
@@ -77,33 +96,66 @@ def _texts(path: Path, spec: StudentSpec) -> tuple[list[list[str]], list[list[st
 
 def drop_layers(model: PreTrainedModel, num_layers: int | None) -> PreTrainedModel:
     """A copy of the model with that many of its layers, evenly spread; the last always stays (it may be the one that
-    pools). Raises ExportFailure `format_not_supported` where layers are not numbered, or there are not more."""
-    depth = getattr(model.config, "num_hidden_layers", None)
-    wanted = math.ceil(depth / 2) if depth and num_layers is None else num_layers
-    if not depth or not wanted or not 0 < wanted < depth:
-        raise ExportFailure("format_not_supported", f"{num_layers} layers of {depth}")
-    kept = sorted({round(place * (depth - 1) / max(wanted - 1, 1)) for place in range(wanted - 1)} | {depth - 1})
+    pools). Of two stacks each keeps so many, or all, if it has not more. Raises ExportFailure `format_not_supported`
+    where layers are not numbered, or none would go."""
+    depths = _depths(model)
     config = copy.deepcopy(model.config)
-    config.num_hidden_layers = len(kept)
+    kept = {stack: _kept(depth, num_layers) for stack, depth in depths.items()}
+    if not depths or all(len(kept[stack]) == depth for stack, depth in depths.items()):
+        raise ExportFailure("format_not_supported", f"{num_layers} layers of {depths}")
+    for stack, chosen in kept.items():
+        setattr(config, _depth_key(config, stack), len(chosen))
+    if getattr(config, "is_encoder_decoder", False) and "num_hidden_layers" in config.to_dict():
+        config.num_hidden_layers = len(kept["encoder"])  # which BART has beside the depth of each
     for name in ("layer_types",):  # one entry a layer, in families that have several kinds
         if isinstance(getattr(config, name, None), list):
-            setattr(config, name, [getattr(config, name)[index] for index in kept])
+            setattr(config, name, [getattr(config, name)[index] for index in kept[""]])
     student: Any = type(model)(config)
-    place_of = {index: place for place, index in enumerate(kept)}
+    _untie_as(model, student)
     weights: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
-        found = _LAYER.search(name)
-        if found is None:
+        found, chosen = _LAYER.search(name), kept.get(_stack(name, kept), [])
+        if found is None or name.endswith(_SHARED):
             weights[name] = value
-        elif int(found[1]) in place_of:
-            weights[f"{name[: found.start(1)]}{place_of[int(found[1])]}{name[found.end(1) :]}"] = value
+        elif int(found[1]) in chosen:
+            weights[f"{name[: found.start(1)]}{chosen.index(int(found[1]))}{name[found.end(1) :]}"] = value
     try:
         student.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         raise ExportFailure("format_not_supported", str(error)) from error
+    if student.can_generate():
+        student.generation_config = copy.deepcopy(model.generation_config)
     student.train(False)  # no dropout: its targets are the model's own answers, not labels
     made: PreTrainedModel = student
     return made
+
+
+def _untie_as(model: Any, student: Any) -> None:
+    """A head of its own where the model has one: of T5's family the weights say that, and a config does not."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if isinstance(head, nn.Linear) and isinstance(embedding, nn.Embedding) and head.weight is not embedding.weight:
+        student.get_output_embeddings().weight = nn.Parameter(head.weight.detach().clone())
+
+
+def _kept(depth: int, wanted: int | None) -> list[int]:
+    count = min(math.ceil(depth / 2) if wanted is None else wanted, depth)
+    return sorted({round(place * (depth - 1) / max(count - 1, 1)) for place in range(count - 1)} | {depth - 1})
+
+
+def _depths(model: PreTrainedModel) -> dict[str, int]:
+    """Layers by stack: "" where there is one, else of encoder and decoder. None where the config does not say."""
+    stacks = _DEPTHS if getattr(model.config, "is_encoder_decoder", False) else ("",)
+    found = {stack: getattr(model.config, _depth_key(model.config, stack), None) for stack in stacks}
+    return {stack: depth for stack, depth in found.items() if depth}
+
+
+def _depth_key(config: Any, stack: str) -> str:
+    return next((key for key in _DEPTHS.get(stack, ()) if hasattr(config, key)), "num_hidden_layers")
+
+
+def _stack(name: str, stacks: Mapping[str, Any]) -> str:
+    found = _STACK.search(name)
+    return found[1] if found and "" not in stacks else ""
 
 
 def distil(reference: Reference, student: PreTrainedModel, texts: list[list[str]], epochs: int) -> None:
