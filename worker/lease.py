@@ -24,7 +24,7 @@ Heartbeat = Callable[[Session, Mapping[str, Any] | None], bool]
 class Lease:
     """Beats until the block ends. lost: set once the job is another's, or the database was silent for a whole lease.
 
-    cancel_requested: set once the user's cancel was seen.
+    cancel_requested: set once the user's cancel was seen. progress: what was noted last.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Lease:
         self._database = database
         self._heartbeat = heartbeat
         self._settings = settings
-        self._progress: Mapping[str, Any] | None = None
+        self.progress: Mapping[str, Any] | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat_until_ended, name="lease", daemon=True)
         self._renewed = time.monotonic()
@@ -56,12 +56,12 @@ class Lease:
 
     def note(self, progress: Mapping[str, Any]) -> None:
         """Progress {step, num_steps, phase, executed}: the next beat stores it; only the latest counts."""
-        self._progress = progress
+        self.progress = progress
 
     def _beat_until_ended(self) -> None:
         stored: Mapping[str, Any] | None = None
         while not self._ended.wait(self._settings.heartbeat_seconds):
-            progress = self._progress
+            progress = self.progress
             began = time.monotonic()
             try:
                 with self._database.writing() as session:

@@ -325,8 +325,11 @@ class Attempt:
     def _abandon(self, code: str) -> NoReturn:
         """The attempt is lost, not the job: the next claim resumes it, as long as attempts are left."""
         self._lease.end()
+        claimed, seconds = self._claimed, self._settings.lease_seconds
         with self._workplace.database.writing() as session:
-            queued = lifecycle.abandon(session, self._claimed.job_id, self._claimed.fence, self._settings, code)
+            # How far it is known to have come: the next beat would have told.
+            lifecycle.heartbeat(session, claimed.job_id, claimed.fence, seconds, self._lease.progress)
+            queued = lifecycle.abandon(session, claimed.job_id, claimed.fence, self._settings, code)
         if queued:
             self._workplace.queue.hint_job(self._claimed.job_id)
         else:

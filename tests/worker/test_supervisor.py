@@ -26,6 +26,7 @@ from app.jobs.tables import Job, JobKey
 from app.metadata import metadata
 from app.models.tables import Model
 from app.settings import Settings
+from tests.running import until
 from worker import chores, supervisor
 from worker.trainer import families
 from worker.trainer_process import TrainerProcess
@@ -290,6 +291,27 @@ def test_a_failure_before_any_row_is_charged_what_attempts_before_executed(
 
 def test_a_failure_before_any_row_is_charged_in_full_behind_a_crash(work: Work, job: Read, reservation: Any) -> None:
     work("started(); progress({'centring': 1}); time.sleep(0.3); os.kill(os.getpid(), 9)")
+    work(BEFORE_ANY_ROW)
+    assert job().status == "failed"
+    assert charged_in_full(reservation())
+
+
+def test_a_crash_is_known_to_have_come_as_far_as_its_trainer_said(
+    work: Work, job: Read, workplace: Workplace, reservation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two heartbeats, too: a checkpoint before that step does not make up for what made it crash."""
+    monkeypatch.setattr(workplace.settings, "heartbeat_seconds", 60.0)
+    work("started(); progress({'centring': 1, 'head': 3}); os.kill(os.getpid(), 9)")
+    assert job().progress["crashed_at"] == 4  # type: ignore[index]
+    behind = "{'centring': 1, 'head': 1}"
+    stopped = f"started(); checkpoint({behind}); wait_for_stop(); say(type='stopped', step=2, executed={behind})"
+    worker = threading.Thread(target=work, args=(stopped,))
+    worker.start()
+    until(lambda: job().checkpoint)
+    workplace.shutting_down.set()
+    worker.join()
+    workplace.shutting_down.clear()
+    assert job().interrupted
     work(BEFORE_ANY_ROW)
     assert job().status == "failed"
     assert charged_in_full(reservation())
