@@ -41,6 +41,9 @@ _PROCESSORS = (
     {"preprocessor_config.json"},
 )
 
+#: In these transformers looks for code of the folder's own, or of another on a hub.
+_NAMES_CODE = ("config.json", "tokenizer_config.json", "preprocessor_config.json")
+
 _CHUNK = 1 << 20
 
 
@@ -123,10 +126,22 @@ def build(
 
 
 def holds_only_our_code(folder: Path) -> bool:
-    """Whether a bundle's file of classes, if it has one, is this service's own, word for word: whoever downloads it is
-    asked to trust it."""
+    """Whether a bundle's file of classes, if it has one, is this service's own, word for word, and its configurations
+    name no other code, which might be anybody's on a hub: whoever downloads it is asked to trust it."""
     path = folder / GROUP_NORM_CODE
-    return not path.exists() or (path.is_file() and path.read_bytes() == _own_code())
+    if path.exists() and not (path.is_file() and path.read_bytes() == _own_code()):
+        return False
+    named = [_auto_map(folder / name) for name in _NAMES_CODE]
+    return all(not each or each in folder_reader.OWN_CLASSES for each in named)
+
+
+def _auto_map(path: Path) -> Any:
+    """What transformers would run with that configuration, were it allowed to."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):  # then transformers reads nothing of it, either
+        return None
+    return content.get("auto_map") if isinstance(content, dict) else None
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Whether an adaptation finds something to train in a base, as far as its files say; what fails later is charged."""
+"""Whether an adaptation finds something to train in a base, as far as its files say; the rest its trainer finds out."""
 
 from __future__ import annotations
 

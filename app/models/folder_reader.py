@@ -30,7 +30,8 @@ _CODE_KEYS = frozenset(
         "experts_implementation",
     }
 )  # fmt: skip
-_OWN_CLASSES = [family.auto_map for family in FAMILIES.values() if family.auto_map]
+#: What `auto_map` may say in a bundle of ours.
+OWN_CLASSES = [family.auto_map for family in FAMILIES.values() if family.auto_map]
 _OTHER_WEIGHTS = frozenset({"quantization_config", "compression_config"})
 
 CLASS_NAME = re.compile(r"[A-Za-z][A-Za-z0-9]{0,63}")
@@ -96,7 +97,7 @@ class Reader:
             raise Refused("invalid_json", f"{name} is not a JSON object")
         for key in _CODE_KEYS & value.keys():
             # A bundle of ours may name the file that it brings for others; here that is never run, either.
-            ours = self._own and key == "auto_map" and value[key] in _OWN_CLASSES
+            ours = self._own and key == "auto_map" and value[key] in OWN_CLASSES
             if value[key] not in (None, False, {}, []) and not ours:
                 raise Refused("code_in_config", f"{name} has the key {key}: models with code of their own are not run")
         if _OTHER_WEIGHTS & value.keys():

@@ -110,6 +110,17 @@ def test_code_in_a_bundle_is_ours_word_for_word_or_nothing_is_published(
     assert shown.headers["content-type"].startswith("text/plain")
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "preprocessor_config.json"])
+@pytest.mark.parametrize("auto_map", [{"AutoConfig": "somebody/else--x.Y"}, "x.Y"])
+def test_a_bundle_that_names_other_code_than_ours_is_not_published(
+    work: Work, job: Read, stored: Any, name: str, auto_map: Any
+) -> None:
+    """Whoever is used to trust our file would run it."""
+    work(f"started(); results(); write('model/{name}', json.dumps({{'auto_map': {auto_map!r}}})); finish()")
+    assert (job().status, job().error["code"]) == ("failed", "trainer_error")  # type: ignore[index]
+    assert (job().fine_tuned_model, stored("models/")) == (None, [])
+
+
 CUT = "say(type='truncation', dataset='training', rows=60, tokens=987654321, cut={'text': {'rows': 7, 'tokens': 77}});"
 
 
