@@ -71,7 +71,15 @@ class Trained:
     """A job's way from bytes to a bundle on disk."""
 
     def __init__(
-        self, running: Running, client: openai.OpenAI, into: Path, name: str, content: bytes, base: str, **body: Any
+        self,
+        running: Running,
+        client: openai.OpenAI,
+        into: Path,
+        name: str,
+        content: bytes,
+        base: str,
+        n_epochs: int = 30,
+        **body: Any,
     ) -> None:
         public = body["privacy"].get("mechanism") == "none"
         file = client.files.create(
@@ -82,7 +90,7 @@ class Trained:
         job = client.fine_tuning.jobs.create(
             model=base,
             training_file=file.id,
-            hyperparameters={"n_epochs": 30, "batch_size": ROWS // 2},
+            hyperparameters={"n_epochs": n_epochs, "batch_size": ROWS // 2},
             extra_body={"evaluation": {"split": 0.2}, **body},
         )
         self.job: Any = wait_for_job(client, job.id)
@@ -222,7 +230,7 @@ def test_group_norm_in_place_of_batch_norm(
     running: Running, client: openai.OpenAI, tmp_path: Path, models: Path
 ) -> None:
     """A bundle that brings its class: loads without this service, is exported by it, and trained further."""
-    private = {**FULL, "privacy": {"target_epsilon": 50.0, "target_delta": 1e-5}}
+    private = {**FULL, "privacy": {"target_epsilon": 50.0, "target_delta": 1e-5}, "n_epochs": 8}
     replaced = {**private, "adaptation": {"type": "full", "batch_norm": "group_norm"}}
     for base, adaptation, code in (
         ("tiny-resnet", {"type": "head", "batch_norm": "group_norm"}, "batch_norm_not_trained"),
