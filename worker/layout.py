@@ -15,6 +15,7 @@ from app.files import service as files
 from app.files.tables import File
 from app.jobs.lifecycle import Claimed
 from app.models import service as models
+from app.privacy.plan import PrivacyPlan, SampledGaussian
 from app.storage import Storage
 from worker import base_model, job_folder, leftovers
 from worker.trainer.spec import (
@@ -43,13 +44,17 @@ class NotBegun(Unworkable):
 def lay_out(workplace: Workplace, claimed: Claimed, folder: Path, runtime: RuntimeOptions) -> TrainerSpec:
     """Fills the folder, and clears the store of what earlier attempts left; returns the spec in it.
 
-    Raises NotBegun (data_mismatch, resume_mismatch, base_model_invalid), and what database and store raise.
+    Raises NotBegun (data_mismatch, resume_mismatch, base_model_invalid), Unworkable (resume_mismatch) where steps that
+    the database has forgotten were told, and what database and store raise.
     """
     storage, resolved = workplace.storage, claimed.resolved
     training, validation = _files(workplace.database, claimed)
     _fetch_rows(storage, training.rows_key, resolved["training_digest"], folder / TRAINING_FILE)
     if validation is not None:
         _fetch_rows(storage, validation.rows_key, resolved["validation_digest"], folder / VALIDATION_FILE)
+    # A published checkpoint is in the ledger, which the store has the head of; points of the loss curve are not.
+    if _tells_losses(claimed.plan) and leftovers.forgotten(storage, claimed):
+        raise Unworkable("resume_mismatch")
     leftovers.clear(storage, claimed)
     _fetch_checkpoint(storage, claimed, folder)
     spec = TrainerSpec(
@@ -73,6 +78,10 @@ def lay_out(workplace: Workplace, claimed: Claimed, folder: Path, runtime: Runti
     )
     spec.write(folder)
     return spec
+
+
+def _tells_losses(plan: PrivacyPlan) -> bool:
+    return any(isinstance(part, SampledGaussian) and part.loss is not None for part in plan.parts)
 
 
 def _files(database: Database, claimed: Claimed) -> tuple[File, File | None]:

@@ -48,6 +48,13 @@ def clear(storage: Storage, claimed: Claimed) -> None:
     storage.delete_prefix(bundles_prefix(claimed.project_id, claimed.job_id), keep=claimed.published)
 
 
+def forgotten(storage: Storage, claimed: Claimed) -> bool:
+    """Whether the store has checkpoints of this claim or of later ones: then the database was put back to a backup from
+    before them, and what their steps told may be known."""
+    fences = storage.names(attempts_prefix(claimed.project_id, claimed.job_id))
+    return any(fence.isdigit() and int(fence) >= claimed.fence for fence in fences)
+
+
 def erase(workplace: Workplace) -> None:
     """For the sweep: removes, once, all that jobs left which have ended for a lease's time, but for published models
     and the committed figures of what they cut.
