@@ -225,3 +225,15 @@ def test_batch_norm_that_nothing_would_make_up_for_is_refused(
     with pytest.raises(ApiError) as refused:
         plan_images(images(family), **{"batch_norm": "group_norm", **adaptation})
     assert (refused.value.code, refused.value.param) == (code, "adaptation.batch_norm")
+
+
+def test_a_base_of_the_same_classes_is_centred_already():
+    def parts(labels: tuple[str, ...], task: str = "text_classification") -> list[str]:
+        base = dataclasses.replace(BASE, id="ft-x", source="fine_tuned", trained_for=task, labels=labels)
+        request = parsed(CreateJob.model_validate({"model": "ft-x", "training_file": "file-1"}))
+        return [part.name for part in planning.plan(request, base, file(), None, DEFAULTS).plan.parts]
+
+    assert parts(("neg", "pos")) == ["head", "evaluation"]
+    assert parts(("pos", "neg")) == ["centring", "head", "evaluation"]
+    assert parts(("neg", "pos"), "another") == ["centring", "head", "evaluation"]
+    assert parts(()) == ["centring", "head", "evaluation"]

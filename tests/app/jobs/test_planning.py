@@ -193,53 +193,6 @@ def test_phases_that_were_stored_before_there_was_a_choice_are_read():
     assert Phase.from_dict(old) == Phase.from_dict(stored)
 
 
-@pytest.mark.parametrize(
-    ("name", "changes", "by_admin", "code"),
-    [
-        ("Topic", {}, False, None),
-        ("email", {}, False, "labels_required"),
-        ("email", {}, True, None),
-        ("email", {"budget": None}, False, None),
-        ("topic", {"many": 201}, True, "too_many_classes"),
-        ("topic", {"many": 200}, True, None),
-        ("topic", {"many": 201, "budget": None}, False, None),
-    ],
-)
-def test_a_class_list_is_taken_from_columns_that_are_named_for_it(
-    name: str, changes: dict[str, Any], by_admin: bool, code: str | None
-):
-    facts = dict(changes)
-    classes = [f"c{number}" for number in range(facts.pop("many", 2))]
-    training = file(columns=(column("text"), column(name, classes)), **facts)
-    request = parsed(
-        CreateJob.model_validate({"model": BASE.id, "training_file": "file-1", "task": {"columns": {"label": name}}})
-    )
-    if code is None:
-        planned = planning.plan(request, BASE, training, None, DEFAULTS, by_admin)
-        assert planned.resolved["task"]["labels"] == classes
-    else:
-        with pytest.raises(ApiError) as refused:
-            planning.plan(request, BASE, training, None, DEFAULTS, by_admin)
-        assert refused.value.code == code
-
-
-def test_a_refused_column_is_not_looked_at():
-    """One class or a thousand: the same refusal, so that it tells nothing of them."""
-    for classes in (["only"], None, ["a", "b"]):
-        training = file(columns=(column("text"), column("email", classes)))
-        assert refusal(training, task={"columns": {"label": "email"}}) == ("labels_required", "task.labels")
-
-
-def test_named_columns_and_declared_labels():
-    planned = plan(
-        file(columns=(column("a"), column("b", ["x", "y"]), column("label", ["1", "2"]))),
-        task={"columns": {"text": "a", "label": "b"}, "labels": ["y", "x", "z"]},
-    )
-    assert planned.resolved["task"]["columns"] == {"text": "a", "label": "b"}
-    assert planned.resolved["task"]["labels"] == ["y", "x", "z"]
-    assert planned.resolved["task"]["labels_source"] == "declared"
-
-
 # --- whose data, whose budget ----------------------------------------------------------------------------------------
 
 
@@ -383,13 +336,6 @@ def test_validation_files_that_do_not_fit(other: FileFacts, body: dict[str, Any]
     assert refusal(file(), other, **body) == (code, param)
 
 
-def test_missing_values_are_told_by_place_only():
-    broken = column("Label", ["neg", "pos"], {"count": 3, "row": 17, "line": 19})
-    with pytest.raises(ApiError) as refused:
-        plan(file(columns=(column("Sentence"), broken)))
-    assert (refused.value.code, refused.value.extra) == ("missing_values", {"line": 19, "row": 17})
-
-
 def test_no_refusal_tells_a_value():
     """A column name may be a row (a file without a header), a class is private unless declared."""
     secret = "zx81-canary"
@@ -447,91 +393,3 @@ def test_a_spent_validation_budget_refuses_too():
     with pytest.raises(BudgetExceeded) as refused:
         plan(file(), validation(budget=budget("pb-2", used=0.9999)))
     assert refused.value.extra["privacy_budget"] == "pb-2"
-
-
-def test_a_base_of_the_same_classes_is_centred_already():
-    def parts(labels: tuple[str, ...], task: str = "text_classification") -> list[str]:
-        base = dataclasses.replace(BASE, id="ft-x", source="fine_tuned", trained_for=task, labels=labels)
-        request = parsed(CreateJob.model_validate({"model": "ft-x", "training_file": "file-1"}))
-        return [part.name for part in planning.plan(request, base, file(), None, DEFAULTS).plan.parts]
-
-    assert parts(("neg", "pos")) == ["head", "evaluation"]
-    assert parts(("pos", "neg")) == ["centring", "head", "evaluation"]
-    assert parts(("neg", "pos"), "another") == ["centring", "head", "evaluation"]
-    assert parts(()) == ["centring", "head", "evaluation"]
-
-
-# --- other tasks of an encoder ---------------------------------------------------------------------------------------
-
-
-def scored(low: float = 0.5, high: float = 4.0, **changes: Any) -> FileFacts:
-    columns = (column("sentence1"), column("sentence2"), {**column("score"), "range": [low, high]})
-    return file(columns=columns, **changes)
-
-
-def test_a_pair_with_a_score_is_a_regression_over_its_declared_range():
-    planned = plan(scored(), task={"range": [0, 5]})
-    assert planned.resolved["task"] == {
-        "type": "text_regression",
-        "columns": {"text": "sentence1", "text_pair": "sentence2", "target": "score"},
-        "labels": [],
-        "labels_source": "none",
-        "max_length": 128,
-        "options": {"range": [0.0, 5.0]},
-    }
-    assert planned.resolved["adaptation"] == {"type": "attentive_head", "num_layers": 3}  # half of six, for a pair
-    release = planned.plan.part("evaluation")
-    assert isinstance(release, GaussianRelease)
-    assert release.sensitivity == pytest.approx(6.0**0.5)
-
-
-def test_a_private_range_is_never_taken_from_the_file():
-    assert refusal(scored()) == ("range_required", "task.range")
-    assert refusal(scored(), task={"range": [5, 5]}) == ("invalid_range", "task.range")
-    public = plan(scored(budget=None))
-    assert public.resolved["task"]["options"] == {"range": [0.5, 4.0]}
-    words = file(columns=(column("text"), {**column("score"), "range": None}))
-    assert refusal(words, task={"range": [0, 5]}) == ("target_not_a_number", "training_file")
-    assert refusal(scored(), file(param="validation_file", columns=(column("sentence1"), column("sentence2"),
-        column("score"))), task={"range": [0, 5]}) == ("target_not_a_number", "validation_file")  # fmt: skip
-
-
-def test_lists_of_classes_are_several_labels_with_their_sensitivity():
-    label = {**column("labels"), "type": "json", "elements": ["a", "b", "c", "d"]}
-    planned = plan(file(columns=(column("text"), label)))
-    task = planned.resolved["task"]
-    assert (task["type"], task["labels"], task["options"]) == (
-        "text_classification", ["a", "b", "c", "d"], {"multi_label": True},
-    )  # fmt: skip
-    release = planned.plan.part("evaluation")
-    assert isinstance(release, GaussianRelease)
-    assert release.sensitivity == pytest.approx(2.0)
-    assert plan().plan.part("evaluation").sensitivity == 1.0  # type: ignore[union-attr]
-
-
-def test_tokens_and_tags_are_token_classification():
-    tags = {**column("ner_tags"), "type": "json", "elements": ["B-PER", "O"]}
-    planned = plan(file(columns=({**column("tokens"), "type": "json", "elements": None}, tags)))
-    assert planned.resolved["task"]["type"] == "token_classification"
-    assert planned.resolved["task"]["labels"] == ["B-PER", "O"]
-    assert [part.name for part in planned.plan.parts] == ["head", "evaluation"]  # tokens are not centred
-
-
-def test_an_option_of_another_task_is_refused_by_name():
-    assert refusal(task={"type": "text_classification", "range": [0, 1]}) == ("unknown_parameter", "task.range")
-
-
-def test_what_a_request_says_of_its_task_counts_before_the_files_columns():
-    """A range is a regression's, whatever the column is called: here its cells are no numbers."""
-    assert refusal(task={"range": [0, 1]}) == ("target_not_a_number", "training_file")
-    labels = file(columns=(column("text"), {**column("label"), "range": [0.0, 1.0]}))
-    resolved = plan(labels, task={"range": [0, 1]}).resolved
-    assert resolved["task"]["type"] == "text_regression"
-    assert resolved["adaptation"] == {"type": "attentive_head", "num_layers": 4}
-    assert refusal(labels) == ("too_many_classes", "task.columns.label")
-
-
-def test_options_and_labels_are_refused_where_a_task_has_none():
-    assert refusal(scored(), task={"type": "text_regression", "range": [0, 5], "labels": ["a", "b"]}) == (
-        "unknown_parameter", "task.labels",
-    )  # fmt: skip
