@@ -41,6 +41,8 @@ from tests.trainer.images import answers_elsewhere, make_image_base, picture
 PUBLIC: dict[str, Any] = {"privacy": {"mechanism": "none"}}
 PRIVATE: dict[str, Any] = {"privacy": {"target_epsilon": 100.0, "target_delta": 1e-5}}
 FULL: dict[str, Any] = {"adaptation": {"type": "full"}, "optimizer": {"type": "adamw", "learning_rate": 1e-2}}
+#: At the rate above a text of two parts is sometimes not learnt at all.
+GENTLY: dict[str, Any] = {"adaptation": {"type": "full"}, "optimizer": {"type": "adamw", "learning_rate": 3e-3}}
 ROWS = 160
 
 
@@ -56,7 +58,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Running]:
-    settings = {"PRIVTUNE_THREADS": "1", "PRIVTUNE_BUDGET_EPSILON": "400", "PRIVTUNE_MODELS_DIR": str(models)}
+    settings = {"PRIVTUNE_THREADS": "1", "PRIVTUNE_BUDGET_EPSILON": "1000", "PRIVTUNE_MODELS_DIR": str(models)}
     with Running(tmp_path_factory.mktemp("service") / "data", **settings) as service:
         yield service
 
@@ -134,7 +136,7 @@ def losses(kind: Any, folder: Path, inputs: dict[str, torch.Tensor]) -> float:
 def test_pairs_of_texts(running: Running, client: openai.OpenAI, tmp_path: Path) -> None:
     table = toy_table("pair", ROWS)
     named = {"sentence1": table["a"], "sentence2": table["b"], "label": table["c"]}
-    got = Trained(running, client, tmp_path, "pairs.jsonl", lines(named), "tiny-bert", **PUBLIC, **FULL)
+    got = Trained(running, client, tmp_path, "pairs.jsonl", lines(named), "tiny-bert", 60, **PUBLIC, **GENTLY)
     assert got.task == "text_classification"
     assert got.metrics["accuracy"] > 0.7
     told = logits(AutoModelForSequenceClassification, got.bundle, table["a"], table["b"]).argmax(1)
@@ -314,7 +316,7 @@ def test_plain_text_of_a_masked_model(running: Running, client: openai.OpenAI, t
             **{**cut, "adaptation": everything},
         )
     assert (refused.value.code, refused.value.param) == ("freeze_matches_everything", "adaptation.patterns")
-    got = Trained(running, client, tmp_path, "texts.jsonl", lines({"text": texts}), "tiny-bert", **cut)
+    got = Trained(running, client, tmp_path, "texts.jsonl", lines({"text": texts}), "tiny-bert", 60, **cut)
     assert got.task == "masked_lm"
     report = client.get(f"/files/{got.job.training_file}/report", cast_to=dict[str, Any])
     beyond = [max(0, len(text.split()) + 2 - 12) for text in texts]  # [CLS] and [SEP]
