@@ -42,7 +42,7 @@ _PROCESSORS = (
 )
 
 #: In these transformers looks for code of the folder's own, or of another on a hub.
-_NAMES_CODE = ("config.json", "tokenizer_config.json", "preprocessor_config.json")
+_CONFIGURATIONS = ("config.json", "generation_config.json", "tokenizer_config.json", "preprocessor_config.json")
 
 _CHUNK = 1 << 20
 
@@ -131,17 +131,15 @@ def holds_only_our_code(folder: Path) -> bool:
     path = folder / GROUP_NORM_CODE
     if path.exists() and not (path.is_file() and path.read_bytes() == _own_code()):
         return False
-    named = [_auto_map(folder / name) for name in _NAMES_CODE]
-    return all(not each or each in folder_reader.OWN_CLASSES for each in named)
+    return not any(folder_reader.keys_of_code(_configuration(folder / name), own=True) for name in _CONFIGURATIONS)
 
 
-def _auto_map(path: Path) -> Any:
-    """What transformers would run with that configuration, were it allowed to."""
+def _configuration(path: Path) -> Mapping[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):  # then transformers reads nothing of it, either
-        return None
-    return content.get("auto_map") if isinstance(content, dict) else None
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 @cache

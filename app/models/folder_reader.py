@@ -31,7 +31,7 @@ _CODE_KEYS = frozenset(
     }
 )  # fmt: skip
 #: What `auto_map` may say in a bundle of ours.
-OWN_CLASSES = [family.auto_map for family in FAMILIES.values() if family.auto_map]
+_OWN_CLASSES = [family.auto_map for family in FAMILIES.values() if family.auto_map]
 _OTHER_WEIGHTS = frozenset({"quantization_config", "compression_config"})
 
 CLASS_NAME = re.compile(r"[A-Za-z][A-Za-z0-9]{0,63}")
@@ -95,11 +95,8 @@ class Reader:
             raise Refused("invalid_json", f"{name} is not JSON") from error
         if not isinstance(value, dict):
             raise Refused("invalid_json", f"{name} is not a JSON object")
-        for key in _CODE_KEYS & value.keys():
-            # A bundle of ours may name the file that it brings for others; here that is never run, either.
-            ours = self._own and key == "auto_map" and value[key] in OWN_CLASSES
-            if value[key] not in (None, False, {}, []) and not ours:
-                raise Refused("code_in_config", f"{name} has the key {key}: models with code of their own are not run")
+        for key in keys_of_code(value, own=self._own):
+            raise Refused("code_in_config", f"{name} has the key {key}: models with code of their own are not run")
         if _OTHER_WEIGHTS & value.keys():
             raise Refused("quantized", f"{name}: the weights are quantized, which cannot be fine-tuned here")
         return value
@@ -151,6 +148,13 @@ class Reader:
         block = text.split("\n---", 1)[0] if text.startswith("---") else ""
         found = _LICENCE.search(block)
         return found[1].lower() if found else "unknown"
+
+
+def keys_of_code(value: Mapping[str, Any], *, own: bool) -> list[str]:
+    """Keys by which a JSON file of a model has transformers load code, or choose how it runs. own: of a bundle of ours,
+    which may name the file that it brings for others; here that is never run, either."""
+    said = sorted(key for key in _CODE_KEYS & value.keys() if value[key] not in (None, False, {}, []))
+    return [key for key in said if not (own and key == "auto_map" and value[key] in _OWN_CLASSES)]
 
 
 def only(value: Mapping[str, Any], keys: frozenset[str]) -> dict[str, Any]:

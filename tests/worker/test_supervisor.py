@@ -74,12 +74,19 @@ def test_a_job_that_finishes_is_published_and_settled_once(
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "preprocessor_config.json"])
-@pytest.mark.parametrize("auto_map", [{"AutoConfig": "somebody/else--x.Y"}, "x.Y"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        {"auto_map": {"AutoConfig": "somebody/else--x.Y"}},
+        {"auto_map": "x.Y"},
+        {"custom_pipelines": {"image-classification": {"impl": "somebody/else--x.Y", "pt": []}}},
+    ],
+)
 def test_a_bundle_that_names_other_code_than_ours_is_not_published(
-    work: Work, job: Read, stored: Any, name: str, auto_map: Any
+    work: Work, job: Read, stored: Any, name: str, code: Any
 ) -> None:
     """Whoever is used to trust our file would run it."""
-    work(f"started(); results(); write('model/{name}', json.dumps({{'auto_map': {auto_map!r}}})); finish()")
+    work(f"started(); results(); write('model/{name}', json.dumps({code!r})); finish()")
     assert (job().status, job().error["code"]) == ("failed", "trainer_error")  # type: ignore[index]
     assert (job().fine_tuned_model, stored("models/")) == (None, [])
 
