@@ -272,16 +272,21 @@ def test_what_killed_attempts_left_is_gone_before_the_next_one_makes_a_step(
     assert job().status == "succeeded"
 
 
-def test_a_checkpoint_of_an_attempt_that_lost_its_job_does_not_stay(
-    work: Work, job: Read, stored: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    commit = lifecycle.commit_checkpoint
+def steal_before(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Another worker claims the job just before that function of `lifecycle` is called."""
+    function = getattr(lifecycle, name)
 
     def stolen_first(session: Any, *arguments: Any) -> Any:
         session.execute(update(Job).values(fence=Job.fence + 1))
-        return commit(session, *arguments)
+        return function(session, *arguments)
 
-    monkeypatch.setattr(lifecycle, "commit_checkpoint", stolen_first)
+    monkeypatch.setattr(lifecycle, name, stolen_first)
+
+
+def test_a_checkpoint_of_an_attempt_that_lost_its_job_does_not_stay(
+    work: Work, job: Read, stored: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steal_before(monkeypatch, "commit_checkpoint")
     work("started(); checkpoint({'centring': 1}); time.sleep(60)")
     assert job().status == "running"
     assert stored("checkpoints") == []
@@ -290,13 +295,7 @@ def test_a_checkpoint_of_an_attempt_that_lost_its_job_does_not_stay(
 def test_a_lease_lost_just_before_the_end_publishes_nothing(
     work: Work, job: Read, database: Database, client: TestClient, stored: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    succeed = lifecycle.succeed
-
-    def stolen_first(session: Any, *arguments: Any) -> str:
-        session.execute(update(Job).values(fence=Job.fence + 1))
-        return succeed(session, *arguments)
-
-    monkeypatch.setattr(lifecycle, "succeed", stolen_first)
+    steal_before(monkeypatch, "succeed")
     work(SUCCESS)
     assert job().status == "running"
     assert job().fine_tuned_model is None
