@@ -11,11 +11,11 @@ from typing import Any
 from app.catalog.families import FAMILIES
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-TOKENIZER, VOCABULARY = "tokenizer.json", "vocab.json"
+TOKENIZER, VOCABULARY, TARGET_VOCABULARY = "tokenizer.json", "vocab.json", "target_vocab.json"
 
 #: What is copied as it is, and how large it may be.
-PLAIN_FILES = {TOKENIZER: 64 << 20, "vocab.txt": 64 << 20, VOCABULARY: 64 << 20, "merges.txt": 64 << 20,
-                "chat_template.jinja": 64 << 10}  # fmt: skip
+PLAIN_FILES = {TOKENIZER: 64 << 20, "vocab.txt": 64 << 20, VOCABULARY: 64 << 20, TARGET_VOCABULARY: 64 << 20,
+                "merges.txt": 64 << 20, "chat_template.jinja": 64 << 10}  # fmt: skip
 
 #: A folder with more entries, or with larger JSON, is no model's.
 MAX_ENTRIES = 4096

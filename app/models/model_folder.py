@@ -42,8 +42,8 @@ _TOKENIZER_KEYS = frozenset(
         "backend", "bos_token", "chat_template", "clean_up_tokenization_spaces", "cls_token", "do_basic_tokenize",
         "do_lower_case", "eos_token", "errors", "extra_ids", "extra_special_tokens", "legacy", "lowercase",
         "mask_token", "model_input_names", "model_max_length", "never_split", "pad_token", "padding_side", "sep_token",
-        "source_lang", "spaces_between_special_tokens", "split_special_tokens", "strip_accents", "target_lang",
-        "tokenize_chinese_chars", "tokenizer_class", "trim_offsets", "truncation_side", "unk_token",
+        "separate_vocabs", "source_lang", "spaces_between_special_tokens", "split_special_tokens", "strip_accents",
+        "target_lang", "tokenize_chinese_chars", "tokenizer_class", "trim_offsets", "truncation_side", "unk_token",
         "use_default_system_prompt",
     }
 )  # fmt: skip
@@ -200,6 +200,8 @@ def _check_shapes(
     shapes = {tensor.shape for tensor in tensors.values()}
     if family.kind != "image" and (config.get("vocab_size"), sizes["hidden_size"]) not in shapes:
         raise Refused("config_mismatch", "no weight has the vocabulary's size by the hidden size")
+    if family.kind == "seq2seq" and (tokenizer_files.written_size(config), sizes["hidden_size"]) not in shapes:
+        raise Refused("config_mismatch", "no weight has the size of the vocabulary that is written by the hidden size")
     if family.position_table and (sizes["max_length"] + family.extra_positions, sizes["hidden_size"]) not in shapes:
         raise Refused("config_mismatch", "no weight has the number of positions by the hidden size")
     if len(_blocks(tensors)) < sizes["num_layers"]:

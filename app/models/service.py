@@ -72,6 +72,7 @@ BUNDLE_FILES = frozenset(
         "source.spm",
         "special_tokens_map.json",
         "target.spm",
+        "target_vocab.json",
         "tokenizer.json",
         "tokenizer_config.json",
         "vocab.json",

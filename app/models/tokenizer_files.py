@@ -9,7 +9,7 @@ from typing import Any
 
 from app.catalog.families import FAMILIES, Family
 from app.models import sentencepiece_file
-from app.models.folder_reader import TOKENIZER, VOCABULARY, Reader, Refused
+from app.models.folder_reader import TARGET_VOCABULARY, TOKENIZER, VOCABULARY, Reader, Refused
 from app.models.sentencepiece_file import InvalidPieces
 
 SENTENCEPIECE_FILES = frozenset(name for family in FAMILIES.values() for name in family.sentencepiece)
@@ -52,26 +52,45 @@ def sentencepiece(
         if type(extra) is not int or not 0 <= extra <= config["vocab_size"] - len(pieces.texts):
             raise Refused("config_mismatch", f"{name} and extra_ids have more tokens than the weights")
     if family.model_type == "marian":
-        _check_vocabulary(small, config["vocab_size"])
-        if (reader.json("tokenizer_config.json") or {}).get("separate_vocabs"):
-            raise Refused("invalid_tokenizer", "a vocabulary for each side, which this service does not train")
+        _check_vocabularies(small, config)
     return found
 
 
-def _check_vocabulary(small: Mapping[str, bytes], size: int) -> None:
-    """Marian's vocab.json: an id of the weights for each token."""
-    if VOCABULARY not in small:
-        raise Refused("no_tokenizer", f"there is no {VOCABULARY}")
-    if len(small[VOCABULARY]) > _MAX_PARSED_BYTES:
-        raise Refused("file_too_large", f"{VOCABULARY} has more than {_MAX_PARSED_BYTES} bytes")
+def written_size(config: Mapping[str, Any]) -> Any:
+    """Tokens that the model may write: Marian's two sides may have embeddings, and vocabularies, of their own."""
+    own = None if config.get("share_encoder_decoder_embeddings", True) else config.get("decoder_vocab_size")
+    return own or config.get("vocab_size")
+
+
+def _check_vocabularies(small: Mapping[str, bytes], config: Mapping[str, Any]) -> None:
+    """Marian's: one for both sides, or one for each, which have the same ids for what transformers has once."""
+    read, written = config["vocab_size"], written_size(config)
+    if _json_of(small, "tokenizer_config.json").get("separate_vocabs"):
+        ids, target = _vocabulary(small, VOCABULARY, read), _vocabulary(small, TARGET_VOCABULARY, written)
+        if other := sorted(token for token in _MARIAN_TOKENS if ids[token] != target[token]):
+            raise Refused("invalid_tokenizer", f"{other[0]} has another id in {TARGET_VOCABULARY}")
+    else:
+        _vocabulary(small, VOCABULARY, min(read, written))
+    for key in ("pad_token_id", "decoder_start_token_id"):
+        if type(config.get(key, 0)) is not int or not 0 <= config.get(key, 0) < min(read, written):
+            raise Refused("config_mismatch", f"{key} is none of the weights'")
+
+
+def _vocabulary(small: Mapping[str, bytes], name: str, size: int) -> dict[str, int]:
+    """Of a file: an id of the weights for each token."""
+    if name not in small:
+        raise Refused("no_tokenizer", f"there is no {name}")
+    if len(small[name]) > _MAX_PARSED_BYTES:
+        raise Refused("file_too_large", f"{name} has more than {_MAX_PARSED_BYTES} bytes")
     try:
-        ids = json.loads(small[VOCABULARY])
+        ids = json.loads(small[name])
     except (ValueError, RecursionError) as error:
-        raise Refused("invalid_json", f"{VOCABULARY} is not JSON") from error
+        raise Refused("invalid_json", f"{name} is not JSON") from error
     if not isinstance(ids, dict) or not _MARIAN_TOKENS <= ids.keys():
-        raise Refused("invalid_tokenizer", f"{VOCABULARY} lacks one of {', '.join(sorted(_MARIAN_TOKENS))}")
+        raise Refused("invalid_tokenizer", f"{name} lacks one of {', '.join(sorted(_MARIAN_TOKENS))}")
     if not all(type(each) is int and 0 <= each < size for each in ids.values()) or len({*ids.values()}) != len(ids):
-        raise Refused("config_mismatch", f"{VOCABULARY} has ids that the weights have not, or one twice")
+        raise Refused("config_mismatch", f"{name} has ids that the weights have not, or one twice")
+    return ids
 
 
 def language_pair(small: Mapping[str, bytes]) -> tuple[str, ...]:

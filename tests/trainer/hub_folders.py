@@ -36,23 +36,32 @@ def pieces(texts: Iterable[str], **options: Any) -> bytes:
     return written.getvalue()
 
 
-def make_marian(folder: Path, *, languages: tuple[str, ...] = (), pickled: bool = False) -> Path:
-    """The layout of Helsinki-NLP/opus-mt-en-fr. languages: of a model for several. pickled: as older weights are."""
+def make_marian(
+    folder: Path, *, languages: tuple[str, ...] = (), pickled: bool = False, separate: bool = False
+) -> Path:
+    """The layout of Helsinki-NLP/opus-mt-en-fr. languages: of a model for several. pickled: as older weights are.
+    separate: with a vocabulary and embeddings for each side, as some of opus-mt-tc-… have them."""
     folder.mkdir(parents=True)
     sides = [pieces(texts, vocab_size=40, unk_id=0, eos_id=1) for texts in zip(*translations(12), strict=True)]
     for name, model in zip(("source.spm", "target.spm"), sides, strict=True):
         (folder / name).write_bytes(model)
     read = [sentencepiece.SentencePieceProcessor(model_proto=model) for model in sides]
-    tokens = [model.id_to_piece(index) for model in read for index in range(model.get_piece_size())]
-    names = dict.fromkeys(("</s>", "<unk>", *tokens, *(f">>{language}<<" for language in languages), "<pad>"))
-    vocabulary = {token: index for index, token in enumerate(names)}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    tokens = [[model.id_to_piece(index) for index in range(model.get_piece_size())] for model in read]
+    marks = [f">>{language}<<" for language in languages]
+    named = [[*tokens[0], *marks], tokens[1]] if separate else [[*tokens[0], *tokens[1], *marks]]
+    vocabularies = [dict.fromkeys(("</s>", "<unk>", *names)) for names in named]
+    padding = max(map(len, vocabularies))  # one id of both, behind the last of either
+    for names, name in zip(vocabularies, ("vocab.json", "target_vocab.json"), strict=False):
+        ids = {token: index for index, token in enumerate(names)}
+        (folder / name).write_text(json.dumps({**ids, "<pad>": padding}))
     told = {"source_lang": "en", "target_lang": "roa" if languages else "fr"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(told))
-    padding = vocabulary["<pad>"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(told | ({"separate_vocabs": True} if separate else {})))
     special = {"pad_token_id": padding, "decoder_start_token_id": padding, "eos_token_id": 0, "bos_token_id": 0}
     torch.manual_seed(7)
-    config = hf.MarianConfig(**_SIZES, **special, vocab_size=len(names), forced_eos_token_id=0, scale_embedding=True)
+    config = hf.MarianConfig(
+        **_SIZES, **special, vocab_size=padding + 1, forced_eos_token_id=0, scale_embedding=True,
+        share_encoder_decoder_embeddings=not separate,
+    )  # fmt: skip
     model = hf.MarianMTModel(config)
     _save(model, folder, pickled)
     # Written for an older transformers, which kept how to generate in both files.

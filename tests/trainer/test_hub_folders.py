@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from worker.trainer.tasks.interface import load_tokenizer
 from worker.trainer.tasks.text_to_text import Translation
 
 TASK = TaskSpec("translation", {"source": "review", "target": "mood"}, (), 16, {"max_target_length": 12})
-MAKERS = {"marian": make_marian, "mt5": make_mt5}
+MAKERS = {"marian": make_marian, "marian-separate": partial(make_marian, separate=True), "mt5": make_mt5}
 
 #: What a user of the bundle runs, with nothing of ours in reach.
 LOADED = """
@@ -72,37 +73,44 @@ def load_elsewhere(bundle: Path, *texts: str) -> Any:
     return json.loads(subprocess.run(command, capture_output=True, check=True, cwd=bundle, text=True).stdout)
 
 
-@pytest.mark.parametrize("family", MAKERS)
+@pytest.mark.parametrize("kind", MAKERS)
 def test_a_private_job_gives_a_bundle_that_plain_transformers_loads_elsewhere(
-    tmp_path: Path, bases: dict[str, Path], family: str
+    tmp_path: Path, bases: dict[str, Path], kind: str
 ) -> None:
     phases = (Phase(MAIN_PHASE, ADAPTATIONS["full"], 0.5, 3, 1e-2, 1e-2),)
-    job = make_job(tmp_path / "job", bases[family], family=family, task=TASK, phases=phases, data=translations(60))
+    family = kind.partition("-")[0]
+    job = make_job(tmp_path / "job", bases[kind], family=family, task=TASK, phases=phases, data=translations(60))
     run(job.folder, KEY, Control(None))
     got = job.metrics()
     assert (got["released"], got["not_released"]["bleu"]) == ("private", "public_data_only")
     bundle = job.folder / "results/model"
     names = {path.name for path in bundle.iterdir()}
     own = {"source.spm", "target.spm", "vocab.json"} if family == "marian" else {"tokenizer.json"}
+    assert ("target_vocab.json" in names) == (kind == "marian-separate")
     assert own | {"tokenizer_config.json", "generation_config.json"} <= names
     assert str(tmp_path) not in (bundle / "tokenizer_config.json").read_text()
-    before, after = load_file(bases[family] / "model.safetensors"), load_file(bundle / "model.safetensors")
+    before, after = load_file(bases[kind] / "model.safetensors"), load_file(bundle / "model.safetensors")
     assert before.keys() == after.keys()
-    assert any(not torch.equal(before[name], after[name]) for name in before)
-    kind, asked, written = load_elsewhere(bundle, "the cat sleeps", "the dog")
-    assert kind == {"marian": "MarianTokenizer", "mt5": "T5Tokenizer"}[family]
-    expected = load_tokenizer(bases[family])(["the cat sleeps", "the dog"], padding=True)["input_ids"]
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    if kind == "marian-separate":  # each side's own, and the head's, which is the decoder's
+        assert {f"model.{side}.embed_tokens.weight" for side in ("encoder", "decoder")} <= changed
+        assert not {"model.shared.weight", "lm_head.weight"} & after.keys()
+    tokenizer, asked, written = load_elsewhere(bundle, "the cat sleeps", "the dog")
+    assert tokenizer == {"marian": "MarianTokenizer", "mt5": "T5Tokenizer"}[family]
+    expected = load_tokenizer(bases[kind])(["the cat sleeps", "the dog"], padding=True)["input_ids"]
     assert asked == expected
     assert len(written) == 2
     again = inspect(bundle, bundle.parent, "again").base  # and it can be trained further
     assert (again.family, again.language_pair) == (family, ("en", "fr") if family == "marian" else ())
 
 
-def test_on_public_data_it_learns_and_is_scored(tmp_path: Path, bases: dict[str, Path]) -> None:
+@pytest.mark.parametrize("kind", ["marian", "marian-separate"])
+def test_on_public_data_it_learns_and_is_scored(tmp_path: Path, bases: dict[str, Path], kind: str) -> None:
     phases = (Phase(MAIN_PHASE, ADAPTATIONS["full"], 0.5, 120, 1e-2, 1e-2),)
     job = make_job(
         tmp_path / "job",
-        bases["marian"],
+        bases[kind],
         family="marian",
         task=TASK,
         private=False,
@@ -118,14 +126,19 @@ def test_on_public_data_it_learns_and_is_scored(tmp_path: Path, bases: dict[str,
 
 
 def test_pieces_are_sentencepieces_own(bases: dict[str, Path], hub: dict[str, Path]) -> None:
-    """Each side by its own file, ids by vocab.json, the language's token in front."""
+    """Each side by its own file, ids by vocab.json or, if the target has one, its own."""
     import sentencepiece
 
-    tokenizer = load_tokenizer(bases["marian"])
-    ids = json.loads((hub["marian"] / "vocab.json").read_text())
-    for side, name, text in (("text", "source.spm", "the cat sleeps"), ("text_target", "target.spm", "le chien court")):
-        own = sentencepiece.SentencePieceProcessor(model_file=str(hub["marian"] / name)).encode(text, out_type=str)
-        assert tokenizer(**{side: [text]})["input_ids"][0] == [*(ids[piece] for piece in own), ids["</s>"]]
+    for kind in ("marian", "marian-separate"):
+        tokenizer = load_tokenizer(bases[kind])
+        for side, name, text in (
+            ("text", "source.spm", "the cat sleeps"),
+            ("text_target", "target.spm", "le chien court"),
+        ):
+            separate = kind == "marian-separate" and side == "text_target"
+            ids = json.loads((hub[kind] / ("target_vocab.json" if separate else "vocab.json")).read_text())
+            own = sentencepiece.SentencePieceProcessor(model_file=str(hub[kind] / name)).encode(text, out_type=str)
+            assert tokenizer(**{side: [text]})["input_ids"][0] == [*(ids[piece] for piece in own), ids["</s>"]]
     model = sentencepiece.SentencePieceProcessor(model_file=str(hub["mt5"] / "spiece.model"))
     assert load_tokenizer(bases["mt5"])(["the cat sleeps"])["input_ids"][0] == [*model.encode("the cat sleeps"), 1]
 

@@ -103,7 +103,8 @@ def _synthetic(kind: Kind, model: PreTrainedModel, tokenizer: PreTrainedTokenize
         channels = int(getattr(model.config, "num_channels", 3))
         return {"pixel_values": torch.randn(ROWS_PER_TOKEN, channels, height, width, generator=generator)}
     special = set(tokenizer.all_special_ids)
-    words = torch.tensor([index for index in range(int(model.config.vocab_size)) if index not in special])
+    size = min(int(model.config.vocab_size), int(getattr(model.config, "decoder_vocab_size", 1 << 60)))
+    words = torch.tensor([index for index in range(size) if index not in special])
     words = words[words < len(tokenizer)]
     rows = ROWS_PER_TOKEN if kind.per_token else ROWS
     texts = []

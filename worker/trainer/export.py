@@ -32,6 +32,7 @@ PROCESSOR_FILES = (
     "merges.txt",
     "source.spm",
     "target.spm",
+    "target_vocab.json",
     "chat_template.jinja",
     "preprocessor_config.json",
 )

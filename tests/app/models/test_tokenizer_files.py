@@ -89,6 +89,16 @@ def test_marian_is_offered_with_its_files_tasks_and_languages(tmp_path: Path) ->
     assert (other.languages, other.language_pair) == (("fra", "por_BR"), ())
 
 
+def test_marian_with_a_vocabulary_for_each_side_is_offered(tmp_path: Path) -> None:
+    smaller = {**APART, "vocab_size": 70, "decoder_vocab_size": 64}
+    weights = {"encoder.embed_tokens.weight": (70, 8), "decoder.embed_tokens.weight": (64, 8), "layers.0.x": (8, 8)}
+    files = {**SEPARATE, "config__json": smaller, "model__safetensors": safetensors(weights)}
+    found = inspect(marian(tmp_path / "mine", **files), tmp_path, "mine")
+    assert "translation" in found.base.tasks
+    assert json.loads(found.small["target_vocab.json"])["le"] == 2
+    assert json.loads(found.small["tokenizer_config.json"])["separate_vocabs"] is True
+
+
 def test_mt5_is_offered_with_its_file(tmp_path: Path) -> None:
     found = inspect(mt5(tmp_path / "mt5-small"), tmp_path, "mt5-small")
     assert "translation" in found.base.tasks
@@ -220,6 +230,11 @@ def test_the_smallest_tables_are_read() -> None:
 
 
 IDS = {"</s>": 0, "<unk>": 1, "<pad>": 63}
+APART = {**MARIAN, "share_encoder_decoder_embeddings": False, "decoder_vocab_size": 64}
+SEPARATE = {
+    "config__json": APART, "tokenizer_config__json": {"separate_vocabs": True}, "vocab__json": IDS,
+    "target_vocab__json": {**IDS, "le": 2},
+}  # fmt: skip
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 800000\n"
 REFUSED: dict[str, tuple[str, Callable[..., Path], dict[str, Any]]] = {
     "no target.spm": ("no_tokenizer", marian, {"target__spm": None}),
@@ -236,7 +251,24 @@ REFUSED: dict[str, tuple[str, Callable[..., Path], dict[str, Any]]] = {
     "a negative id": ("config_mismatch", marian, {"vocab__json": {**IDS, "a": -1}}),
     "a word for an id": ("config_mismatch", marian, {"vocab__json": {**IDS, "a": "b"}}),
     "an id twice": ("config_mismatch", marian, {"vocab__json": {**IDS, "a": 1}}),
-    "a vocabulary a side": ("invalid_tokenizer", marian, {"tokenizer_config__json": {"separate_vocabs": True}}),
+    "no vocabulary of the target": ("no_tokenizer", marian, {**SEPARATE, "target_vocab__json": None}),
+    "another padding of the target": (
+        "invalid_tokenizer",
+        marian,
+        {**SEPARATE, "target_vocab__json": {**IDS, "<pad>": 9}},
+    ),
+    "an id beyond the target's weights": (
+        "config_mismatch",
+        marian,
+        {**SEPARATE, "target_vocab__json": {**IDS, "a": 64}},
+    ),
+    "a target of more than the weights": (
+        "config_mismatch",
+        marian,
+        {**SEPARATE, "config__json": {**APART, "decoder_vocab_size": 80}},
+    ),
+    "a start that is no token": ("config_mismatch", marian, {"config__json": {**MARIAN, "decoder_start_token_id": 64}}),
+    "padding of one side only": ("config_mismatch", marian, {**SEPARATE, "config__json": {**APART, "vocab_size": 80}}),
     "more pieces than weights": ("config_mismatch", mt5, {"tokenizer_config__json": {"extra_ids": 100}}),
     "extra ids that nobody counted": ("config_mismatch", mt5, {"tokenizer_config__json": {}}),
     "words for a number of extra ids": ("config_mismatch", mt5, {"tokenizer_config__json": {"extra_ids": "0"}}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import transformers as hf
@@ -163,14 +164,20 @@ def _mt5() -> nn.Module:
     return hf.MT5ForConditionalGeneration(config)
 
 
-def _marian() -> nn.Module:
+def _marian(**sides: Any) -> nn.Module:
     """Embeddings scaled and tied three times, sinusoidal positions, a bias on the logits that is no parameter."""
     config = hf.MarianConfig(
+        **sides,
         vocab_size=VOCABULARY, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
         decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=24, max_position_embeddings=20,
         pad_token_id=1, eos_token_id=2, decoder_start_token_id=1, forced_eos_token_id=None, scale_embedding=True,
     )  # fmt: skip
     return hf.MarianMTModel(config)
+
+
+def _marian_separate() -> nn.Module:
+    """Embeddings of each side's own; the head is the decoder's."""
+    return _marian(share_encoder_decoder_embeddings=False, decoder_vocab_size=VOCABULARY - 9)
 
 
 def _bart() -> nn.Module:
@@ -295,6 +302,7 @@ CASES: dict[str, Case] = {
     "t5": Case(_t5, seq2seq_loss, _seq2seq_batch, r".*\.(q|v)", 1e-6),
     "mt5": Case(_mt5, seq2seq_loss, _seq2seq_batch, r".*\.(q|v)", 1e-6),
     "marian": Case(_marian, seq2seq_loss, _seq2seq_batch, r".*(q_proj|v_proj)"),
+    "marian_separate": Case(_marian_separate, seq2seq_loss, _seq2seq_batch, r".*(q_proj|v_proj)"),
     "bart": Case(_bart, seq2seq_loss, _seq2seq_batch, r".*(q_proj|v_proj)"),
     "vit": Case(_vit, classification_loss, _image_batch, r".*(q_proj|v_proj|query|value)"),
     "deit": Case(_deit, classification_loss, _image_batch, r".*(q_proj|v_proj|query|value)"),

@@ -163,7 +163,8 @@ class TextTask:
     def synthetic_inputs(self, model: PreTrainedModel, rows: int) -> dict[str, list[npt.NDArray[np.int64]]]:
         """Random token ids in rows of different lengths, the same on every call, in the form of `encode_texts`."""
         generator = torch.Generator().manual_seed(0)
-        vocabulary = int(model.config.vocab_size)
+        # Of a model with a vocabulary for each side, what both have.
+        vocabulary = min(int(model.config.vocab_size), int(getattr(model.config, "decoder_vocab_size", 1 << 60)))
         longest = max(2, min(self.max_length, 24))
         ids = [
             torch.randint(vocabulary, (2 + row % (longest - 1),), generator=generator).numpy() for row in range(rows)
