@@ -10,7 +10,7 @@ import io
 import json
 import re
 import tarfile
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import httpx
@@ -44,6 +44,9 @@ NOISED = {
 DRAWN = {"sha256", "hash", "previous_hash", "head_hash", "training_rows", "validation_rows", "value"}
 MAY_DIFFER = TIMES | SIZES | NOISED | DRAWN
 
+#: Of a bundle: what holds noised numbers, or the report. All else is equal to the byte.
+RELEASED = {"model.safetensors", "metrics.json", "privacy_report.json", "README.md"}
+
 _ID = re.compile(
     r"\b(?:file|ftjob|ftevent|ftckpt|pb|entry|res)-[0-9a-z]{26}(?:-\d+)?|\bft-[A-Za-z0-9._-]+|[0-9a-f]{64}\b"
 )
@@ -63,6 +66,14 @@ class Tenant:
         body = answer.json()
         self.hear(answer, body)
         return body
+
+    def open(self, path: str) -> None:
+        """A bundle's files."""
+        with tarfile.open(fileobj=io.BytesIO(self._http.get(path).content)) as archive:
+            files = {PurePath(entry.name).name: archive.extractfile(entry) for entry in archive if entry.isfile()}
+        told = {name: "" if file is None or name in RELEASED else file.read().decode() for name, file in files.items()}
+        assert len(told) > len(RELEASED)
+        self.heard.append(_ID.sub(self._named, json.dumps(told, sort_keys=True)))
 
     def hear(self, answer: httpx.Response, body: Any) -> None:
         headers = sorted(
@@ -157,6 +168,7 @@ def follow(http: httpx.Client, text: str) -> tuple[list[str], dict[str, Any]]:
         tenant.ask("GET", f"/models/{name}")
         tenant.ask("GET", f"/models/{name}/files")
         tenant.ask("GET", f"/models/{name}/privacy_report")
+        tenant.open(f"/models/{name}/download")
     names = {checkpoint["fine_tuned_model_checkpoint"] for checkpoint in checkpoints}
     models = http.get("/models")
     tenant.hear(models, [model for model in models.json()["data"] if model["id"] in names])

@@ -10,10 +10,13 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests.trainer.causal import CHAT_WORDS, make_causal_base
-from tests.trainer.jobs import KEY, make_base, make_job
+from tests.trainer.jobs import CLASSIFICATION, KEY, make_base, make_job, phases_for, rows
 from tests.trainer.seq2seq import make_seq2seq_base
+from worker.trainer.control import Control
 from worker.trainer.data import load_data
 from worker.trainer.dp.randomness import JobRandomness
+from worker.trainer.export import PROCESSOR_FILES
+from worker.trainer.run import run
 from worker.trainer.spec import TaskSpec
 from worker.trainer.tasks.registry import TRAINER_TASKS
 
@@ -87,3 +90,22 @@ def test_each_file_of_a_job_has_its_own_figures(tmp_path: Path, bases: dict[str,
     assert (training.dataset, training.rows, training.tokens) == ("training", 20, 10 * (11 + 4))
     assert training.cut == {"text": {"rows": 10, "tokens": 50}}
     assert (validation.dataset, validation.cut) == ("validation", {"text": {"rows": 1, "tokens": 5}})
+
+
+@pytest.mark.parametrize("task", ["text_classification", "language_modeling"])
+def test_a_bundle_does_not_tell_whether_any_row_was_cut(tmp_path: Path, bases: dict[str, Path], task: str) -> None:
+    """A tokenizer keeps how it was last called, and would save it."""
+    causal = task == "language_modeling"
+    how: dict[str, Any] = {"task": CLASSIFICATION}
+    if causal:
+        spec = TaskSpec(task, {"text": "review"}, (), 16)
+        how = {"task": spec, "family": "llama", "phases": phases_for("lora", 2)[1:]}
+    bundles = []
+    for name, text in (("short", SHORT), ("long", f"{LONG} {LONG}")):
+        data = [(text, "positive"), *rows()[1:]]
+        job = make_job(tmp_path / name, bases["causal" if causal else "encoder"], data=data, steps=2, **how)
+        run(job.folder, KEY, Control(None))
+        model = job.folder / "results/model"
+        bundles.append({path.name: path.read_bytes() for path in model.iterdir() if path.name in PROCESSOR_FILES})
+    assert "tokenizer.json" in bundles[0]
+    assert bundles[0] == bundles[1]

@@ -21,6 +21,7 @@ from worker.trainer.failure import TrainerFailure
 from worker.trainer.job import Job, PreparedPhase, adapt, all_parameters, load_model, merge_adaptations
 from worker.trainer.model_card import model_card
 from worker.trainer.spec import METRICS_FILE, MODEL_FOLDER, TAKEN_FOLDER
+from worker.trainer.tasks.registry import TRAINER_TASKS
 
 #: All that a bundle may hold; what else a library writes is left out. (The supervisor adds privacy_report.json.)
 PROCESSOR_FILES = (
@@ -111,10 +112,16 @@ def _write(job: Job, root: Path, metrics: dict[str, Any], step: int | None) -> N
 
 
 def _save_processor(job: Job, folder: Path) -> None:
-    processor = job.task.processor
+    """One that no row has been through: a tokenizer keeps how it was last called, and what was cut depends on rows."""
+    spec = job.spec
+    task = TRAINER_TASKS[spec.task.type](spec.task, Path(spec.base.path), job.family.max_length(job.model))
+    processor = task.processor
     if isinstance(processor, PreTrainedTokenizerBase):
-        processor.model_max_length = job.spec.task.max_length
-        processor.name_or_path = job.spec.base.id
+        if processor.is_fast:  # nor how the base's was called
+            processor.backend_tokenizer.no_truncation()
+            processor.backend_tokenizer.no_padding()
+        processor.model_max_length = spec.task.max_length
+        processor.name_or_path = spec.base.id
         for option in ("is_local", "local_files_only"):
             processor.init_kwargs.pop(option, None)  # how it was loaded here
     processor.save_pretrained(folder)
