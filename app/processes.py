@@ -61,7 +61,9 @@ class Keeper:
         self._services = services
         self._stop_together = stop_together
         self._kept: dict[str, _Kept] = {}
-        self._stop = threading.Event()
+        # Not an Event: the handler of a signal that comes while this very thread, which waits for the event, holds its
+        # lock would wait for that lock for ever.
+        self._stop = False
         self._up = threading.Event()
         self._error: Exception | None = None
 
@@ -70,12 +72,13 @@ class Keeper:
         try:
             for service in self._services:
                 self._kept[service.name] = _Kept(self._start(service), time.monotonic())
-                if self._stop.is_set():
+                if self._stop:
                     break
             self._up.set()
-            while not self._stop.wait(_LOOK):
+            while not self._stop:
                 for service in self._services:
                     self._look_after(service)
+                time.sleep(_LOOK)
         except Exception as error:
             self._error = error
             raise
@@ -89,7 +92,7 @@ class Keeper:
 
     def stop(self) -> None:
         """Asks `run` to return; safe in a signal handler and from any thread."""
-        self._stop.set()
+        self._stop = True
 
     def wait_until_up(self) -> None:
         """Waits for the first start of every service. Raises what kept one from it."""

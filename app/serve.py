@@ -6,13 +6,11 @@ import argparse
 import contextlib
 import fcntl
 import os
-import signal
 import socket
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -21,6 +19,7 @@ from app import processes, tether
 from app.bootstrap import bootstrap
 from app.db import migrate
 from app.db.session import Database
+from app.interrupts import Interrupts
 from app.main import create_app
 from app.settings import Settings
 
@@ -71,29 +70,42 @@ def serve(settings: Settings, host: str, port: int, *, with_worker: bool = True)
     Raises StartError when the port is taken, another service uses the data folder, or the broker does not start.
     """
     tether.become_unreadable()
-    _keep_to_ourselves(settings.data_dir)
-    with _only_one(settings.data_dir), _listen(host, port) as listener:
-        migrate.upgrade(settings.database)
-        _first_start(settings)
-        services: list[processes.Service] = []
-        if settings.redis_url is None:
-            settings, service = _broker(settings)
-            services.append(service)
-        if with_worker:
-            services.append(_worker(settings))
-        with _sigterm_as_interrupt(), _kept(services):
-            url = "http://{}:{}".format(*listener.getsockname()[:2])
-            _say(f"privtune listens on {url} (API under /v1, documentation under /docs). Ctrl-C stops it.")
-            config = uvicorn.Config(
-                create_app(settings),
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=3,
-            )
-            with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises again the signal that ended it
-                uvicorn.Server(config).run(sockets=[listener])
-            _say("privtune stops.")
+    with Interrupts() as interrupts:
+        _keep_to_ourselves(settings.data_dir)
+        with _only_one(settings.data_dir), _listen(host, port) as listener:
+            migrate.upgrade(settings.database)
+            _first_start(settings)
+            interrupts.only_note()  # what is started from here on is stopped in its order
+            services: list[processes.Service] = []
+            if settings.redis_url is None:
+                settings, service = _broker(settings)
+                services.append(service)
+            if with_worker:
+                services.append(_worker(settings))
+            with _kept(services):
+                interrupts.check()
+                url = "http://{}:{}".format(*listener.getsockname()[:2])
+                _say(f"privtune listens on {url} (API under /v1, documentation under /docs). Ctrl-C stops it.")
+                with contextlib.suppress(KeyboardInterrupt):  # it came before there was a server to stop
+                    server = _server(settings)
+                    interrupts.pass_to(server.handle_exit)
+                    server.run(sockets=[listener])
+                _say("privtune stops.")
+
+
+class _Server(uvicorn.Server):
+    """One that leaves signals to whoever runs it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _server(settings: Settings) -> _Server:
+    config = uvicorn.Config(
+        create_app(settings), log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=3
+    )
+    return _Server(config)
 
 
 def _keep_to_ourselves(data_dir: Path) -> None:
@@ -195,20 +207,6 @@ def _kept(services: list[processes.Service]) -> Iterator[None]:
     finally:
         keeper.stop()
         thread.join()
-
-
-@contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends the service as Ctrl-C does, also outside uvicorn's own handling of it."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _say(text: str, stream: Any = None) -> None:

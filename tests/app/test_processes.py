@@ -157,3 +157,20 @@ def test_a_folder_that_is_a_link_to_elsewhere_is_refused(tmp_path: Path) -> None
     (tmp_path / "jobs").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(PermissionError):
         processes.socket_folder(tmp_path, "jobs")
+
+
+STOPPED = """
+import random, signal
+from app import processes
+
+processes._LOOK = 1e-5  # so that many of the signals come while it goes to sleep, or wakes up
+for _ in range(1000):
+    keeper = processes.Keeper([])
+    signal.signal(signal.SIGALRM, lambda *_: keeper.stop())
+    signal.setitimer(signal.ITIMER_REAL, random.uniform(2e-4, 1e-3))
+    keeper.run()
+"""
+
+
+def test_a_keeper_is_stopped_by_a_signal_of_its_own_thread_whenever_that_comes() -> None:
+    subprocess.run([sys.executable, "-c", STOPPED], env=tether.importable(os.environ), check=True, timeout=20)
