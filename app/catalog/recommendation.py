@@ -51,9 +51,16 @@ def recommend(
     `recipes.recipe_for` does."""
 
     def described(base: BaseModel) -> tuple[tuple[int, int, float, str], BaseModel, float, bool, str]:
-        attentive = FAMILIES[base.family].attentive
+        family = FAMILIES[base.family]
         recipe, _ = recipe_for(
-            task, None, num_units, epsilon, attentive=attentive, num_layers=base.num_layers, pools=base.pools
+            task,
+            None,
+            num_units,
+            epsilon,
+            lora=family.lora,
+            attentive=family.attentive,
+            num_layers=base.num_layers,
+            pools=base.pools,
         )
         head_only = all(isinstance(phase.adaptation, Head | AttentiveHead) for phase in recipe.phases)
         seconds = sum(_operations(base, phase, num_units) for phase in recipe.phases) / FLOPS[device]

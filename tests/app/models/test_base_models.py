@@ -122,6 +122,12 @@ def test_larger_is_better_until_it_is_too_slow() -> None:
     assert recommend([*bases[:2], encoder], "text_classification", 10**5, 8.0, "cuda")[0].base.id == "large"
 
 
+def test_what_is_told_of_auto_is_what_auto_picks() -> None:
+    """A net of convolutions has no matrices for LoRA."""
+    found = recommend(BASES.values(), "image_classification", 30_000, 3.0, "cpu")
+    assert [(each.base.id, each.adaptation) for each in found] == [("efficientnet-lite0", "last_layers")]
+
+
 def test_memory_follows_the_parameters() -> None:
     need = {name: training_bytes(MINILM, adaptation(), 4096) for name, adaptation in ADAPTATIONS.items()}
     assert need["head"] < need["last_layers"] < need["full"]
