@@ -22,6 +22,11 @@ def _vector(value: Any) -> bool:
     return isinstance(value, list) and all(number(entry) for entry in value)
 
 
+def _shares(value: Any) -> bool:
+    """Of classes; null where one cannot be read for noise."""
+    return isinstance(value, list) and all(entry is None or number(entry) for entry in value)
+
+
 def _matrix(value: Any) -> bool:
     return isinstance(value, list) and all(_vector(row) for row in value)
 
@@ -45,9 +50,9 @@ _CONFUSION: Mapping[str, Check] = {
     "recall_macro": number,
     "f1_macro": number,
     "f1_micro": number,
-    "precision_per_class": _vector,
-    "recall_per_class": _vector,
-    "f1_per_class": _vector,
+    "precision_per_class": _shares,
+    "recall_per_class": _shares,
+    "f1_per_class": _shares,
     "confusion_matrix": _matrix,
 }
 _BINARY: Mapping[str, Check] = {

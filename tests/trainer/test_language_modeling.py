@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.catalog.recipes import MAIN_PHASE, Phase
+from app.catalog.tasks import TASKS
 from tests.trainer.causal import make_causal_base, sentences
 from tests.trainer.jobs import ADAPTATIONS, KEY, make_job
 from worker.trainer.control import Control
@@ -52,7 +53,8 @@ def test_a_private_job_gives_a_bundle_that_plain_transformers_loads(
     run(job.folder, KEY, Control(None))
     got = job.metrics()
     assert got["released"] == "private"
-    assert 0.0 <= got["loss"] <= MAX_LOSS
+    assert got["not_released"] == {"loss": "noise", "perplexity": "noise"}  # of 12 units
+    assert 0.0 <= got["token_accuracy"] <= 1.0
     assert got["noise_std"] == pytest.approx(2.0 * 2.0**0.5 * (1 + TOLERANCE))
     bundle = job.folder / "results/model"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(bundle), AutoTokenizer.from_pretrained(bundle)
@@ -115,5 +117,15 @@ def test_metrics_follow_from_the_sums() -> None:
     assert (got["loss"], got["token_accuracy"]) == (pytest.approx(2.0), 0.6)
     assert got["perplexity"] == pytest.approx(np.exp(2.0))
     assert got["loss_interval_95"][0] < 2.0 < got["loss_interval_95"][1]
-    noised = loss_metrics(torch.tensor([-5.0, 300.0], dtype=torch.float64), 100, 50.0)
+    noised = loss_metrics(torch.tensor([-5.0, 300.0], dtype=torch.float64), 100, 5.0)
     assert (noised["loss"], noised["token_accuracy"]) == (0.0, 1.0)
+
+
+def test_a_loss_that_the_noise_hides_is_not_told() -> None:
+    """A tenth of 10 nats on either side, and half of all tokens."""
+    sums = torch.tensor([30.0, 60.0], dtype=torch.float64)
+    assert "not_released" not in loss_metrics(sums, 100, 5.0)
+    hidden = loss_metrics(sums, 100, 5.2)
+    assert hidden["not_released"] == {"loss": "noise", "perplexity": "noise"}
+    assert hidden.keys() == {"not_released", "token_accuracy", "token_accuracy_interval_95"}
+    assert loss_metrics(sums, 100, 26.0) == {"not_released": dict.fromkeys(TASKS[TASK.type].metrics, "noise")}

@@ -102,7 +102,7 @@ METRICS = {
     "f1_micro": 0.9,
     "precision_per_class": [0.9, 0.9],
     "recall_per_class": [0.9, 0.9],
-    "f1_per_class": [0.9, 0.9],
+    "f1_per_class": [0.9, None],
     "confusion_matrix": [[50.5, 1.0], [0.0, 48.1]],
 }
 

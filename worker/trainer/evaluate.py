@@ -24,11 +24,6 @@ from worker.trainer.dp.step import TOLERANCE
 from worker.trainer.job import Job, evaluation_sensitivity
 from worker.trainer.loop import progress
 
-#: Statistics are means over units of numbers in [-1, 1]: where the noise's 95 % half-width on one is this large, what
-#: follows from them says nothing, and is not printed.
-_MOST_NOISE = 0.5
-_Z95 = 1.959964
-
 #: Entries of statistics held at once.
 _AT_ONCE = 1 << 20
 
@@ -62,13 +57,9 @@ def evaluate(job: Job, dataset: Dataset | None, state: State) -> dict[str, Any]:
     state.executed[EVALUATION] = 1
     job.control.progress(progress(job, state), last=True)
     std = part.noise_multiplier * part.sensitivity * (1.0 + TOLERANCE)
-    task = TASKS[job.spec.task.type]
-    withheld = dict.fromkeys(task.public_metrics, "public_data_only")
-    told: dict[str, Any] = {}
-    if _Z95 * std >= _MOST_NOISE * dataset.num_units:
-        withheld |= dict.fromkeys(task.metrics, "noise")
-    else:
-        told = job.task.metrics(noised, dataset.num_units, std)
+    told = job.task.metrics(noised, dataset.num_units, std)
+    withheld = dict.fromkeys(TASKS[job.spec.task.type].public_metrics, "public_data_only")
+    withheld |= told.pop("not_released", {})
     return {
         "released": "private",
         "method": "Gaussian noise on sums over units, charged to the plan; the rest follows from them",

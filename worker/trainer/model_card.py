@@ -9,7 +9,7 @@ from typing import Any
 from app.catalog.adaptations import adaptation_to_dict
 from app.catalog.families import GROUP_NORM_CODE
 from app.catalog.recipes import CENTRING
-from app.catalog.tasks import TASKS
+from app.catalog.tasks import TASKS, Task
 from app.privacy.plan import GaussianRelease, PrivacyPlan, SampledGaussian
 from worker.trainer.spec import BaseSpec, TrainerSpec
 from worker.trainer.tasks.interface import TrainerTask
@@ -42,8 +42,7 @@ def model_card(
         "library_name": "transformers",
         "pipeline_tag": task.pipeline_tag,
         "tags": tags,
-        "metrics": [name for name in (*kind.metrics, *kind.public_metrics) if name in metrics]
-        or (list(kind.metrics) if metrics["released"] != "none" else []),
+        "metrics": _told(metrics, kind),
     }
     front = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in metadata.items())
     classes = ", ".join(json.dumps(label, ensure_ascii=False) for label in spec.task.labels)
@@ -70,6 +69,15 @@ def model_card(
             *_evaluation(task, metrics),
         ]
     )
+
+
+def _told(metrics: dict[str, Any], kind: Task) -> list[str]:
+    """Metrics by their usual names; of averages and their like all that was not withheld."""
+    if metrics["released"] == "none":
+        return []
+    withheld = metrics.get("not_released", {})
+    exact = [name for name in kind.public_metrics if name in metrics]
+    return [name for name in kind.metrics if name not in withheld] + exact
 
 
 def _checkpoint(plan: PrivacyPlan, step: int) -> str:
@@ -162,6 +170,9 @@ def _evaluation(task: TrainerTask, metrics: dict[str, Any]) -> list[str]:
     told = f"{metrics['num_units']} units; {metrics['method']}.{means}\n"
     if set(metrics.get("not_released", ())) >= set(TASKS[task.spec.type].metrics):
         return [told, "The noise on so few units is as large as the metrics: none is told.\n"]
-    only = [name for name, why in metrics.get("not_released", {}).items() if why == "public_data_only"]
-    missing = [f"- {', '.join(only)}: released on data declared public only"] if only else []
+    withheld = {"public_data_only": "released on data declared public only", "noise": "not told, for the noise on it"}
+    named = {
+        why: [name for name, reason in metrics.get("not_released", {}).items() if reason == why] for why in withheld
+    }
+    missing = [f"- {', '.join(names)}: {withheld[why]}" for why, names in named.items() if names]
     return [told, *task.card(metrics), *missing, ""]

@@ -1,4 +1,9 @@
-"""A confusion matrix as released statistics, and the metrics that follow from its (noised) counts."""
+"""A confusion matrix as released statistics, and the metrics that follow from its (noised) counts.
+
+Under noise only what can be read is told, and the rest is named in `not_released`: the accuracy where the noise's
+half-width is 0.5, a class's precision, recall or F1 (null then) where it is half of what the ratio divides by, and the
+mean over classes where it is that on average.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Z95 = 1.959964
+from worker.trainer.tasks.noise import MOST_NOISE, readable, relative_noise, share_interval
+
+_RATIOS = ("precision", "recall", "f1")
 
 
 def confusion_cells(true: Tensor, predicted: Tensor, classes: int) -> Tensor:
@@ -28,41 +35,57 @@ def confusion_metrics(counts: Tensor, num_units: int, noise_std: float = 0.0) ->
     """
     matrix = counts.to(torch.float64)
     classes = len(matrix)
+    if not readable(num_units, noise_std):
+        return {"not_released": dict.fromkeys(("accuracy", *_RATIOS, "confusion_matrix"), "noise")}
     correct = matrix.diagonal()
     true, predicted = matrix.sum(1), matrix.sum(0)
-    precision, recall = ratio(correct, predicted), ratio(correct, true)
-    f1 = ratio(2.0 * correct, true + predicted)
-    accuracy = min(1.0, max(0.0, float(correct.sum()) / num_units))
-    interval = share_interval(accuracy, num_units, noise_std * math.sqrt(classes))
-    shown = matrix.clamp(min=0.0)
-    return {
-        "accuracy": accuracy,
-        "accuracy_interval_95": interval,
-        "precision_macro": float(precision.mean()),
-        "recall_macro": float(recall.mean()),
-        "f1_macro": float(f1.mean()),
-        "f1_micro": accuracy,
-        "precision_per_class": precision.tolist(),
-        "recall_per_class": recall.tolist(),
-        "f1_per_class": f1.tolist(),
-        "confusion_matrix": [[round(value, 2) for value in row] for row in shown.tolist()],
+    of_side, of_both = noise_std * math.sqrt(classes), noise_std * math.sqrt(2.0 * classes + 2.0)
+    ratios = {
+        "precision": (correct, predicted, of_side),
+        "recall": (correct, true, of_side),
+        "f1": (2.0 * correct, true + predicted, of_both),
     }
+    accuracy = min(1.0, max(0.0, float(correct.sum()) / num_units))
+    found: dict[str, Any] = {"not_released": {}}
+    if readable(num_units, of_side):
+        interval = share_interval(accuracy, num_units, of_side)
+        found |= {"accuracy": accuracy, "accuracy_interval_95": interval, "f1_micro": accuracy}
+    else:
+        found["not_released"]["accuracy"] = "noise"
+    _add_over_classes(found, ratios)
+    found["confusion_matrix"] = [[round(value, 2) for value in row] for row in matrix.clamp(min=0.0).tolist()]
+    return _without_empty(found)
 
 
-def share_interval(share: float, num_units: int, noise_std: float) -> list[float]:
-    """95 % interval of a mean over units of shares in [0, 1], whose sum carries noise of that standard deviation."""
-    half_width = Z95 * math.sqrt(share * (1.0 - share) / num_units + (noise_std / num_units) ** 2)
-    return [max(0.0, share - half_width), min(1.0, share + half_width)]
+def _add_over_classes(found: dict[str, Any], ratios: Mapping[str, tuple[Tensor, Tensor, float]]) -> None:
+    """ratios: name → numerators, denominators, (classes,), and the noise on each denominator."""
+    for name, (numerator, denominator, std) in ratios.items():
+        values, noise = ratio(numerator, denominator), relative_noise(denominator, std)
+        if float(noise.mean()) >= MOST_NOISE:
+            found["not_released"][name] = "noise"
+            continue
+        found[f"{name}_macro"] = float(values.mean())
+        told = zip(values.tolist(), (noise < MOST_NOISE).tolist(), strict=True)
+        found[f"{name}_per_class"] = [value if clear else None for value, clear in told]
+
+
+def _without_empty(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in found.items() if name != "not_released" or value}
 
 
 def card_lines(metrics: Mapping[str, Any]) -> list[str]:
     """For the model card."""
-    low, high = metrics["accuracy_interval_95"]
-    return [
-        f"- accuracy {metrics['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f})",
-        f"- macro F1 {metrics['f1_macro']:.4f}, precision {metrics['precision_macro']:.4f}, "
-        f"recall {metrics['recall_macro']:.4f}",
-    ]
+    lines = []
+    if "accuracy" in metrics:
+        low, high = metrics["accuracy_interval_95"]
+        lines.append(f"- accuracy {metrics['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f})")
+    return [*lines, *_averages(metrics, "macro")]
+
+
+def _averages(metrics: Mapping[str, Any], kind: str) -> list[str]:
+    names = {"f1": f"{kind} F1", "precision": "precision", "recall": "recall"}
+    told = [f"{said} {metrics[f'{name}_{kind}']:.4f}" for name, said in names.items() if f"{name}_{kind}" in metrics]
+    return [f"- {', '.join(told)}"] if told else []
 
 
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
@@ -88,31 +111,36 @@ def binary_metrics(counts: Tensor, num_units: int, noise_std: float = 0.0) -> di
     """
     cells = counts.to(torch.float64)
     classes = len(cells)
+    if not readable(num_units, noise_std):
+        return {"not_released": dict.fromkeys(("accuracy", *_RATIOS, "confusion_matrix"), "noise")}
     neither, only_predicted, only_true, both = cells.unbind(1)
-    precision, recall = ratio(both, both + only_predicted), ratio(both, both + only_true)
-    f1 = ratio(2.0 * both, 2.0 * both + only_predicted + only_true)
-    total = cells.sum(0)
-    accuracy = min(1.0, max(0.0, float((neither + both).sum()) / (num_units * classes)))
-    return {
-        "accuracy": accuracy,
-        "accuracy_interval_95": share_interval(accuracy, num_units, noise_std * math.sqrt(2.0 / classes)),
-        "precision_micro": float(ratio(total[3], total[3] + total[1])),
-        "recall_micro": float(ratio(total[3], total[3] + total[2])),
-        "f1_micro": float(ratio(2.0 * total[3], 2.0 * total[3] + total[1] + total[2])),
-        "precision_macro": float(precision.mean()),
-        "recall_macro": float(recall.mean()),
-        "f1_macro": float(f1.mean()),
-        "precision_per_class": precision.tolist(),
-        "recall_per_class": recall.tolist(),
-        "f1_per_class": f1.tolist(),
-        "binary_counts": [[round(value, 2) for value in row] for row in cells.clamp(min=0.0).tolist()],
+    of_side, of_three = noise_std * math.sqrt(2.0), noise_std * math.sqrt(6.0)
+    ratios = {
+        "precision": (both, both + only_predicted, of_side),
+        "recall": (both, both + only_true, of_side),
+        "f1": (2.0 * both, 2.0 * both + only_predicted + only_true, of_three),
     }
+    accuracy = min(1.0, max(0.0, float((neither + both).sum()) / (num_units * classes)))
+    interval = share_interval(accuracy, num_units, noise_std * math.sqrt(2.0 / classes))
+    found: dict[str, Any] = {"not_released": {}, "accuracy": accuracy, "accuracy_interval_95": interval}
+    for name, (numerator, denominator, std) in ratios.items():
+        total = denominator.sum()
+        if readable(float(total), std * math.sqrt(classes)):
+            found[f"{name}_micro"] = float(ratio(numerator.sum(), total))
+        else:
+            found["not_released"][f"{name}_micro"] = "noise"
+    _add_over_classes(found, ratios)
+    found["binary_counts"] = [[round(value, 2) for value in row] for row in cells.clamp(min=0.0).tolist()]
+    return _without_empty(found)
 
 
 def binary_lines(metrics: Mapping[str, Any]) -> list[str]:
     """For the model card."""
+    if "accuracy" not in metrics:
+        return []
     low, high = metrics["accuracy_interval_95"]
     return [
         f"- right decisions over all classes {metrics['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f})",
-        f"- micro F1 {metrics['f1_micro']:.4f}, macro F1 {metrics['f1_macro']:.4f}",
+        *_averages(metrics, "micro"),
+        *_averages(metrics, "macro"),
     ]

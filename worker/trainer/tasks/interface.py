@@ -70,7 +70,8 @@ class TrainerTask(Protocol):
 
     def metrics(self, totals: Tensor, num_units: int, noise_std: float = 0.0) -> dict[str, Any]:
         """What is released, from `statistics` summed over units' means, (k,), with noise of that standard deviation
-        on each entry. Undefined ratios are 0; values are kept in their range."""
+        on each entry. Undefined ratios are 0; values are kept in their range. `not_released` names, with `noise`, what
+        the noise makes meaningless."""
         ...
 
     def card(self, metrics: Mapping[str, Any]) -> list[str]:

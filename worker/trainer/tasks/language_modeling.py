@@ -14,12 +14,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from worker.trainer.tasks.confusion import share_interval
 from worker.trainer.tasks.examples import Examples, Indices, lengths_of
 from worker.trainer.tasks.interface import IGNORED, Batch, TextTask, mean_over_tokens, on_device, require_texts
+from worker.trainer.tasks.noise import readable, share_interval
 
 #: A record's mean loss is cut off here before it is released, in nats: about that of a guess among 22,000 tokens.
 MAX_LOSS = 10.0
+
+#: A loss is not told where the noise's 95 % half-width on it is so many nats: its perplexity would be known to a factor
+#: of e up and down.
+_MOST_NOISE = 1.0
 
 
 class LanguageModeling(TextTask):
@@ -98,27 +102,41 @@ def loss_and_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def loss_metrics(totals: Tensor, num_units: int, noise_std: float = 0.0) -> dict[str, Any]:
-    """totals: (2,), sums over units of `loss_and_accuracy`. Intervals cover noise and the finite number of units."""
+    """totals: (2,), sums over units of `loss_and_accuracy`. Intervals cover noise and the finite number of units; what
+    the noise hides is left out, by name."""
     shares = [min(1.0, max(0.0, value / num_units)) for value in totals.tolist()]
     # The variance of values in [0, 1] of this mean is at most that of zeros and ones.
     low, high = (MAX_LOSS * bound for bound in share_interval(shares[0], num_units, noise_std))
     loss = MAX_LOSS * shares[0]
-    return {
-        "loss": loss,
-        "loss_interval_95": [low, high],
-        "loss_cut_off_at": MAX_LOSS,
-        "perplexity": math.exp(loss),
-        "perplexity_interval_95": [math.exp(low), math.exp(high)],
-        "token_accuracy": shares[1],
-        "token_accuracy_interval_95": share_interval(shares[1], num_units, noise_std),
-    }
+    found: dict[str, Any] = {}
+    withheld: dict[str, str] = {}
+    if readable(num_units, noise_std, _MOST_NOISE / MAX_LOSS):
+        found |= {
+            "loss": loss,
+            "loss_interval_95": [low, high],
+            "loss_cut_off_at": MAX_LOSS,
+            "perplexity": math.exp(loss),
+            "perplexity_interval_95": [math.exp(low), math.exp(high)],
+        }
+    else:
+        withheld |= {"loss": "noise", "perplexity": "noise"}
+    if readable(num_units, noise_std):
+        interval = share_interval(shares[1], num_units, noise_std)
+        found |= {"token_accuracy": shares[1], "token_accuracy_interval_95": interval}
+    else:
+        withheld |= {"token_accuracy": "noise"}
+    return {**found, **({"not_released": withheld} if withheld else {})}
 
 
 def loss_lines(metrics: Mapping[str, Any]) -> list[str]:
     """For the model card."""
-    low, high = metrics["loss_interval_95"]
-    return [
-        f"- loss {metrics['loss']:.4f} nats a token (95 % interval {low:.4f} to {high:.4f}), "
-        f"perplexity {metrics['perplexity']:.4g}; a record's loss counts up to {metrics['loss_cut_off_at']:g}",
-        f"- token accuracy {metrics['token_accuracy']:.4f}",
-    ]
+    lines = []
+    if "loss" in metrics:
+        low, high = metrics["loss_interval_95"]
+        lines.append(
+            f"- loss {metrics['loss']:.4f} nats a token (95 % interval {low:.4f} to {high:.4f}), "
+            f"perplexity {metrics['perplexity']:.4g}; a record's loss counts up to {metrics['loss_cut_off_at']:g}"
+        )
+    if "token_accuracy" in metrics:
+        lines.append(f"- token accuracy {metrics['token_accuracy']:.4f}")
+    return lines

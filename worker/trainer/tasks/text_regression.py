@@ -16,14 +16,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from worker.trainer.failure import TrainerFailure
-from worker.trainer.tasks.confusion import share_interval
 from worker.trainer.tasks.examples import Examples, Indices, lengths_of
 from worker.trainer.tasks.interface import Batch, TextTask, on_device, text_inputs
+from worker.trainer.tasks.noise import MOST_NOISE, Z95, readable, share_interval
 
-#: A ratio whose denominator is mostly noise says nothing: it is left out where the noise's 95 % half-width exceeds this
-#: share of it.
-_MOST_NOISE = 0.5
-_Z95 = 1.959964
+#: What the middle of the range, said of every row, errs at most: in `statistics`' units, and a quarter of its square.
+_ERROR_OF_THE_MIDDLE, _SQUARE_OF_THE_MIDDLE = 1 / 2, 1 / 4
 
 
 class TextRegression(TextTask):
@@ -89,11 +87,11 @@ class TextRegression(TextTask):
 
     def card(self, metrics: Mapping[str, Any]) -> list[str]:
         """Errors with their intervals."""
-        (low, high), (least, most) = metrics["rmse_interval_95"], metrics["mae_interval_95"]
-        lines = [
-            f"- root mean squared error {metrics['rmse']:.4g} (95 % interval {low:.4g} to {high:.4g})",
-            f"- mean absolute error {metrics['mae']:.4g} (95 % interval {least:.4g} to {most:.4g})",
-        ]
+        lines = []
+        for name, said in (("rmse", "root mean squared error"), ("mae", "mean absolute error")):
+            if name in metrics:
+                low, high = metrics[f"{name}_interval_95"]
+                lines.append(f"- {said} {metrics[name]:.4g} (95 % interval {low:.4g} to {high:.4g})")
         if "r2" in metrics:
             lines.append(f"- R² {metrics['r2']:.4f}, correlation {metrics['correlation']:.4f}")
         return lines
@@ -109,27 +107,35 @@ class TextRegression(TextTask):
 def regression_metrics(totals: Tensor, num_units: int, noise_std: float, half: float) -> dict[str, Any]:
     """totals: (6,), `statistics` summed over units, with noise of that standard deviation on each; half: of the range.
 
-    Intervals cover the noise and the finite number of units. R² and the correlation are left out, by name, where the
-    variances that they divide by are mostly noise.
+    Intervals cover the noise and the finite number of units. What the noise hides is left out, by name: errors where
+    its half-width is half of what the middle of the range errs at most, R² and the correlation where it is half of the
+    variances that they divide by.
     """
     absolute, u, v, uu, vv, uv = (float(value) / num_units for value in totals)
     mae = min(1.0, max(0.0, absolute))
     # A quarter of the squared error lies in [0, 1], and is a sum of three noised means with factors 1, 1 and -2.
     squared = min(1.0, max(0.0, (uu - 2.0 * uv + vv) / 4.0))
-    low, high = share_interval(squared, num_units, noise_std * math.sqrt(6.0) / 4.0)
-    found: dict[str, Any] = {
-        "mae": 2.0 * half * mae,
-        "mae_interval_95": [2.0 * half * bound for bound in share_interval(mae, num_units, noise_std)],
-        "rmse": 2.0 * half * math.sqrt(squared),
-        "rmse_interval_95": [2.0 * half * math.sqrt(low), 2.0 * half * math.sqrt(high)],
-    }
+    on_squared = noise_std * math.sqrt(6.0) / 4.0
+    low, high = share_interval(squared, num_units, on_squared)
+    found: dict[str, Any] = {}
+    withheld: dict[str, str] = {}
+    if readable(num_units * _ERROR_OF_THE_MIDDLE, noise_std):
+        found["mae"] = 2.0 * half * mae
+        found["mae_interval_95"] = [2.0 * half * bound for bound in share_interval(mae, num_units, noise_std)]
+    else:
+        withheld["mae"] = "noise"
+    if readable(num_units * _SQUARE_OF_THE_MIDDLE, on_squared):
+        found["rmse"] = 2.0 * half * math.sqrt(squared)
+        found["rmse_interval_95"] = [2.0 * half * math.sqrt(low), 2.0 * half * math.sqrt(high)]
+    else:
+        withheld["rmse"] = "noise"
     variance, of_prediction = uu - u * u, vv - v * v
     # Of uu - u²: the noise on uu, and twice u times that on u.
-    half_width = _Z95 * noise_std / num_units * math.sqrt(1.0 + 4.0 * max(u * u, v * v))
-    if half_width <= _MOST_NOISE * min(variance, of_prediction) and min(variance, of_prediction) > 0.0:
+    half_width = Z95 * noise_std / num_units * math.sqrt(1.0 + 4.0 * max(u * u, v * v))
+    if half_width <= MOST_NOISE * min(variance, of_prediction) and min(variance, of_prediction) > 0.0:
         correlation = (uv - u * v) / math.sqrt(variance * of_prediction)
         found["r2"] = 1.0 - 4.0 * squared / variance
         found["correlation"] = min(1.0, max(-1.0, correlation))
     else:
-        found["not_released"] = {"r2": "noise", "correlation": "noise"}
-    return found
+        withheld |= {"r2": "noise", "correlation": "noise"}
+    return {**found, **({"not_released": withheld} if withheld else {})}
