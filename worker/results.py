@@ -38,6 +38,7 @@ _REQUIRED = ("README.md", "config.json", "model.safetensors")
 _PROCESSORS = (
     {"tokenizer.json", "tokenizer_config.json"},
     {"source.spm", "target.spm", "vocab.json", "tokenizer_config.json"},
+    {"sentencepiece.bpe.model", "vocab.json", "tokenizer_config.json"},
     {"preprocessor_config.json"},
 )
 

@@ -50,6 +50,7 @@ class Family:
     body: beginnings of the names of the body's weights in its files, behind the name of the body itself, if that is
       there. pretrained_head: the same of the head that predicts tokens. fixed: ends of names of what never trains.
     sentencepiece: the files that its tokenizer is made from where there is no tokenizer.json, as hubs have them.
+    language_tokens: whether both texts begin with a token of their language, so that it can only translate.
     batch_norm: whether it has BatchNorm, or had it before a job of this service replaced it.
     auto_map: of an architecture that transformers lacks, the classes that a bundle of ours brings in a file of its own,
       as its config.json names them.
@@ -76,6 +77,7 @@ class Family:
     pretrained_head: tuple[str, ...] = ("lm_head.",)
     fixed: tuple[str, ...] = ()
     sentencepiece: tuple[str, ...] = ()
+    language_tokens: bool = False
 
     @property
     def attentive(self) -> bool:
@@ -85,7 +87,8 @@ class Family:
     @property
     def tasks(self) -> tuple[str, ...]:
         """Of the kind's tasks those that this service trains."""
-        return tuple(name for name in TASKS_OF_KIND[self.kind] if name in TASKS)
+        names = ("translation",) if self.language_tokens else TASKS_OF_KIND[self.kind]
+        return tuple(name for name in names if name in TASKS)
 
 
 _BERT_KEYS = frozenset(
@@ -170,6 +173,10 @@ _BART_KEYS = frozenset(
 _MARIAN_KEYS = _BART_KEYS | {"decoder_vocab_size", "share_encoder_decoder_embeddings", "static_position_embeddings"}
 
 
+#: Of mBART-50 and M2M-100; NLLB-200 comes with tokenizer.json.
+_ONE_FILE = ("sentencepiece.bpe.model",)
+
+
 def _seq2seq(
     model_type: str,
     keys: frozenset[str],
@@ -178,8 +185,9 @@ def _seq2seq(
     unlimited: bool = False,
     fixed: tuple[str, ...] = (),
     sentencepiece: tuple[str, ...] = (),
+    language_tokens: bool = False,
 ) -> Family:
-    """table: positions are learnt. BART keeps two rows of them besides."""
+    """table: positions are learnt. BART and mBART keep two rows of them besides."""
     return Family(
         model_type,
         "seq2seq",
@@ -193,6 +201,7 @@ def _seq2seq(
         head=_HEAD,
         fixed=fixed,
         sentencepiece=sentencepiece,
+        language_tokens=language_tokens,
     )
 
 
@@ -334,5 +343,10 @@ FAMILIES: dict[str, Family] = {
         _seq2seq("mt5", _T5_KEYS, unlimited=True, fixed=_T5_FIXED, sentencepiece=("spiece.model",)),
         _seq2seq("bart", _BART_KEYS, table=True),
         _seq2seq("marian", _MARIAN_KEYS, fixed=("embed_positions.weight",), sentencepiece=("source.spm", "target.spm")),
+        _seq2seq("mbart", _BART_KEYS, table=True, sentencepiece=_ONE_FILE, language_tokens=True),
+        # Positions of old files are computed anew.
+        _seq2seq(
+            "m2m_100", _BART_KEYS, fixed=("embed_positions.weights",), sentencepiece=_ONE_FILE, language_tokens=True
+        ),
     )
 }

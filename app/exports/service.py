@@ -9,6 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from app.catalog.families import FAMILIES
 from app.catalog.tasks import TASKS
 from app.db.base import now
 from app.errors import Conflict, InvalidRequest, NotFound
@@ -209,6 +210,11 @@ def _resolve(session: Session, model: Model, student: StudentBlock, param: str) 
     options = _fact(model, report_format.OPTIONS)
     task = options.get("task", {}) if isinstance(options, Mapping) else {}
     told = {name: task[name] for name in ("source_prefix", "languages_of") if task.get(name)}
+    family = FAMILIES.get(str(told.get("languages_of")))
+    if family is not None and family.language_tokens:
+        raise InvalidRequest(
+            "format_not_supported", "No student is taught in several languages that tokens tell apart.", param=param
+        )
     roles, needed = _TEXT_ROLES, _TEXT_ROLES[:1]
     if isinstance(own, Mapping) and "source" in own:
         roles = needed = (*_WRITTEN_ROLES, *(_LANGUAGE_ROLES if "languages_of" in told else ()))

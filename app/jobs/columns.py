@@ -9,6 +9,7 @@ from typing import Any
 from app.catalog import languages
 from app.catalog.bases import BaseModel
 from app.catalog.chat_format import PROBLEMS as CHAT_PROBLEMS
+from app.catalog.families import FAMILIES
 from app.catalog.tasks import TASKS, Column, Task
 from app.errors import InvalidRequest
 from app.jobs.facts import FileFacts
@@ -64,7 +65,10 @@ def resolve(
         _require_values(file, columns, task)
     options = _options(task, block, base, columns, files)
     if "target_lang" in task.options:
-        _tell_languages(block, base, columns, options)
+        if FAMILIES[base.family].language_tokens:
+            _tell_codes(block, base, columns, options, files)
+        else:
+            _tell_languages(block, base, columns, options)
     labels, source = _class_list(task, block, options, columns, training, validation, by_admin)
     longest = block.max_length or min(task.max_length, base.max_length)
     if longest > base.max_length:
@@ -147,6 +151,34 @@ def _tell_languages(block: TaskBlock, base: BaseModel, columns: dict[str, str], 
         if said_language not in known and (base.family == "marian" or len(said_language) < 4):
             raise _no_languages(f"task.{role}", "This language is not known; a name in English is, of T5 and mT5.")
     options["source_prefix"] = languages.prefix(base.family, options["source_lang"], options["target_lang"])
+
+
+def _tell_codes(
+    block: TaskBlock, base: BaseModel, columns: dict[str, str], options: dict[str, Any], files: Sequence[FileFacts]
+) -> None:
+    """Completes the options of a translation by the codes of a base that needs them, as its tokenizer has them; where
+    each row has languages of its own, `languages_of` names the family. Raises InvalidRequest `invalid_languages`."""
+    roles = ("source_lang", "target_lang")
+    how = "This base model knows the languages that GET /v1/base_models/{id} lists, by those codes."
+    if "source_prefix" in options:
+        raise _no_languages("task.source_prefix", "This base model is told languages by their codes alone.")
+    said = [role for role in roles if role in options]
+    if not said and all(role in columns for role in roles):
+        for role, file in ((role, file) for role in roles for file in files):
+            found = _classes(file, columns[role], "classes")
+            if found is None or not set(found) <= set(base.languages):
+                raise _no_languages(file.param, f"A row's {role} is none of this base model's. {how}")
+        options["languages_of"] = base.family
+        return
+    for role in roles:
+        if role in block.columns:
+            raise _no_languages("task.columns", "Say both languages by columns, or both by task.source_lang and so on.")
+        columns.pop(role, None)
+        code = languages.code(options.get(role, ""), base.languages)
+        if code is None:
+            missing = "Say" if role not in options else "It has no such language: say"
+            raise _no_languages(f"task.{role}", f"{missing} task.source_lang and task.target_lang. {how}")
+        options[role] = code
 
 
 def _is_told(base: BaseModel) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 from app.catalog.bases import BaseModel, Source
 from app.catalog.families import COMMON_KEYS, FAMILIES, Family
 from app.catalog.tasks import TASKS
-from app.models import tokenizer_files
+from app.models import language_tokens, tokenizer_files
 from app.models.folder_reader import CLASS_NAME, CONFIG, INDEX, PLAIN_FILES, WEIGHTS, Reader, Refused, dumped, only
 from app.models.weights import InvalidWeights, TensorInfo, read_header
 
@@ -40,11 +40,12 @@ _TOKENIZER_KEYS = frozenset(
     {
         "add_bos_token", "add_eos_token", "add_prefix_space", "added_tokens_decoder", "additional_special_tokens",
         "backend", "bos_token", "chat_template", "clean_up_tokenization_spaces", "cls_token", "do_basic_tokenize",
-        "do_lower_case", "eos_token", "errors", "extra_ids", "extra_special_tokens", "legacy", "lowercase",
+        "do_lower_case", "eos_token", "errors", "extra_ids", "extra_special_tokens", "language_codes", "legacy",
+        "legacy_behaviour", "lowercase", "num_madeup_words",
         "mask_token", "model_input_names", "model_max_length", "never_split", "pad_token", "padding_side", "sep_token",
-        "separate_vocabs", "source_lang", "spaces_between_special_tokens", "split_special_tokens", "strip_accents",
-        "target_lang", "tokenize_chinese_chars", "tokenizer_class", "trim_offsets", "truncation_side", "unk_token",
-        "use_default_system_prompt",
+        "separate_vocabs", "source_lang", "spaces_between_special_tokens", "split_special_tokens", "src_lang",
+        "strip_accents", "target_lang", "tgt_lang", "tokenize_chinese_chars", "tokenizer_class", "trim_offsets",
+        "truncation_side", "unk_token", "use_default_system_prompt",
     }
 )  # fmt: skip
 _SPECIAL_TOKENS = frozenset(
@@ -114,8 +115,13 @@ def inspect(folder: Path, root: Path, base_id: str, source: Source = "folder") -
         small["generation_config.json"] = dumped(only(config, _GENERATION_KEYS))  # where older models keep it
     if INDEX in weights:
         small[INDEX] = weights.pop(INDEX).read_bytes()
-    if family.kind != "image":
+    languages: tuple[str, ...] = ()
+    if family.language_tokens:
+        pieces, languages = language_tokens.read(reader, family, config, small)
+        small |= pieces
+    elif family.kind != "image":
         small |= tokenizer_files.sentencepiece(reader, family, config, small)
+        languages = tokenizer_files.languages(small) if family.kind == "seq2seq" else ()
     noted = config.get(MARKER)
     marker: Mapping[str, Any] = noted if isinstance(noted, dict) else {}
     tasks = tuple(name for name in family.tasks if _has_head(name, config, family, tensors))
@@ -143,7 +149,7 @@ def inspect(folder: Path, root: Path, base_id: str, source: Source = "folder") -
         trained_for=str(marker.get("task", "")),
         labels=_labels(config) if marker.get("task") else (),
         pools=pools,
-        languages=tokenizer_files.languages(small) if family.kind == "seq2seq" else (),
+        languages=languages,
         language_pair=tokenizer_files.language_pair(small) if family.model_type == "marian" else (),
         parameter_names=tuple(tensors),
         path=str(folder),

@@ -69,6 +69,7 @@ BUNDLE_FILES = frozenset(
         "model.safetensors",
         "preprocessor_config.json",
         "privacy_report.json",
+        "sentencepiece.bpe.model",
         "source.spm",
         "special_tokens_map.json",
         "target.spm",

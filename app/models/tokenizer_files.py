@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from app.catalog.families import FAMILIES, Family
@@ -14,7 +14,7 @@ from app.models.sentencepiece_file import InvalidPieces
 
 SENTENCEPIECE_FILES = frozenset(name for family in FAMILIES.values() for name in family.sentencepiece)
 #: Of what is parsed here, while requests wait.
-_MAX_PARSED_BYTES = 16 << 20
+MAX_PARSED_BYTES = 16 << 20
 MAX_LANGUAGES = 500
 _LANGUAGE = re.compile(rb'">>([A-Za-z][A-Za-z_-]{1,15})<<"')
 _LANGUAGE_CODE = re.compile(r"[A-Za-z][A-Za-z_-]{1,15}")
@@ -31,7 +31,7 @@ def sentencepiece(
     tokenizer reads none, so that both may be needed.) Raises Refused where there is neither."""
     if TOKENIZER in small and family.model_type != "marian":
         return {}
-    read = {name: reader.content(name, _MAX_PARSED_BYTES) for name in family.sentencepiece}
+    read = {name: reader.content(name, MAX_PARSED_BYTES) for name in family.sentencepiece}
     found = {name: content for name, content in read.items() if content is not None}
     if not found or found.keys() < read.keys():
         if TOKENIZER in small:
@@ -46,7 +46,7 @@ def sentencepiece(
             raise Refused("invalid_tokenizer", f"{name}: {error}") from error
         if family.model_type == "marian":
             continue
-        extra = _json_of(small, "tokenizer_config.json").get("extra_ids", _T5_EXTRA_IDS)
+        extra = json_of(small, "tokenizer_config.json").get("extra_ids", _T5_EXTRA_IDS)
         if not pieces.unigram or pieces.unknown != _T5_UNKNOWN:
             raise Refused("invalid_tokenizer", f"{name} is no unigram model whose piece {_T5_UNKNOWN} is the unknown")
         if type(extra) is not int or not 0 <= extra <= config["vocab_size"] - len(pieces.texts):
@@ -65,29 +65,30 @@ def written_size(config: Mapping[str, Any]) -> Any:
 def _check_vocabularies(small: Mapping[str, bytes], config: Mapping[str, Any]) -> None:
     """Marian's: one for both sides, or one for each, which have the same ids for what transformers has once."""
     read, written = config["vocab_size"], written_size(config)
-    if _json_of(small, "tokenizer_config.json").get("separate_vocabs"):
-        ids, target = _vocabulary(small, VOCABULARY, read), _vocabulary(small, TARGET_VOCABULARY, written)
+    if json_of(small, "tokenizer_config.json").get("separate_vocabs"):
+        ids = vocabulary(small, VOCABULARY, read, _MARIAN_TOKENS)
+        target = vocabulary(small, TARGET_VOCABULARY, written, _MARIAN_TOKENS)
         if other := sorted(token for token in _MARIAN_TOKENS if ids[token] != target[token]):
             raise Refused("invalid_tokenizer", f"{other[0]} has another id in {TARGET_VOCABULARY}")
     else:
-        _vocabulary(small, VOCABULARY, min(read, written))
+        vocabulary(small, VOCABULARY, min(read, written), _MARIAN_TOKENS)
     for key in ("pad_token_id", "decoder_start_token_id"):
         if type(config.get(key, 0)) is not int or not 0 <= config.get(key, 0) < min(read, written):
             raise Refused("config_mismatch", f"{key} is none of the weights'")
 
 
-def _vocabulary(small: Mapping[str, bytes], name: str, size: int) -> dict[str, int]:
-    """Of a file: an id of the weights for each token."""
+def vocabulary(small: Mapping[str, bytes], name: str, size: int, needed: Set[str]) -> dict[str, int]:
+    """Of a file: an id of the weights for each token. needed: without these it is refused."""
     if name not in small:
         raise Refused("no_tokenizer", f"there is no {name}")
-    if len(small[name]) > _MAX_PARSED_BYTES:
-        raise Refused("file_too_large", f"{name} has more than {_MAX_PARSED_BYTES} bytes")
+    if len(small[name]) > MAX_PARSED_BYTES:
+        raise Refused("file_too_large", f"{name} has more than {MAX_PARSED_BYTES} bytes")
     try:
         ids = json.loads(small[name])
     except (ValueError, RecursionError) as error:
         raise Refused("invalid_json", f"{name} is not JSON") from error
-    if not isinstance(ids, dict) or not _MARIAN_TOKENS <= ids.keys():
-        raise Refused("invalid_tokenizer", f"{name} lacks one of {', '.join(sorted(_MARIAN_TOKENS))}")
+    if not isinstance(ids, dict) or not needed <= ids.keys():
+        raise Refused("invalid_tokenizer", f"{name} lacks one of {', '.join(sorted(needed))}")
     if not all(type(each) is int and 0 <= each < size for each in ids.values()) or len({*ids.values()}) != len(ids):
         raise Refused("config_mismatch", f"{name} has ids that the weights have not, or one twice")
     return ids
@@ -95,12 +96,13 @@ def _vocabulary(small: Mapping[str, bytes], name: str, size: int) -> dict[str, i
 
 def language_pair(small: Mapping[str, bytes]) -> tuple[str, ...]:
     """Of a Marian model without tokens for languages, as its tokenizer's configuration says it."""
-    said = _json_of(small, "tokenizer_config.json")
+    said = json_of(small, "tokenizer_config.json")
     pair = tuple(str(said.get(key, "")) for key in ("source_lang", "target_lang"))
     return pair if all(map(_LANGUAGE_CODE.fullmatch, pair)) and not languages(small) else ()
 
 
-def _json_of(small: Mapping[str, bytes], name: str) -> dict[str, Any]:
+def json_of(small: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    """A file that was rewritten; {} without it."""
     value: dict[str, Any] = json.loads(small.get(name, b"{}"))
     return value
 

@@ -12,7 +12,10 @@ from typing import Any, get_args
 import pytest
 import torch
 from transformers import AutoConfig
+from transformers.models.m2m_100 import tokenization_m2m_100
+from transformers.models.mbart50 import tokenization_mbart50
 
+from app.catalog import languages
 from app.catalog.adaptations import ADAPTATIONS, adaptation_from_dict, adaptation_to_dict
 from app.catalog.bases import BASES, BaseModel
 from app.catalog.exports import EXPORT_FORMATS
@@ -134,3 +137,11 @@ def test_every_key_that_a_familys_config_reads_is_passed_on(family: Family) -> N
     assert read - COMMON_KEYS - family.keys == set()
     for key in (family.hidden_size, family.num_layers, family.max_length):
         assert not key or hasattr(config, key)
+
+
+def test_the_codes_of_languages_are_those_of_transformers_tokenizers() -> None:
+    assert tokenization_mbart50.FAIRSEQ_LANGUAGE_CODES == list(languages.MBART_50)
+    assert tokenization_m2m_100.FAIRSEQ_LANGUAGE_CODES == {
+        "m2m100": list(languages.M2M_100),
+        "wmt21": list(languages.WMT_21),
+    }

@@ -21,7 +21,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from app.catalog.exports import EXPORT_FORMATS
 from app.catalog.recipes import MAIN_PHASE, Phase
-from tests.trainer.hub_folders import make_marian
+from tests.trainer.hub_folders import make_m2m, make_marian
 from tests.trainer.jobs import ADAPTATIONS, KEY, make_job
 from tests.trainer.seq2seq import FAMILIES, make_seq2seq_base, translations
 from worker.exporter.comparison import check
@@ -120,6 +120,28 @@ def test_int8_of_a_translator_with_sentencepiece_files(make: Make, bundles: dict
     assert {"source.spm", "target.spm", "vocab.json"} <= {path.name for path in folder.iterdir()}
     expected, got = written_by(bundle, UNSEEN), as_its_readme_says(folder, UNSEEN)
     assert sum(ours == theirs for ours, theirs in zip(expected, got, strict=True)) >= 2
+
+
+def test_graphs_of_a_translator_for_many_languages_write_the_one_that_it_was_trained_for(
+    make: Make, tmp_path: Path
+) -> None:
+    """What a job's bundle has: languages in the tokenizer's configuration, and the token that is forced."""
+    base, bundle = make_m2m(tmp_path / "base"), tmp_path / "bundle"
+    tokenizer, model = load_tokenizer(base), AutoModelForSeq2SeqLM.from_pretrained(base)
+    tokenizer.src_lang, tokenizer.tgt_lang = "en", "fr"
+    forced = tokenizer.get_lang_id("fr")
+    model.generation_config.forced_bos_token_id = forced
+    with torch.no_grad():
+        model.model.shared.weight.mul_(20.0)
+        model.model.decoder.layer_norm.weight.normal_()  # so that it does not write what it reads, over and over
+    for part in (tokenizer, model):
+        part.save_pretrained(bundle)
+    (bundle / "privacy_report.json").write_text("{}")
+    folder, metrics = make("onnx", of=bundle)
+    assert metrics["agreement"] == 1.0
+    assert f", {forced}), 1)" in (folder / "README.md").read_text()
+    assert as_its_readme_says(folder, UNSEEN) == written_by(bundle, UNSEEN)
+    assert all(written_by(bundle, UNSEEN))
 
 
 @pytest.mark.parametrize("family", ["t5", "marian"])

@@ -12,6 +12,7 @@ import sentencepiece
 import torch
 import transformers as hf
 
+from app.catalog.languages import M2M_100, MBART_50
 from tests.trainer.seq2seq import translations
 
 _SIZES = {
@@ -28,10 +29,9 @@ def pieces(texts: Iterable[str], **options: Any) -> bytes:
         sentence_iterator=iter([*texts] * 20),
         model_writer=written,
         hard_vocab_limit=False,
-        bos_id=-1,
         minloglevel=2,
         num_threads=1,
-        **options,
+        **{"bos_id": -1, **options},
     )
     return written.getvalue()
 
@@ -91,6 +91,87 @@ def make_mt5(folder: Path) -> Path:
     made.lm_head.weight = torch.nn.Parameter(0.1 * torch.randn(size, 16))
     _save(made, folder, False)
     _rewrite(folder / "config.json", {"tie_word_embeddings": False})
+    return folder
+
+
+def make_mbart(folder: Path) -> Path:
+    """The layout of facebook/mbart-large-50-many-to-many-mmt: a SentencePiece file and no tokenizer.json."""
+    folder.mkdir(parents=True)
+    model = _both_sides(vocab_size=60)
+    (folder / "sentencepiece.bpe.model").write_bytes(model)
+    _tell(folder, "MBart50Tokenizer", list(MBART_50), language_codes="ML50", src_lang="en_XX", tgt_lang=None)
+    size = sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size() + 1 + len(MBART_50) + 1
+    torch.manual_seed(7)
+    config = hf.MBartConfig(
+        **_SIZES, vocab_size=size, decoder_start_token_id=2, scale_embedding=True, tokenizer_class="MBart50Tokenizer"
+    )
+    made = hf.MBartForConditionalGeneration(config)
+    made.final_logits_bias.uniform_(-0.1, 0.1)
+    _save(made, folder, False)
+    _rewrite(folder / "config.json", {"add_final_layer_norm": True, "normalize_before": True, "output_past": True})
+    _rewrite(folder / "generation_config.json", {"max_length": 200, "num_beams": 5, "early_stopping": True})
+    return folder
+
+
+def make_m2m(folder: Path) -> Path:
+    """The layout of facebook/m2m100_418M: pieces in vocab.json, languages behind them, and eight rows for nothing."""
+    folder.mkdir(parents=True)
+    model = _both_sides(vocab_size=60)
+    (folder / "sentencepiece.bpe.model").write_bytes(model)
+    read = sentencepiece.SentencePieceProcessor(model_proto=model)
+    tokens = ("<s>", "<pad>", "</s>", "<unk>", *(read.id_to_piece(index) for index in range(3, read.get_piece_size())))
+    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
+    marks = [f"__{code}__" for code in M2M_100]
+    _tell(folder, "M2M100Tokenizer", marks, language_codes="m2m100", num_madeup_words=8, src_lang=None, tgt_lang=None)
+    return _save_m2m(folder, len(tokens) + len(marks) + 8, max_length=200, num_beams=5, early_stopping=True)
+
+
+def make_nllb(folder: Path) -> Path:
+    """The layout of facebook/nllb-200-distilled-600M: M2M-100's architecture, another tokenizer, in tokenizer.json."""
+    folder.mkdir(parents=True)
+    model = _both_sides(vocab_size=32, model_type="bpe")
+    (folder / "sentencepiece.bpe.model").write_bytes(model)
+    codes = ["deu_Latn", "eng_Latn", "fra_Latn", "zho_Hans", "zho_Hant"]
+    read = sentencepiece.SentencePieceProcessor(model_proto=model)
+    pieces = [read.id_to_piece(index) for index in range(3, read.get_piece_size())]
+    ids = {token: index for index, token in enumerate(("<s>", "<pad>", "</s>", "<unk>", *pieces))}
+    merges = [(left, right) for whole in pieces for left, right in _halves(whole) if left in ids and right in ids]
+    tokenizer = hf.NllbTokenizer(ids, merges, extra_special_tokens=codes)
+    tokenizer.save_pretrained(folder)
+    (folder / "tokenizer_config.json").unlink()
+    _tell(folder, "NllbTokenizer", codes, model_max_length=1024, src_lang=None, tgt_lang=None, tokenizer_file=None)
+    return _save_m2m(folder, len(tokenizer) + 2, max_length=200)
+
+
+def _halves(text: str) -> list[tuple[str, str]]:
+    return [(text[:place], text[place:]) for place in range(1, len(text))]
+
+
+def _both_sides(**options: Any) -> bytes:
+    return pieces([text for pair in translations(12) for text in pair], bos_id=1, **options)
+
+
+def _tell(folder: Path, tokenizer: str, special: list[str], **told: Any) -> None:
+    """The tokenizer's two files, with what hubs' have besides."""
+    tokens = {"bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "unk_token": "<unk>"}
+    tokens["pad_token"] = "<pad>"
+    mask = {"content": "<mask>", "lstrip": True, "normalized": True, "rstrip": False, "single_word": False}
+    more = {"name_or_path": "facebook/some", "sp_model_kwargs": {}, "special_tokens_map_file": "/home/somebody"}
+    config = {**tokens, **told, **more, "tokenizer_class": tokenizer}
+    special_tokens = {**tokens, "additional_special_tokens": special}
+    if tokenizer != "M2M100Tokenizer":  # which has none
+        config["mask_token"] = {**mask, "__type": "AddedToken"}
+        special_tokens["mask_token"] = mask
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "special_tokens_map.json").write_text(json.dumps(special_tokens))
+
+
+def _save_m2m(folder: Path, size: int, **generating: Any) -> Path:
+    torch.manual_seed(7)
+    config = hf.M2M100Config(**_SIZES, vocab_size=size, scale_embedding=True)
+    _save(hf.M2M100ForConditionalGeneration(config), folder, False)
+    _rewrite(folder / "config.json", {"gradient_checkpointing": False, "num_hidden_layers": 2})
+    _rewrite(folder / "generation_config.json", generating)
     return folder
 
 

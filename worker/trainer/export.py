@@ -31,6 +31,7 @@ PROCESSOR_FILES = (
     "vocab.txt",
     "vocab.json",
     "merges.txt",
+    "sentencepiece.bpe.model",
     "source.spm",
     "target.spm",
     "target_vocab.json",
@@ -75,6 +76,7 @@ def export_checkpoint(
             model=load_model(job.family, job.spec),
             device=dataclasses.replace(job.device, torch_device=torch.device("cpu")),
         )
+        fresh.task.prepare(fresh.model)
         phases = adapt(fresh)
     fresh.model.load_state_dict(job.model.state_dict())
     if average is not None:

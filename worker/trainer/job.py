@@ -93,6 +93,7 @@ def load_job(folder: Path, key: bytes, control: Control, spec: TrainerSpec, devi
     family = family_for(spec.base.family, spec.task.type)
     model = load_model(family, spec)
     task = TRAINER_TASKS[spec.task.type](spec.task, path, family.max_length(model))
+    task.prepare(model)
     return Job(folder, spec, control, device, JobRandomness(key), family, model, task)
 
 

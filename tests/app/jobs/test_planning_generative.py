@@ -9,6 +9,7 @@ import pytest
 
 from app.catalog.bases import BaseModel
 from app.catalog.families import FAMILIES
+from app.catalog.languages import M2M_100, MBART_50
 from app.errors import ApiError
 from app.jobs import planning
 from app.jobs.planning import Planned
@@ -172,6 +173,68 @@ def test_each_row_may_have_languages_of_its_own() -> None:
     assert resolved["options"] == {"max_target_length": 128, "languages_of": "t5"}
     other = plan("bart", *columns, task={"type": "translation"}).resolved["task"]  # has no words for them
     assert (other["columns"].keys(), other["options"]) == ({"source", "target"}, {"max_target_length": 128})
+
+
+NLLB = ("deu_Latn", "eng_Latn", "zho_Hans", "zho_Hant")
+
+
+@pytest.mark.parametrize(
+    ("family", "known", "said", "codes"),
+    [
+        ("mbart", MBART_50, ("en_XX", "de_DE"), ("en_XX", "de_DE")),
+        ("mbart", MBART_50, ("en", "de"), ("en_XX", "de_DE")),
+        ("m2m_100", M2M_100, ("en", "ast"), ("en", "ast")),
+        ("m2m_100", NLLB, ("eng", "zho_Hant"), ("eng_Latn", "zho_Hant")),
+    ],
+)
+def test_a_base_of_many_languages_is_told_its_own_codes(
+    family: str, known: tuple[str, ...], said: tuple[str, str], codes: tuple[str, str]
+) -> None:
+    columns = [column(name) for name in ("source", "target", "target_lang")]
+    block = {"source_lang": said[0], "target_lang": said[1]}
+    resolved = plan(family, *columns, languages=known, task=block).resolved["task"]
+    assert (resolved["type"], resolved["columns"].keys()) == ("translation", {"source", "target"})
+    assert resolved["options"] == {"source_lang": codes[0], "target_lang": codes[1], "max_target_length": 128}
+
+
+@pytest.mark.parametrize(
+    ("block", "param"),
+    [
+        ({}, "task.source_lang"),
+        ({"source_lang": "eng_Latn"}, "task.target_lang"),
+        ({"source_lang": "eng_Latn", "target_lang": "zho"}, "task.target_lang"),  # which of two?
+        ({"source_lang": "eng_Latn", "target_lang": "tlh_Latn"}, "task.target_lang"),
+        ({"source_lang": "English", "target_lang": "deu_Latn"}, "task.source_lang"),
+        ({"source_lang": "eng_Latn", "target_lang": "deu_Latn", "source_prefix": "x"}, "task.source_prefix"),
+        ({"columns": {"target_lang": "to"}, "source_lang": "eng_Latn"}, "task.columns"),
+        ({"columns": {"source_lang": "from", "target_lang": "to"}, "source_lang": "eng_Latn"}, "task.columns"),
+        ({"columns": {"source_lang": "from", "target_lang": "other"}}, "training_file"),  # rows in none of them
+        ({"columns": {"source_lang": "from", "target_lang": "many"}}, "training_file"),
+    ],
+)
+def test_a_base_of_many_languages_that_is_not_told_which_is_refused(block: dict[str, Any], param: str) -> None:
+    columns = [
+        *(column(name) for name in ("source", "target", "many")),
+        column("from", ["eng_Latn"]),
+        column("to", ["deu_Latn", "zho_Hans"]),
+        column("other", ["deu_Latn", "tlh_Latn"]),
+    ]
+    with pytest.raises(ApiError) as refused:
+        plan("m2m_100", *columns, languages=NLLB, task={"type": "translation", **block})
+    assert (refused.value.code, refused.value.param) == ("invalid_languages", param)
+    assert "tlh_Latn" not in refused.value.message
+    with pytest.raises(ApiError) as refused:  # nothing else that reads a text and writes one
+        plan("m2m_100", *columns, languages=NLLB, task={"type": "summarization"})
+    assert refused.value.code == "task_not_supported"
+
+
+def test_each_row_may_have_codes_of_its_own() -> None:
+    columns = [column("source"), column("target"), column("src_lang", ["eng_Latn"]), column("tgt_lang", ["zho_Hans"])]
+    resolved = plan("m2m_100", *columns, languages=NLLB).resolved["task"]
+    assert resolved["columns"] == {
+        "source": "source", "target": "target", "source_lang": "src_lang", "target_lang": "tgt_lang"
+    }  # fmt: skip
+    assert resolved["options"] == {"max_target_length": 128, "languages_of": "m2m_100"}
 
 
 def test_a_prefix_and_the_length_of_targets_are_options() -> None:

@@ -180,6 +180,27 @@ def _marian_separate() -> nn.Module:
     return _marian(share_encoder_decoder_embeddings=False, decoder_vocab_size=VOCABULARY - 9)
 
 
+def _m2m_100() -> nn.Module:
+    """Embeddings scaled and tied three times; positions are no parameters, and counted where there is no padding."""
+    config = hf.M2M100Config(
+        vocab_size=VOCABULARY, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=24, max_position_embeddings=20,
+        pad_token_id=1, bos_token_id=0, eos_token_id=2, decoder_start_token_id=2, scale_embedding=True,
+        encoder_layerdrop=0.0, decoder_layerdrop=0.0,
+    )  # fmt: skip
+    return hf.M2M100ForConditionalGeneration(config)
+
+
+def _mbart() -> nn.Module:
+    config = hf.MBartConfig(
+        vocab_size=VOCABULARY, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=24, max_position_embeddings=20,
+        pad_token_id=1, bos_token_id=0, eos_token_id=2, decoder_start_token_id=2, forced_eos_token_id=None,
+        scale_embedding=True,
+    )  # fmt: skip
+    return hf.MBartForConditionalGeneration(config)
+
+
 def _bart() -> nn.Module:
     config = hf.BartConfig(
         vocab_size=VOCABULARY, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
@@ -303,6 +324,8 @@ CASES: dict[str, Case] = {
     "mt5": Case(_mt5, seq2seq_loss, _seq2seq_batch, r".*\.(q|v)", 1e-6),
     "marian": Case(_marian, seq2seq_loss, _seq2seq_batch, r".*(q_proj|v_proj)"),
     "marian_separate": Case(_marian_separate, seq2seq_loss, _seq2seq_batch, r".*(q_proj|v_proj)"),
+    "m2m_100": Case(_m2m_100, seq2seq_loss, _seq2seq_batch, r".*(q_proj|v_proj)"),
+    "mbart": Case(_mbart, seq2seq_loss, _seq2seq_batch, r".*(q_proj|v_proj)"),
     "bart": Case(_bart, seq2seq_loss, _seq2seq_batch, r".*(q_proj|v_proj)"),
     "vit": Case(_vit, classification_loss, _image_batch, r".*(q_proj|v_proj|query|value)"),
     "deit": Case(_deit, classification_loss, _image_batch, r".*(q_proj|v_proj|query|value)"),

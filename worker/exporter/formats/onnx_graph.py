@@ -163,7 +163,7 @@ def reload(reference: Reference, output: Path, threads: int) -> Made:
             read = encode(seq2seq_graphs.encoder_inputs(inputs))
             return decode(seq2seq_graphs.decoder_inputs(inputs, read))
 
-        return Made(run, seq2seq_graphs.USAGE, parameters)
+        return Made(run, seq2seq_graphs.usage(reference.model), parameters)
     respond = _Session(output / GRAPH, threads)
     prepare = _IMAGE if reference.tokenizer is None else _TEXT % sorted(respond.taken)
     return Made(respond, _USAGE.format(prepare=prepare), parameters)

@@ -17,7 +17,7 @@ from worker.exporter.reference import Batch
 ENCODER, DECODER = "encoder_model.onnx", "decoder_model.onnx"
 
 #: Greedy decoding, to be run as it is.
-USAGE = """```python
+_USAGE = """```python
 import numpy
 import onnxruntime
 import transformers
@@ -32,7 +32,7 @@ asked = tokenizer(texts, padding=True, truncation=True, return_tensors="np")
 mask = asked["attention_mask"]
 (hidden,) = encoder.run(None, {"input_ids": asked["input_ids"], "attention_mask": mask})
 written = numpy.full((len(texts), 1), config.decoder_start_token_id)
-ended = numpy.zeros(len(texts), bool)
+{forced}ended = numpy.zeros(len(texts), bool)
 while not ended.all() and written.shape[1] <= longest:
     states = {"encoder_hidden_states": hidden, "encoder_attention_mask": mask}
     (logits,) = decoder.run(None, {"input_ids": written, **states})
@@ -42,6 +42,16 @@ while not ended.all() and written.shape[1] <= longest:
     written = numpy.concatenate([written, token[:, None]], 1)
 print(tokenizer.batch_decode(written, skip_special_tokens=True))
 ```"""
+
+
+#: Where a text begins with a token of its language.
+_FORCED = "written = numpy.append(written, numpy.full_like(written, {token}), 1)  # the language to write\n"
+
+
+def usage(model: Any) -> str:
+    """The lines of Python that write with the graphs."""
+    token = model.generation_config.forced_bos_token_id
+    return _USAGE.replace("{forced}", "" if token is None else _FORCED.format(token=token))
 
 
 class Encoder(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from app.catalog.tasks import TASKS, ModelClass
 from worker.trainer.failure import TrainerFailure
-from worker.trainer.families.bart import BART, MARIAN
+from worker.trainer.families.bart import BART, M2M_100, MARIAN, MBART
 from worker.trainer.families.bert import BERT
 from worker.trainer.families.distilbert import DISTILBERT
 from worker.trainer.families.gpt2 import GPT2_CAUSAL
@@ -45,6 +45,8 @@ FAMILIES: dict[str, dict[ModelClass, Family]] = {
     "mt5": {"seq2seq_lm": MT5},
     "bart": {"seq2seq_lm": BART},
     "marian": {"seq2seq_lm": MARIAN},
+    "mbart": {"seq2seq_lm": MBART},
+    "m2m_100": {"seq2seq_lm": M2M_100},
 }
 
 

@@ -105,6 +105,9 @@ class ImageClassification:
         """Accuracy with its interval, macro averages."""
         return card_lines(metrics)
 
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Nothing."""
+
     def finish(self, head: nn.Module) -> None:
         """Nothing."""
 

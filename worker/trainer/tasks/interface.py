@@ -39,6 +39,10 @@ class TrainerTask(Protocol):
     spec: TaskSpec
     processor: Any
 
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Writes into the loaded model's configuration of generating what the job says of it; nothing, for most."""
+        ...
+
     def encode(self, columns: Mapping[str, Sequence[Any]]) -> Examples:
         """Rows by role to examples. TrainerFailure `data_mismatch` on cells that are not of the task's kind."""
         ...
@@ -99,6 +103,9 @@ class TextTask:
         self.labels = spec.labels
         self.max_length = min(spec.max_length, max_length)
         self.processor = load_tokenizer(base)
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Nothing, for most tasks."""
 
     def finish(self, head: nn.Module) -> None:
         """Nothing, for most tasks."""

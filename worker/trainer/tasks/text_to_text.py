@@ -7,7 +7,7 @@ other columns. BLEU, chrF and ROUGE cannot be bounded a record: they are compute
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from app.catalog import languages
 from worker.trainer.spec import TaskSpec
-from worker.trainer.tasks import generated_text
+from worker.trainer.tasks import generated_text, language_tokens
 from worker.trainer.tasks.examples import Examples, Indices, lengths_of
 from worker.trainer.tasks.interface import (
     IGNORED,
@@ -45,6 +45,20 @@ class TextToText(TextTask):
         self.languages_of = str(spec.options.get("languages_of") or "")
         self.max_target_length = min(int(spec.options.get("max_target_length") or spec.max_length), max_length)
         self._references: list[str] = []
+        # Of a base whose texts begin with a token of their language: from which into which, unless rows say so.
+        self.pair: tuple[str, str] | None = None
+        if language_tokens.are_read(self.processor) and not self.languages_of:
+            self.pair = (str(spec.options["source_lang"]), str(spec.options["target_lang"]))
+            language_tokens.tell(self.processor, *self.pair)
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Makes the model write the job's target language. TrainerFailure `base_model_invalid`."""
+        if language_tokens.are_read(self.processor):
+            language_tokens.require_fitting(self.processor, model)
+            generating: Any = model.generation_config
+            generating.forced_bos_token_id = (
+                None if self.pair is None else language_tokens.token_id(self.processor, self.pair[1])
+            )
 
     def encode(self, columns: Mapping[str, Sequence[Any]]) -> Examples:
         """Roles `source`, `target`, and both languages where rows have their own.
@@ -54,13 +68,17 @@ class TextToText(TextTask):
         first = len(self._references)
         self._references += targets
         texts = [before + source for before, source in zip(self._prefixes(columns), sources, strict=True)]
-        inputs = self._encoded("text", texts, self.max_length)
-        labels = self._encoded("text_target", targets, self.max_target_length)
+        inputs, labels = [np.empty(0, dtype=np.int64)] * len(texts), [np.empty(0, dtype=np.int64)] * len(texts)
+        lost = {side: np.zeros(len(texts), dtype=np.int64) for side in ("source", "target")}
+        for rows in self._in_one_language(columns, len(texts)):
+            read = {"text": [texts[row] for row in rows]}
+            said = {"text_target": [targets[row] for row in rows]}
+            encoded, wanted = self._encoded(read, self.max_length), self._encoded(said, self.max_target_length)
+            lost["source"][rows] = self.tokens_lost(encoded, self.max_length, read)
+            lost["target"][rows] = self.tokens_lost(wanted, self.max_target_length, said)
+            for row, ids, label in zip(rows, encoded, wanted, strict=True):
+                inputs[row], labels[row] = ids, label
         examples = self._examples(inputs, labels, torch.arange(first, first + len(targets)))
-        lost = {
-            "source": self.tokens_lost(inputs, self.max_length, {"text": texts}),
-            "target": self.tokens_lost(labels, self.max_target_length, {"text_target": targets}),
-        }
         return dataclasses.replace(examples, lost=lost)
 
     def synthetic(self, model: PreTrainedModel, rows: int) -> Examples:
@@ -79,8 +97,7 @@ class TextToText(TextTask):
 
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
         """(rows, target length, vocabulary): the decoder reads the labels moved by one, as the model itself does it."""
-        seq2seq: Any = model
-        shifted = seq2seq.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+        shifted = _decoder_inputs(model, batch["labels"])
         logits: Tensor = model(**text_inputs(batch), decoder_input_ids=shifted, use_cache=False).logits
         return logits.float()
 
@@ -110,37 +127,71 @@ class TextToText(TextTask):
 
     def notes(self) -> list[str]:
         """Where texts are cut, and what a source begins with."""
-        says = self.prefix or (self.languages_of and languages.prefix(self.languages_of, "en", "fr"))
-        such = "such words as " if self.languages_of else ""
-        begins = [f"Every source must begin with {such}{says!r}, as in training."] if says else []
         return [
             f"Sources are cut to {self.max_length} tokens, targets were cut to {self.max_target_length}.",
-            *begins,
+            *self._told(),
         ]
+
+    def _told(self) -> list[str]:
+        if self.pair is not None:
+            return [
+                f"It translates from {self.pair[0]} into {self.pair[1]}: tokenizer and generation_config are set so."
+            ]
+        if language_tokens.are_read(self.processor):
+            return [
+                "It was trained on several languages: set the tokenizer's src_lang, and give generate() the token of "
+                "the language to write as forced_bos_token_id."
+            ]
+        says = self.prefix or (self.languages_of and languages.prefix(self.languages_of, "en", "fr"))
+        such = "such words as " if self.languages_of else ""
+        return [f"Every source must begin with {such}{says!r}, as in training."] if says else []
+
+    def _in_one_language(self, columns: Mapping[str, Sequence[Any]], count: int) -> Iterator[list[int]]:
+        """Rows that the tokenizer reads alike, which is told so before each group; mostly all of them."""
+        if self.pair is not None or not language_tokens.are_read(self.processor):
+            yield list(range(count))
+            return
+        before = self.processor.src_lang, self.processor.tgt_lang
+        groups: dict[tuple[str, str], list[int]] = {}
+        pairs = zip(require_texts(columns["source_lang"]), require_texts(columns["target_lang"]), strict=True)
+        for row, pair in enumerate(pairs):
+            groups.setdefault(pair, []).append(row)
+        for pair, rows in groups.items():
+            language_tokens.tell(self.processor, *pair)
+            yield rows
+        self.processor.src_lang, self.processor.tgt_lang = before
 
     def _prefixes(self, columns: Mapping[str, Sequence[Any]]) -> list[str]:
         """Of each row."""
-        if not self.languages_of:
+        if not self.languages_of or language_tokens.are_read(self.processor):
             return [self.prefix] * len(columns["source"])
         pairs = zip(require_texts(columns["source_lang"]), require_texts(columns["target_lang"]), strict=True)
         return [languages.prefix(self.languages_of, *pair) for pair in pairs]
 
     @torch.inference_mode()
     def _write(self, model: Any, examples: Examples, rows: Indices) -> list[str]:
-        """Greedily, a few rows at a time."""
+        """Greedily, a few rows at a time; of rows with languages of their own those of one target's together."""
         longest = min(self.max_target_length, generated_text.MAX_TOKENS)
-        written: list[str] = []
-        for start in range(0, len(rows), generated_text.ROWS_AT_ONCE):
-            chosen = rows[start : start + generated_text.ROWS_AT_ONCE]
-            inputs = text_inputs(self.batch(examples, chosen, model.device))
-            answers = model.generate(**inputs, generation_config=_greedy(model, longest))
-            written += self.processor.batch_decode(answers, skip_special_tokens=True)
-        return written
+        forced: dict[int | None, list[int]] = {}
+        several = self.pair is None and language_tokens.are_read(self.processor)
+        for row in rows:
+            forced.setdefault(int(examples.sequences["labels"][row][0]) if several else None, []).append(int(row))
+        written: dict[int, str] = {}
+        for first, alike in forced.items():
+            how = _greedy(model, longest, first)
+            for start in range(0, len(alike), generated_text.ROWS_AT_ONCE):
+                chosen = alike[start : start + generated_text.ROWS_AT_ONCE]
+                inputs = text_inputs(self.batch(examples, chosen, model.device))
+                answers = model.generate(**inputs, generation_config=how)
+                written |= zip(chosen, self.processor.batch_decode(answers, skip_special_tokens=True), strict=True)
+        return [written[int(row)] for row in rows]
 
-    def _encoded(self, side: str, texts: list[str], longest: int) -> list[np.ndarray]:
+    def _encoded(self, texts: Mapping[str, list[str]], longest: int) -> list[np.ndarray]:
+        """texts: of one side, by the name of the tokenizer's parameter."""
         encoded: list[np.ndarray] = []
-        for start in range(0, len(texts), _CHUNK):
-            piece = {side: texts[start : start + _CHUNK]}
+        ((side, all_of_it),) = texts.items()
+        for start in range(0, len(all_of_it), _CHUNK):
+            piece: Any = {side: all_of_it[start : start + _CHUNK]}
             rows = self.processor(**piece, truncation=True, max_length=longest)["input_ids"]
             encoded += [np.asarray(row or [self.padding], dtype=np.int64) for row in rows]
         return encoded
@@ -161,12 +212,24 @@ class Summarization(TextToText):
     pipeline_tag: ClassVar[str] = "summarization"
 
 
-def _greedy(model: PreTrainedModel, longest: int) -> GenerationConfig:
-    """The model's own special tokens, and none of its search."""
+def _decoder_inputs(model: Any, labels: Tensor) -> Tensor:
+    """labels (rows, length), IGNORED behind the end → the same moved by one, as the model itself does it."""
+    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        moved: Tensor = model.prepare_decoder_input_ids_from_labels(labels=labels)
+        return moved
+    start = torch.full_like(labels[:, :1], int(model.config.decoder_start_token_id))  # M2M-100 has no method for it
+    before = torch.cat([start, labels[:, :-1]], 1)
+    return before.masked_fill(before == IGNORED, int(model.config.pad_token_id))
+
+
+def _greedy(model: PreTrainedModel, longest: int, forced: int | None) -> GenerationConfig:
+    """The model's own special tokens, and none of its search. forced: the first token, if it is another."""
     own = model.generation_config
     assert own is not None
     configuration: Any = GenerationConfig
     names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id")
     tokens = {name: getattr(own, name, None) for name in names}
+    if forced is not None:
+        tokens["forced_bos_token_id"] = forced
     made: GenerationConfig = configuration(**tokens, max_new_tokens=longest, do_sample=False, num_beams=1)
     return made

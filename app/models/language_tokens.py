@@ -1,0 +1,99 @@
+"""Translators for many languages, whose texts begin with a token of their language: mBART-50, M2M-100 and NLLB-200.
+
+What their tokenizers are made from is looked at as `tokenizer_files` does it, and which languages they know. (Liu et
+al. 2020; Tang et al. 2020; Fan et al. 2021; NLLB Team 2022.)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from app.catalog.families import Family
+from app.catalog.languages import M2M_100, MBART_50, WMT_21
+from app.models import sentencepiece_file
+from app.models.folder_reader import TOKENIZER, VOCABULARY, Reader, Refused
+from app.models.sentencepiece_file import InvalidPieces, Pieces
+from app.models.tokenizer_files import MAX_LANGUAGES, MAX_PARSED_BYTES, json_of, vocabulary
+
+#: Of each family, tokenizers that say both languages in front. (mBART-25's and others say them elsewhere.)
+_CLASSES = {"mbart": ("MBart50Tokenizer",), "m2m_100": ("M2M100Tokenizer", "NllbTokenizer")}
+_DEFAULT = {"mbart": "MBartTokenizer", "m2m_100": "M2M100Tokenizer"}
+
+#: As the tokenizers library writes what was added to a vocabulary.
+_ADDED = re.compile(rb'"id":\s*(\d{1,10}),\s*"content":\s*"([A-Za-z]{2,3}_[A-Za-z]{2,4})"')
+_NLLB_CODE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
+
+_M2M_TOKENS = frozenset({"<s>", "<pad>", "</s>", "<unk>"})
+_M2M_CODES = {"m2m100": M2M_100, "wmt21": WMT_21}
+#: The first pieces of mBART's file; its tokenizer moves them, and puts padding and a mask beside them.
+_MBART_PIECES = ("<unk>", "<s>", "</s>")
+
+
+def read(
+    reader: Reader, family: Family, config: Mapping[str, Any], small: Mapping[str, bytes]
+) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """The files that the tokenizer is made from beside `small`, and the codes of its languages. Raises Refused."""
+    size = config["vocab_size"]
+    kind = _tokenizer_class(family, config, small)
+    if kind not in _CLASSES[family.model_type]:
+        raise Refused("invalid_tokenizer", f"its tokenizer is none of {', '.join(_CLASSES[family.model_type])}")
+    found: dict[str, bytes] = {}
+    if kind == "M2M100Tokenizer":
+        name, content, _ = _pieces(reader, family)
+        found[name] = content
+        languages = _behind_vocabulary(small, size)
+    elif TOKENIZER in small:
+        known = _added(small[TOKENIZER], size)
+        languages = tuple(code for code in known if kind == "NllbTokenizer" and _NLLB_CODE.fullmatch(code))
+        languages += tuple(code for code in MBART_50 if kind == "MBart50Tokenizer" and code in known)
+    elif kind == "NllbTokenizer":
+        raise Refused("no_tokenizer", f"there is no {TOKENIZER}")
+    else:
+        name, content, pieces = _pieces(reader, family)
+        found[name] = content
+        _check_mbart(name, pieces, size)
+        languages = MBART_50
+    if not languages:
+        raise Refused("invalid_tokenizer", f"{TOKENIZER} has no token for a language")
+    return found, tuple(sorted(languages)[:MAX_LANGUAGES])
+
+
+def _tokenizer_class(family: Family, config: Mapping[str, Any], small: Mapping[str, bytes]) -> str:
+    said = json_of(small, "tokenizer_config.json").get("tokenizer_class") or config.get("tokenizer_class")
+    return str(said or _DEFAULT[family.model_type]).removesuffix("Fast")
+
+
+def _pieces(reader: Reader, family: Family) -> tuple[str, bytes, Pieces]:
+    (name,) = family.sentencepiece
+    content = reader.content(name, MAX_PARSED_BYTES)
+    if content is None:
+        raise Refused("no_tokenizer", f"there is no {name}")
+    try:
+        return name, content, sentencepiece_file.read(content)
+    except InvalidPieces as error:
+        raise Refused("invalid_tokenizer", f"{name}: {error}") from error
+
+
+def _behind_vocabulary(small: Mapping[str, bytes], size: int) -> tuple[str, ...]:
+    """M2M-100's codes: their tokens have the ids behind those of vocab.json, which leaves none out."""
+    ids = vocabulary(small, VOCABULARY, size, _M2M_TOKENS)
+    told = json_of(small, "tokenizer_config.json").get("language_codes", "m2m100")
+    codes = _M2M_CODES.get(str(told))
+    if codes is None:
+        raise Refused("invalid_tokenizer", f"language_codes is none of {', '.join(_M2M_CODES)}")
+    if max(ids.values()) != len(ids) - 1 or len(ids) + len(codes) > size:
+        raise Refused("config_mismatch", f"{VOCABULARY} and the languages' tokens are not those of the weights")
+    return codes
+
+
+def _check_mbart(name: str, pieces: Pieces, size: int) -> None:
+    if not pieces.unigram or pieces.texts[:3] != _MBART_PIECES or set(MBART_50) & {*pieces.texts}:
+        raise Refused("invalid_tokenizer", f"{name} is no unigram model that begins with {', '.join(_MBART_PIECES)}")
+    if len(pieces.texts) + 1 + len(MBART_50) + 1 > size:
+        raise Refused("config_mismatch", f"{name} and the languages have more tokens than the weights")
+
+
+def _added(tokenizer: bytes, size: int) -> tuple[str, ...]:
+    return tuple(code.decode() for index, code in _ADDED.findall(tokenizer) if int(index) < size)
