@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from app.catalog.chat_format import Holds
-
 #: Which of transformers' model classes a task trains: AutoModelFor…
 ModelClass = Literal[
     "sequence_classification",
@@ -35,6 +33,9 @@ _HEADS: dict[ModelClass, HeadKind] = {
     "masked_lm": "pretrained",
 }
 
+#: What a column's cells must be: text of any kind, JSON in OpenAI's chat format, lists of strings, or images.
+Cells = Literal["text", "messages", "tools", "lists", "images"]
+
 #: Number of classes and the task's options → L2 norm of what one unit adds to the released statistics.
 Sensitivity = Callable[[int, Mapping[str, Any]], float]
 
@@ -44,15 +45,16 @@ class Column:
     """One role that a task reads from a dataset.
 
     names: column names, lower case, by which the role is inferred where the request names none, in order of preference.
-    required: an optional column is read where the file has it; nullable: and may have rows without a value. holds: what
-    its cells must be, where they are JSON.
+    required: an optional column is read where the file has it; nullable: and may have rows without a value.
+    as_long_as: the role whose lists are as long in every row.
     """
 
     role: str
     names: tuple[str, ...]
     required: bool = True
     nullable: bool = False
-    holds: Holds | None = None
+    holds: Cells = "text"
+    as_long_as: str | None = None
 
 
 def _one_cell(num_labels: int, options: Mapping[str, Any]) -> float:
@@ -165,7 +167,10 @@ TASKS: dict[str, Task] = {
             type="token_classification",
             title="Token classification",
             model="token_classification",
-            columns=(Column("tokens", ("tokens", "words")), Column("tags", ("tags", "ner_tags", "labels"))),
+            columns=(
+                Column("tokens", ("tokens", "words"), holds="lists"),
+                Column("tags", ("tags", "ner_tags", "labels"), holds="lists", as_long_as="tokens"),
+            ),
             metrics=("accuracy", "precision", "recall", "f1", "confusion_matrix"),
             class_role="tags",
             class_elements=True,
@@ -175,7 +180,7 @@ TASKS: dict[str, Task] = {
             type="image_classification",
             title="Image classification",
             model="image_classification",
-            columns=(Column("image", ("image", "img", "picture")), _LABEL),
+            columns=(Column("image", ("image", "img", "picture"), holds="images"), _LABEL),
             metrics=("accuracy", "precision", "recall", "f1", "confusion_matrix"),
             class_role="label",
         ),

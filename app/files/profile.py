@@ -1,10 +1,11 @@
 """What is known of the canonical rows: columns with their facts, and the privacy units. All of it from private rows.
 
 Facts of a column: name, type; distinct (up to MAX_CLASSES, else null); classes, its values where they are few and
-short (else null); elements, the same of what the lists of a `json` column hold where every cell is a list of strings
-(labels, tags); chat, {holds, invalid} where the first cell is a chat or tools in OpenAI's format: which of them, and
-code and place of the first cell that is not (null: none); range, [smallest, largest] where every cell is a finite
-decimal number, in whatever type; nulls: {count, row, line} with the place of the first missing cell.
+short (else null); lists, where every cell is a list of strings (labels, tags), a digest of how long they are, by which
+columns are compared (else null); elements, the strings in these lists where they are few and short; chat, {holds,
+invalid} where the first cell is a chat or tools in OpenAI's format: which of them, and code and place of the first cell
+that is not (null: none); range, [smallest, largest] where every cell is a finite decimal number, in whatever type;
+nulls: {count, row, line} with the place of the first missing cell.
 An image column has only its nulls.
 """
 
@@ -12,6 +13,7 @@ An image column has only its nulls.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator
@@ -81,7 +83,7 @@ def _column(
         f"(SELECT {identifier(column.name)} AS cell, row_number() OVER () AS place FROM read_parquet({literal(rows)}))"
     )
     facts: dict[str, Any] = {"name": column.name, "type": column.type}
-    facts |= dict.fromkeys(("distinct", "classes", "elements", "chat", "range"))
+    facts |= dict.fromkeys(("distinct", "classes", "lists", "elements", "chat", "range"))
     found = connection.execute(
         f"SELECT count(*) FILTER (cell IS NULL), min(place) FILTER (cell IS NULL) FROM {values}"
     ).fetchone()
@@ -115,8 +117,8 @@ def _column(
     if present and column.type in ("string", "json", "mixed"):
         facts["chat"] = _chat(connection, values)
     if present and listed and column.type in ("string", "json", "mixed"):
-        are_lists, facts["elements"] = _elements(_cells(connection, values))
-        if are_lists:
+        facts["lists"], facts["elements"] = _elements(_cells(connection, values))
+        if facts["lists"] is not None:
             facts["type"] = "json"
     if present and numeric:
         facts["range"] = _range(connection, values)
@@ -151,21 +153,24 @@ def _chat(connection: duckdb.DuckDBPyConnection, values: str) -> dict[str, Any] 
     return {"holds": holds, "invalid": None}
 
 
-def _elements(cells: Iterator[str]) -> tuple[bool, list[str] | None]:
-    """Whether each cell is a JSON list of strings, and their distinct strings where those are few and short."""
+def _elements(cells: Iterator[str]) -> tuple[str | None, list[str] | None]:
+    """Where each cell is a JSON list of strings, a digest of their lengths, and their distinct strings where those are
+    few and short."""
     found: set[str] | None = set()
+    lengths = hashlib.sha256()
     for cell in cells:
         try:
             value = json.loads(cell)
         except (ValueError, RecursionError):
-            return False, None
+            return None, None
         if not (isinstance(value, list) and all(isinstance(element, str) for element in value)):
-            return False, None
+            return None, None
+        lengths.update(len(value).to_bytes(4))
         if found is not None:
             found.update(value)
             if len(found) > MAX_CLASSES or not all(_is_class(element) for element in value):
                 found = None
-    return True, None if found is None else sorted(found)
+    return lengths.hexdigest(), None if found is None else sorted(found)
 
 
 def _is_class(element: str) -> bool:

@@ -18,6 +18,8 @@ from app.jobs.schemas import TaskBlock
 #: Tokens of a text that is to be written, where the request names no other number.
 DEFAULT_TARGET_LENGTH = 128
 
+_NO_IMAGES = "holds no images: they come as bytes in Parquet or Arrow, or in a zip."
+
 #: Of a private file, this many values at most are taken as a public class list; more are declared.
 MAX_CLASSES_FROM_FILE = 200
 
@@ -43,7 +45,8 @@ def resolve(
 ) -> Reading:
     """by_admin: whoever asks may declare any column's values public, as the class list.
 
-    Raises InvalidRequest: task_not_supported, column_not_found, missing_values, labels_required and their like.
+    Raises InvalidRequest: task_not_supported, column_not_found, missing_values, not_lists, labels_required and
+    their like.
     """
     task = _task(block, base, training)
     columns = {
@@ -63,6 +66,7 @@ def resolve(
     files = [training] if validation is None else [training, validation]
     for file in files:
         _require_values(file, columns, task)
+        _require_lengths(file, columns, task)
     options = _options(task, block, base, columns, files)
     if "target_lang" in task.options:
         if FAMILIES[base.family].language_tokens:
@@ -276,12 +280,45 @@ def _require_values(file: FileFacts, columns: Mapping[str, str], task: Task) -> 
                 param=file.param,
                 **{kind: nulls.get(kind) for kind in ("line", "row")},
             )
-        if roles[role].holds is not None and nulls.get("count", 0) < file.num_rows:
+        if nulls.get("count", 0) < file.num_rows:
             _require_format(file, column, roles[role])
 
 
 def _require_format(file: FileFacts, column: Mapping[str, Any], role: Column) -> None:
-    """Raises InvalidRequest with the reader's reason and place."""
+    """Raises InvalidRequest, for a chat with the reader's reason and place."""
+    is_image = column.get("type") == "image"
+    if is_image != (role.holds == "images"):
+        code, message = ("not_text", "is one of images.") if is_image else ("not_images", _NO_IMAGES)
+        raise InvalidRequest(code, f"The column for `{role.role}` {message}", param=file.param)
+    if role.holds == "lists":
+        _require_lists(file, column, role.role)
+    if role.holds in ("messages", "tools"):
+        _require_chat(file, column, role)
+
+
+def _require_lists(file: FileFacts, column: Mapping[str, Any], role: str) -> None:
+    # Files that were read before this was looked at say nothing of it.
+    if column.get("lists", "unknown") is None:
+        raise InvalidRequest(
+            "not_lists", f"The column for `{role}` has rows that are no JSON list of strings.", param=file.param
+        )
+
+
+def _require_lengths(file: FileFacts, columns: Mapping[str, str], task: Task) -> None:
+    """Raises InvalidRequest where lists that belong together are not of one length in some row."""
+    for role in task.columns:
+        if role.as_long_as is not None:
+            pair = [file.column(columns[name]) or {} for name in (role.role, role.as_long_as)]
+            own, others = (column.get("lists") for column in pair)
+            if own is not None and others is not None and own != others:
+                raise InvalidRequest(
+                    "lengths_differ",
+                    f"The lists of `{role.role}` and `{role.as_long_as}` are not equally long in every row.",
+                    param=file.param,
+                )
+
+
+def _require_chat(file: FileFacts, column: Mapping[str, Any], role: Column) -> None:
     found = column.get("chat") or {}
     code = "not_messages" if role.holds == "messages" else "not_tools"
     wrong = found.get("invalid") if found.get("holds") == role.holds else {"code": code}
@@ -313,6 +350,10 @@ def _class_list(
     if block.labels is None and not by_admin:
         _require_class_column(task, name, training)
     kind = "elements" if task.class_elements or options.get("multi_label") else "classes"
+    if kind == "elements":
+        for file in (training, validation):
+            if file is not None:
+                _require_lists(file, file.column(name) or {}, task.class_role)
     labels, source = _labels(task, block, name, training, kind)
     if validation is not None:
         _require_declared(validation, name, labels, kind)

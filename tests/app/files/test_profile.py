@@ -40,6 +40,17 @@ def test_elements_of_lists_of_strings(tmp_path: Path, values: list[Any], element
     assert facts(tmp_path, *values)["elements"] == elements
 
 
+def test_lists_of_equal_lengths_are_told_from_others(tmp_path: Path) -> None:
+    one, same, other = ([["a", "b"], []], [["x", "y"], []], [["a"], ["b"]])
+    assert facts(tmp_path, *one)["lists"] == facts(tmp_path, *same)["lists"] is not None
+    assert facts(tmp_path, *one)["lists"] != facts(tmp_path, *other)["lists"]
+    many = [[f"{n}" for n in range(MAX_CLASSES + 1)]]
+    assert facts(tmp_path, *many)["elements"] is None
+    assert facts(tmp_path, *many)["lists"] is not None
+    for wrong in ([["a"], "b"], [["a"], {"b": "c"}], [["a", 1]], ["a b"]):
+        assert facts(tmp_path, *wrong)["lists"] is None
+
+
 @pytest.mark.parametrize(
     ("values", "type_", "range_"),
     [

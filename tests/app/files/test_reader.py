@@ -83,6 +83,7 @@ def test_the_profile_has_classes_and_the_place_of_the_first_missing_cell(tmp_pat
         "type": "string",
         "distinct": 2,
         "classes": ["a", "b"],
+        "lists": None,
         "elements": None,
         "chat": None,
         "range": None,

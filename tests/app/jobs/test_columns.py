@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from app.catalog.bases import BASES, BaseModel
 from app.errors import ApiError
+from app.files.reader import read
 from app.jobs import planning
 from app.jobs.facts import FileFacts
 from app.jobs.schemas import CreateJob, parsed
 from app.privacy.plan import GaussianRelease
+from tests.app.files.test_image_zip import CAT
 from tests.app.jobs.test_planning import BASE, DEFAULTS, column, file, plan, refusal
+
+IMAGES = BASES["efficientnet-lite0"]
 
 
 @pytest.mark.parametrize(
@@ -122,6 +131,45 @@ def test_tokens_and_tags_are_token_classification():
     assert planned.resolved["task"]["type"] == "token_classification"
     assert planned.resolved["task"]["labels"] == ["B-PER", "O"]
     assert [part.name for part in planned.plan.parts] == ["head", "evaluation"]  # tokens are not centred
+
+
+@pytest.mark.parametrize(
+    ("base", "last", "code"),
+    [
+        (BASE, {"tokens": ["a"], "tags": ["O"]}, None),
+        (BASE, {"tokens": [], "tags": []}, None),
+        (BASE, {"tokens": "a b", "tags": ["O", "B-X"]}, "not_lists"),
+        (BASE, {"tokens": ["a", 3], "tags": ["O", "B-X"]}, "not_lists"),
+        (BASE, {"tokens": {"a": 1}, "tags": ["O", "B-X"]}, "not_lists"),
+        (BASE, {"tokens": ["a", "b"], "tags": [0, 1]}, "not_lists"),
+        (BASE, {"tokens": ["a", "b"], "tags": ["O", "B-X", "O"]}, "lengths_differ"),
+        (BASE, {"text": CAT, "label": "a"}, "not_text"),
+        (BASE, {"text": "x", "label": CAT}, "not_text"),
+        (IMAGES, {"image": CAT, "label": "a"}, None),
+        (IMAGES, {"image": "cat.png", "label": "a"}, "not_images"),
+    ],
+)
+def test_cells_that_no_trainer_can_read_are_refused_before_they_cost_anything(
+    tmp_path: Path, base: BaseModel, last: dict[str, Any], code: str | None
+):
+    """What the trainer finds wrong is charged in full: it has read rows."""
+    others = {"tokens": ["a", "b"], "tags": ["O", "B-X"], "text": "x", "image": "dog.png", "label": "b"}
+    rows = [{name: others[name] for name in last} for _ in range(20)] + [last]
+    if CAT in last.values():  # a column of Parquet is all images, or has none
+        first = {name: CAT if value is CAT else others[name] for name, value in last.items()}
+        pq.write_table(pa.Table.from_pylist([first, last]), tmp_path / "source")
+    else:
+        (tmp_path / "source").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "out").mkdir()
+    found = read(tmp_path / "source", "rows", tmp_path / "out/rows.parquet")
+    training = file(columns=tuple(found["columns"]))
+    request = parsed(CreateJob.model_validate({"model": base.id, "training_file": "file-1"}))
+    if code is None:
+        planning.plan(request, base, training, None, DEFAULTS)
+        return
+    with pytest.raises(ApiError) as refused:
+        planning.plan(request, base, training, None, DEFAULTS)
+    assert (refused.value.code, refused.value.param) == (code, "training_file")
 
 
 def test_an_option_of_another_task_is_refused_by_name():
