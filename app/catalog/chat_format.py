@@ -25,7 +25,11 @@ PROBLEMS: dict[str, str] = {
     "tool_call_invalid": "A tool call has no function name, or arguments that are no JSON object.",
     "no_assistant_message": "A chat has no message of the assistant: nothing could be learnt from it.",
     "not_tools": "Tools are a JSON list of {type: function, function: {name, …}}.",
+    "too_deep": "Lists and objects stand more than 64 deep in one another.",
 }
+
+#: Levels of lists and objects in a cell: templates, and what renders them, walk through each by a call of its own.
+MAX_DEPTH = 64
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -86,7 +90,21 @@ def _list_of_objects(cell: str, code: str) -> list[dict[str, Any]]:
         raise InvalidChat(code) from None
     if not isinstance(value, list) or not value or not all(isinstance(entry, dict) for entry in value):
         raise InvalidChat(code)
+    _require_shallow(value)
     return value
+
+
+def _require_shallow(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    if any(isinstance(inner, dict | list) for inner in level):
+        raise InvalidChat("too_deep")
 
 
 def _message(entry: Mapping[str, Any]) -> Message:
@@ -137,5 +155,6 @@ def _tool_call(call: Any) -> dict[str, Any]:
         raise InvalidChat("tool_call_invalid") from None
     if not isinstance(arguments, dict):
         raise InvalidChat("tool_call_invalid")
+    _require_shallow(arguments)
     told = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
     return {**told, "type": "function", "function": {"name": name, "arguments": arguments}}

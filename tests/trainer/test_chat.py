@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from app.catalog.chat_format import MAX_DEPTH
 from app.catalog.recipes import MAIN_PHASE, Phase
 from tests.trainer.causal import CHAT_WORDS, make_causal_base
 from tests.trainer.jobs import ADAPTATIONS, KEY, make_job
@@ -156,6 +157,15 @@ def test_a_chat_that_the_template_refuses_contributes_nothing(bases: dict[str, P
     task = Chat(CHAT, bases["strict"], 64)
     assert not any(target for _, target in words_of(task, said(*TWO_TURNS)))
     assert sum(target for _, target in words_of(task, said(*TWO_TURNS[1:]))) == 7
+
+
+def test_the_deepest_chat_that_is_read_is_told(bases: dict[str, Path]) -> None:
+    nested: Any = {}
+    for _ in range(MAX_DEPTH - 1):
+        nested = {"a": nested}
+    call = {"type": "function", "function": {"name": "it", "arguments": json.dumps(nested)}}
+    cell = json.dumps([{"role": "user", "content": "it"}, {"role": "assistant", "tool_calls": [call]}])
+    assert any(target for _, target in words_of(Chat(TaskSpec("chat", {}, (), 600), bases["plain"], 600), cell))
 
 
 @pytest.mark.parametrize("cell", ["no chat", "[]", said(("user", "what")), said(("nurse", "what"))])

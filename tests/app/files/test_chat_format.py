@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from app.catalog.chat_format import InvalidChat, read_messages, read_tools
+from app.catalog.chat_format import MAX_DEPTH, InvalidChat, read_messages, read_tools
 from tests.app.files.reading import read_profile
 
 USER, ASSISTANT = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}
@@ -70,6 +70,27 @@ def test_what_is_wrong_has_a_code(cell: Any, code: str) -> None:
 def test_deep_nesting_is_no_chat() -> None:
     with pytest.raises(InvalidChat):
         read_messages("[" * 100_000)
+
+
+def nested(levels: int) -> Any:
+    """Objects in one another."""
+    return {} if levels == 1 else {"a": nested(levels - 1)}
+
+
+def test_levels_are_bounded_wherever_they_stand() -> None:
+    """Far below Python's own limit, which a template would meet later: in the job, at the price of the whole of it."""
+    for levels, refused in ((MAX_DEPTH, False), (MAX_DEPTH + 1, True)):
+        call = {"function": {"name": "f", "arguments": json.dumps(nested(levels))}}
+        arguments = json.dumps([USER, {**ASSISTANT, "tool_calls": [call]}])
+        key = json.dumps([USER, {**ASSISTANT, "other": nested(levels - 2)}])  # within a list and a message
+        tool = {"type": "function", "function": {"name": "look", "parameters": nested(levels - 3)}}
+        for read, cell in ((read_messages, arguments), (read_messages, key), (read_tools, json.dumps([tool]))):
+            if not refused:
+                read(cell)
+                continue
+            with pytest.raises(InvalidChat) as caught:
+                read(cell)
+            assert caught.value.code == "too_deep"
 
 
 def test_tools_have_names() -> None:
