@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import numpy_helper
 from peft import PeftModel
 from transformers import (
     AutoTokenizer,
@@ -19,6 +21,10 @@ from transformers import (
     BertForSequenceClassification,
     BertForTokenClassification,
     BertTokenizerFast,
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    EfficientNetConfig,
+    EfficientNetForImageClassification,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -54,6 +60,26 @@ SIZES: dict[str, Any] = {
     "initializer_range": 0.5,
     "pad_token_id": 0,
 }
+_RESNET: dict[str, Any] = {
+    "embedding_size": 32, "hidden_sizes": [32, 48], "depths": [1, 1], "image_size": 32, "num_labels": 3,
+}  # fmt: skip
+
+
+def _as_if_pretrained(model: Any) -> Any:
+    """BatchNorm's statistics fit the net, and a convolution's channels have scales of their own, as training leaves
+    them: over two orders of magnitude."""
+    generator = torch.Generator().manual_seed(4)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            scales = torch.exp(2.0 * torch.randn(module.out_channels, 1, 1, 1, generator=generator))
+            module.weight.data = scales * torch.randn(module.weight.shape, generator=generator)
+        elif isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # the mean over what comes
+    model.train()
+    with torch.no_grad():
+        for _ in range(4):
+            model(torch.randn(16, 3, 32, 32, generator=generator))
+    return model.eval()
 
 
 def build(kind: str) -> Any:
@@ -81,9 +107,18 @@ def build(kind: str) -> Any:
             sizes = {name: SIZES[name] for name in ("hidden_size", "num_attention_heads", "intermediate_size")}
             config = ViTConfig(**sizes, num_hidden_layers=2, image_size=16, patch_size=8, num_labels=3)
             return ViTForImageClassification(config)
+        case "convnext":
+            sizes = {"hidden_sizes": [16, 32], "depths": [1, 1], "num_stages": 2, "image_size": 32}
+            return ConvNextForImageClassification(ConvNextConfig(**sizes, num_labels=3, initializer_range=0.5))
+        case "resnet":
+            return _as_if_pretrained(ResNetForImageClassification(ResNetConfig(**_RESNET)))
+        case "efficientnet":
+            blocks = {"in_channels": [32, 16], "out_channels": [16, 24], "strides": [1, 2], "expand_ratios": [1, 6]}
+            sizes = {"image_size": 32, "num_block_repeats": [1, 1], "kernel_sizes": [3, 3], "depthwise_padding": []}
+            config = EfficientNetConfig(**sizes, **blocks, hidden_dim=1280, width_coefficient=1.0, num_labels=3)
+            return _as_if_pretrained(EfficientNetForImageClassification(config))
         case "group_norm":
-            sizes = {"embedding_size": 32, "hidden_sizes": [32, 48], "depths": [1, 1]}
-            model = ResNetForImageClassification(ResNetConfig(**sizes, num_labels=3, image_size=16))
+            model = ResNetForImageClassification(ResNetConfig(**_RESNET))
             return with_group_norm(model, lambda made: [name for name, _ in made.named_parameters()])
     raise AssertionError(kind)
 
@@ -97,7 +132,7 @@ def bundle_of(tmp_path: Path) -> Callable[[str], Path]:
         build(kind).save_pretrained(folder)
         if kind == "group_norm":
             (folder / GROUP_NORM_CODE).write_text("raise SystemExit('code of a bundle was run')")
-        elif kind != "image":
+        elif kind not in ("image", *IMAGES):
             (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
             BertTokenizerFast(vocab=str(tmp_path / "vocab.txt"), model_max_length=32).save_pretrained(folder)
         (folder / "privacy_report.json").write_text("{}")
@@ -125,7 +160,8 @@ def test_onnx_of_other_kinds(make: Make, bundle_of: Any, kind: str) -> None:
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     taken = [entry.name for entry in session.get_inputs()]
     if kind in ("image", "group_norm"):
-        inputs = {"pixel_values": torch.randn(5, 3, 16, 16)}
+        size = 16 if kind == "image" else 32
+        inputs = {"pixel_values": torch.randn(5, 3, size, size)}
     else:
         inputs = dict(
             AutoTokenizer.from_pretrained(folder)(["good", "the plot was awful"], padding=True, return_tensors="pt")
@@ -135,6 +171,30 @@ def test_onnx_of_other_kinds(make: Make, bundle_of: Any, kind: str) -> None:
         expected = build(kind).eval()(**{name: inputs[name] for name in taken}).logits
     places = inputs["attention_mask"].bool() if "attention_mask" in inputs else slice(None)
     assert np.allclose(torch.from_numpy(logits)[places], expected[places], rtol=1e-3, atol=1e-4)
+
+
+IMAGES = ["efficientnet", "resnet", "group_norm", "convnext"]
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+def test_int8_of_convolutions(make: Make, bundle_of: Any, kind: str) -> None:
+    """Each channel of their weights fills int8's range, and they are computed with in float32."""
+    folder, metrics = make("onnx_int8", of=bundle_of(kind))
+    assert metrics["relative_difference"] < 0.1
+    graph = onnx.load(folder / "model.onnx").graph
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    convolved = [value for value in tensors.values() if value.ndim == 4 and value.shape[1] > 1]
+    assert {value.dtype for value in convolved} == {np.dtype(np.int8)}
+    assert all((np.abs(value).max((1, 2, 3)) == 127).all() for value in convolved)
+    layers = [each for each in build(kind).modules() if isinstance(each, torch.nn.Conv2d) and each.groups == 1]
+    assert len(convolved) == len(layers)
+    assert "ConvInteger" not in {node.op_type for node in graph.node}
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    pixels = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * torch.arange(6).view(-1, 1, 1, 1)
+    (logits,) = session.run(None, {"pixel_values": pixels.numpy()})
+    with torch.inference_mode():
+        expected = build(kind).eval()(pixels).logits
+    assert (torch.from_numpy(logits) - expected).abs().max() < 0.1 * expected.std()
 
 
 def test_an_adapter_of_a_causal_language_model(make: Make, bundle_of: Any, tmp_path: Path) -> None:

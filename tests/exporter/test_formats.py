@@ -87,6 +87,7 @@ def test_onnx_takes_any_number_of_rows_and_tokens(make: Make, bundle: Path) -> N
         (logits,) = session.run(None, inputs)
         assert np.allclose(logits, answers(bundle, texts), rtol=1e-3, atol=1e-4)
     assert metrics["agreement"] == 1.0
+    assert b"site-packages" not in (folder / "model.onnx").read_bytes(), "where this machine keeps its libraries"
 
 
 def test_int8_is_smaller_and_agrees(make: Make, bundle: Path) -> None:
@@ -98,6 +99,7 @@ def test_int8_is_smaller_and_agrees(make: Make, bundle: Path) -> None:
     (logits,) = session.run(None, {entry.name: encoded[entry.name] for entry in session.get_inputs()})
     assert (logits.argmax(1) == answers(bundle).argmax(1).numpy()).mean() >= 0.8
     assert metrics["agreement"] >= 0.85
+    assert b"site-packages" not in (folder / "model.onnx").read_bytes()
 
 
 def _graph(path: Path) -> Any:

@@ -16,8 +16,8 @@ from worker.exporter.spec import ExportFailure
 from worker.trainer.failure import TrainerFailure
 from worker.trainer.tasks.interface import load_tokenizer
 
-#: Synthetic inputs, and the longest in tokens. Models that answer for each token get fewer.
-ROWS, ROWS_PER_TOKEN, LONGEST = 128, 16, 24
+#: Synthetic inputs, and the longest in tokens. Of images, and of models that answer for each token, there are fewer.
+ROWS, ROWS_PER_TOKEN, LONGEST, IMAGES = 128, 16, 24, 32
 
 Batch = dict[str, Tensor]
 
@@ -95,13 +95,13 @@ def encode(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *texts: l
 
 
 def _synthetic(kind: Kind, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> Batch:
-    """The same on every call: random words of the vocabulary, of different lengths; noise for images."""
+    """The same on every call: random words of the vocabulary, of different lengths; images of noise."""
     generator = torch.Generator().manual_seed(20)
     if tokenizer is None:
         size = getattr(model.config, "image_size", 224)
         height, width = (size, size) if isinstance(size, int) else size
         channels = int(getattr(model.config, "num_channels", 3))
-        return {"pixel_values": torch.randn(ROWS_PER_TOKEN, channels, height, width, generator=generator)}
+        return {"pixel_values": _images((IMAGES, channels, height, width), generator)}
     special = set(tokenizer.all_special_ids)
     size = min(int(model.config.vocab_size), int(getattr(model.config, "decoder_vocab_size", 1 << 60)))
     words = torch.tensor([index for index in range(size) if index not in special])
@@ -112,3 +112,17 @@ def _synthetic(kind: Kind, model: PreTrainedModel, tokenizer: PreTrainedTokenize
         chosen = torch.randint(len(words), (2 + row % (LONGEST - 1),), generator=generator)
         texts.append(str(tokenizer.decode(words[chosen].tolist())))
     return encode(model, tokenizer, texts, *([texts[::-1]] if kind.decoder else []))
+
+
+def _images(shape: tuple[int, int, int, int], generator: torch.Generator) -> Tensor:
+    """Noise whose amplitude falls with frequency as 1/f, as in photographs (Field 1987), each image of deviation 1.
+
+    White noise has too much in fine detail: to a net that was trained on photographs one image of it is like the other.
+    """
+    height, width = shape[2:]
+    frequency = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None])
+    frequency[0, 0] = frequency[frequency > 0].min()
+    spectrum = torch.fft.rfft2(torch.randn(shape, generator=generator)) / frequency
+    images: Tensor = torch.fft.irfft2(spectrum, s=(height, width))
+    images /= images.std((1, 2, 3), keepdim=True)
+    return images

@@ -1,4 +1,5 @@
-"""ONNX, by torch's exporter over `torch.export`, and its int8 form by onnxruntime's dynamic quantization."""
+"""ONNX, by torch's exporter over `torch.export`, and its int8 form: by onnxruntime's dynamic quantization, convolutions
+by weight alone."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from onnxruntime.quantization import quantize_dynamic
 from torch import Tensor, nn
 
 from worker.exporter.architectures import load
-from worker.exporter.formats import seq2seq_graphs
+from worker.exporter.formats import int8_convolutions, seq2seq_graphs
 from worker.exporter.formats.maker import Made
 from worker.exporter.formats.seq2seq_graphs import DECODER, ENCODER
 from worker.exporter.reference import Batch, Reference
@@ -79,21 +80,27 @@ def plain(folder: Path, spec: ExportSpec, reference: Reference, output: Path) ->
 
 
 def int8(folder: Path, spec: ExportSpec, reference: Reference, output: Path) -> Made:
-    """Weights in int8, a scale for each channel; activations are quantized as they come."""
+    """Weights in int8, a scale for each channel. Activations are quantized as they come, but for those of convolutions,
+    which stay in float32."""
     (folder / "full").mkdir()
     logger = logging.getLogger()
     level = logger.level
     for graph in _graphs(reference):
         full = folder / "full" / graph.name
-        _export(graph, full)
+        in_float = _export(graph, full)
+        if reference.kind.inputs == "image":
+            model = onnx.load(full)
+            int8_convolutions.quantize_weights(model.graph)
+            onnx.save(model, full, save_as_external_data=graph.is_large, location=f"{full.name}.data")
         logger.setLevel(logging.ERROR)  # advice about a preparation that torch's exporter has done already
         try:
             quantize_dynamic(
                 full,
                 output / graph.name,
+                op_types_to_quantize=int8_convolutions.DYNAMIC,
                 per_channel=True,
                 use_external_data_format=graph.is_large,
-                nodes_to_exclude=_nodes_of(graph.in_float, full),
+                nodes_to_exclude=in_float,
             )
         except (ValueError, RuntimeError) as error:
             raise ExportFailure("export_check_failed", str(error)) from error
@@ -125,15 +132,9 @@ def _graphs(reference: Reference) -> list[_Graph]:
     return [_Graph(GRAPH, _Logits(reference.model, list(sample), cached), sample)]
 
 
-def _nodes_of(modules: frozenset[str], path: Path) -> list[str]:
-    """Names of the graph's nodes that come from modules of these names: torch's exporter notes where each is from."""
-    nodes = onnx.load(path, load_external_data=False).graph.node if modules else ()
-    notes = {node.name: {each.key: each.value for each in node.metadata_props} for node in nodes}
-    scopes = {name: ast.literal_eval(noted.get("pkg.torch.onnx.name_scopes", "[]")) for name, noted in notes.items()}
-    return [name for name, scope in scopes.items() if {each.rpartition(".")[2] for each in scope} & modules]
-
-
-def _export(graph: _Graph, path: Path) -> None:
+def _export(graph: _Graph, path: Path) -> list[str]:
+    """Writes it; the names of its nodes that come from modules `in_float`. torch's exporter notes where each node is
+    from, by lines of source and in which folder of this machine they are: that stays here."""
     free = torch.export.Dim.DYNAMIC
     shapes = tuple({0: free} if name == "pixel_values" else {0: free, 1: free} for name in graph.sample)
     takes_all = isinstance(graph.module, _Logits)
@@ -148,9 +149,16 @@ def _export(graph: _Graph, path: Path) -> None:
             verbose=False,
         )
         assert program is not None
+        in_float = []
+        for node in program.model.graph.all_nodes():
+            scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+            if {scope.rpartition(".")[2] for scope in scopes} & graph.in_float:
+                in_float.append(str(node.name))
+            node.metadata_props.clear()
         program.save(path, external_data=graph.is_large)
     except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
         raise ExportFailure("format_not_supported", f"{type(error).__name__}: {error}") from error
+    return in_float
 
 
 def reload(reference: Reference, output: Path, threads: int) -> Made:
