@@ -114,3 +114,17 @@ def test_what_is_no_image_is_a_mismatch_without_its_bytes(images_base: tuple[str
         task.batch(examples, [0], torch.device("cpu"))
     assert refused.value.code == "data_mismatch"
     assert "no image" not in str(refused.value)
+
+
+@pytest.mark.parametrize("size", [(10, 1), (10, 3), (10, 4), (3, 3), (1, 1), (512, 1), (1, 10)])
+def test_an_image_of_few_rows_is_read_as_any_other(images_base: tuple[str, Path], size: tuple[int, int]) -> None:
+    """Of one colour, so that its size, (width, height), changes nothing."""
+    task = ImageClassification(TASK, images_base[1], 1)
+
+    def pixels(size: tuple[int, int]) -> torch.Tensor:
+        content = io.BytesIO()
+        Image.new("RGB", size, (250, 120, 10)).save(content, "PNG")
+        examples = task.encode({"image": [content.getvalue()], "label": [TASK.labels[0]]})
+        return task.batch(examples, [0], torch.device("cpu"))["pixel_values"]
+
+    torch.testing.assert_close(pixels(size), pixels((20, 20)))

@@ -76,7 +76,10 @@ class ImageClassification:
         return on_device({"pixel_values": torch.stack(pixels)}, device) | self.targets(examples, rows, device)
 
     def _pixels(self, image: np.ndarray[Any, Any]) -> Tensor:
-        values: Tensor = self.processor(image, return_tensors="pt")["pixel_values"][0]
+        # Said, since it is guessed otherwise: of 1, 3 or 4 rows of pixels as so many channels.
+        values: Tensor = self.processor(image, return_tensors="pt", input_data_format="channels_last")["pixel_values"][
+            0
+        ]
         return values.to(torch.float32)
 
     def targets(self, examples: Examples, rows: Indices, device: torch.device) -> dict[str, Tensor]:
