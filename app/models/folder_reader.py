@@ -106,7 +106,7 @@ class Reader:
         value = self.json(name)
         if value is None:
             return {}
-        for key in ("tokenizer_class", "image_processor_type"):
+        for key in ("tokenizer_class", "image_processor_type", "feature_extractor_type"):
             if value.get(key) is not None and not CLASS_NAME.fullmatch(str(value[key])):
                 raise Refused("code_in_config", f"{name} names a class that is not transformers' own")
         return {name: dumped(only(value, keys))}

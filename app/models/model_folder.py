@@ -8,6 +8,7 @@ reached. (A chat template is a program too: transformers renders it in jinja2's 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,8 +18,19 @@ from typing import Any
 from app.catalog.bases import BaseModel, Source
 from app.catalog.families import COMMON_KEYS, FAMILIES, Family
 from app.catalog.tasks import TASKS
-from app.models import language_tokens, tokenizer_files
-from app.models.folder_reader import CLASS_NAME, CONFIG, INDEX, PLAIN_FILES, WEIGHTS, Reader, Refused, dumped, only
+from app.models import language_tokens, plain_vocabulary, tokenizer_files
+from app.models.folder_reader import (
+    CLASS_NAME,
+    CONFIG,
+    INDEX,
+    PLAIN_FILES,
+    TOKENIZER,
+    WEIGHTS,
+    Reader,
+    Refused,
+    dumped,
+    only,
+)
 from app.models.weights import InvalidWeights, TensorInfo, read_header
 
 #: The key of config.json in which the trainer notes what it made of a model, see its `families.loading`.
@@ -33,6 +45,7 @@ READABLE = frozenset(
     }
 )  # fmt: skip
 
+_PROCESSOR = "preprocessor_config.json"
 _MAX_SIZES = {"hidden_size": 65_536, "num_layers": 1024, "max_length": 10_000_000}
 _MAX_INTEGER = 1 << 31
 
@@ -108,17 +121,21 @@ def inspect(folder: Path, root: Path, base_id: str, source: Source = "folder") -
         **reader.rewritten("tokenizer_config.json", _TOKENIZER_KEYS),
         **reader.rewritten("special_tokens_map.json", _SPECIAL_TOKENS),
         **reader.rewritten("generation_config.json", _GENERATION_KEYS),
-        **reader.rewritten("preprocessor_config.json", _PROCESSOR_KEYS),
+        **_image_processor(reader),
         **reader.plain(),
     }
     if family.kind == "seq2seq" and "generation_config.json" not in small:
         small["generation_config.json"] = dumped(only(config, _GENERATION_KEYS))  # where older models keep it
     if INDEX in weights:
         small[INDEX] = weights.pop(INDEX).read_bytes()
+    if family.kind == "image" and _PROCESSOR not in small:
+        raise Refused("no_image_processor", f"there is no {_PROCESSOR}")
     languages: tuple[str, ...] = ()
     if family.language_tokens:
         pieces, languages = language_tokens.read(reader, family, config, small)
         small |= pieces
+    elif TOKENIZER not in small and plain_vocabulary.is_enough(family):
+        plain_vocabulary.check(family, config, small)
     elif family.kind != "image":
         small |= tokenizer_files.sentencepiece(reader, family, config, small)
         languages = tokenizer_files.languages(small) if family.kind == "seq2seq" else ()
@@ -155,6 +172,18 @@ def inspect(folder: Path, root: Path, base_id: str, source: Source = "folder") -
         path=str(folder),
     )
     return ModelFolder(base, small, weights)
+
+
+def _image_processor(reader: Reader) -> dict[str, bytes]:
+    """What older files call a feature extractor is the image processor of today."""
+    found = reader.rewritten(_PROCESSOR, _PROCESSOR_KEYS | {"feature_extractor_type"})
+    if not found:
+        return {}
+    said = json.loads(found[_PROCESSOR])
+    old = said.pop("feature_extractor_type", None)
+    if name := said.get("image_processor_type") or old:
+        said["image_processor_type"] = re.sub("FeatureExtractor$", "ImageProcessor", str(name))
+    return {_PROCESSOR: dumped(said)}
 
 
 def _has_head(task: str, config: Mapping[str, Any], family: Family, tensors: Mapping[str, TensorInfo]) -> bool:

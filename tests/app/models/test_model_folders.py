@@ -96,6 +96,10 @@ HOSTILE: dict[str, tuple[str, dict[str, Any]]] = {
     "quantized": ("quantized", {"config__json": {**CONFIG, "quantization_config": {"bits": 4}}}),
     "integers for weights": ("quantized", {"model__safetensors": safetensors(SHAPES, "I8", 1)}),
     "another architecture": ("unknown_family", {"config__json": {**CONFIG, "model_type": "mamba"}}),
+    **{
+        kind: ("unknown_family", {"config__json": {**CONFIG, "model_type": kind}})
+        for kind in ("gemma3_text", "phi3", "mistral", "nllb-moe", "electra")
+    },
     "relative positions": ("unknown_family", {"config__json": {**CONFIG, "position_embedding_type": "relative_key"}}),
     "no architecture": ("unknown_family", {"config__json": {}}),
     "a list for a config": ("invalid_json", {"config__json": [1]}),
@@ -267,7 +271,12 @@ def test_the_blocks_of_a_network_in_stages_are_counted_in_all_of_them(tmp_path: 
     blocks = [f"{family}.encoder.stages.{stage}.layers.{n}." for stage, depth in ((0, 3), (1, 2)) for n in range(depth)]
     shapes = {f"{block}conv.weight": (8, 8, 3, 3) for block in blocks}
     shapes[f"{family}.encoder.stages.1.downsampling_layer.0.weight"] = (16, 8)
-    folder = make_folder(tmp_path / "m", config__json=config, model__safetensors=safetensors(shapes))
+    files = {"config__json": config, "model__safetensors": safetensors(shapes)}
+    assert refused(make_folder(tmp_path / "bare", **files)) == "no_image_processor"
+    old = {"feature_extractor_type": "DeiTFeatureExtractor", "size": 36, "auto_size": 3}
+    folder = make_folder(tmp_path / "m", **files, preprocessor_config__json=old)
+    told = json.loads(inspect(folder, tmp_path, "m").small["preprocessor_config.json"])
+    assert told == {"image_processor_type": "DeiTImageProcessor", "size": 36}  # never a default of another's
     base = inspect(folder, tmp_path, "m").base
     assert (base.num_layers, base.layer_parameters, base.hidden_size) == (5, 8 * 8 * 9, 16)
     fewer = {name: shape for name, shape in shapes.items() if ".1.layers.1." not in name}
@@ -288,6 +297,7 @@ def test_classes_that_a_bundle_of_ours_brings_are_read_and_never_run(tmp_path: P
     }
     weights = safetensors({"resnet.encoder.stages.0.layers.0.normalization.weight": (8,)})
     files = {"config__json": config, "model__safetensors": weights, "modeling_group_norm__py": "raise SystemExit"}
+    files |= {"preprocessor_config__json": {"size": 32}}
     folder = make_folder(tmp_path / "mine", **files)
     assert refused(folder) == "code_in_config"
     found = inspect(folder, tmp_path, "ft-mine", "fine_tuned")

@@ -38,7 +38,8 @@ class ImageFamily:
     """Where such a model keeps its parts, as attribute paths.
 
     stack: the list of blocks or stages. head: the linear classifier. vector: what the head reads of the body's output.
-    frozen: parts of names of parameters that no adaptation trains.
+    frozen: parts of names of parameters that no adaptation trains. architecture: the class to load, of several that
+    transformers has; the config says which of them it was made with.
     """
 
     auto_class: ClassVar[Any] = AutoModelForImageClassification
@@ -52,6 +53,7 @@ class ImageFamily:
     lora_targets: tuple[str, ...] = ("q_proj", "v_proj")
     unmovable: tuple[str, ...] = ()
     frozen: tuple[str, ...] = (".squeeze_excite.",)
+    architecture: str = ""
 
     def load(self, path: Path, task: TaskSpec) -> PreTrainedModel:
         """The base with a zero head, or the head of an earlier job for the same classes; see `Family.load`.
@@ -63,6 +65,8 @@ class ImageFamily:
         def new(config: PreTrainedConfig) -> tuple[str, ...]:
             nonlocal continues
             continues = name_classes(config, task)
+            if self.architecture:
+                config.architectures = [self.architecture]
             return (f"{self.head}.",)
 
         model = load_base(path, self.auto_class, self.model_type, new=new)
@@ -116,7 +120,10 @@ class ImageFamily:
 
 
 VIT = ImageFamily("vit", "vit", "vit.layers", vector=_first_token, unmovable=("attention.k_proj.bias",))
-DEIT = ImageFamily("deit", "deit", "deit.layers", vector=_first_token, unmovable=("attention.k_proj.bias",))
+#: Distilled ones have two heads, whose mean is the answer; here one takes their place.
+DEIT = dataclasses.replace(
+    VIT, model_type="deit", body="deit", stack="deit.layers", architecture="DeiTForImageClassification"
+)
 CONVNEXT = ImageFamily("convnext", "convnext", "convnext.encoder.stages", lora_targets=("pwconv1", "pwconv2"))
 RESNET = ImageFamily("resnet", "resnet", "resnet.encoder.stages", head="classifier.1")
 #: What jobs of this service made of a ResNet.

@@ -197,7 +197,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except Exception as error:  # the tokenizers library raises just that
         raise TrainerFailure("base_model_invalid", str(error)) from error
     return tokenizer
 
