@@ -21,9 +21,6 @@ from dp_accounting import DpEvent
 
 from app.privacy import renyi
 from app.privacy.accountants import pld_epsilon, rdp, require_delta
-from app.privacy.calibration import MAX_SCALE, MIN_SCALE, Build
-from app.privacy.dp_events import TRAINING, event_for
-from app.privacy.plan import Dataset, Part
 
 #: One unit of ρ: sums of multiples of it are exact in float64 up to 2¹².
 UNIT = 2.0**-40
@@ -99,42 +96,3 @@ class RenyiBudget:
         summands = (amounts,) if isinstance(amounts, int | float) else tuple(amounts)
         # fsum rounds the exact sum once, so its sign is the exact sum's.
         return math.fsum((*summands, *more))
-
-
-@dataclass(frozen=True, slots=True)
-class NearestPlan:
-    """The most that a job may still take from a budget: ε at the job's δ, with the parts that cost it."""
-
-    epsilon: float
-    scale: float
-    parts: tuple[Part, ...]
-    rho: float
-
-
-def largest_target_epsilon(
-    budget: RenyiBudget,
-    charged_and_reserved: float | Iterable[float],
-    build: Build,
-    target_delta: float,
-    datasets: tuple[Dataset, ...] = TRAINING,
-) -> NearestPlan | None:
-    """The nearest plan that fits what remains: the largest target ε, to two decimals, whose plan is admitted.
-
-    Bisection on ρ, a closed form; one PLD at the end. A job submitted at that ε calibrates to at least this noise,
-    hence fits (as long as its other parts stay as they are). None where no plan of a positive ε does.
-    """
-    remaining = budget.remaining(charged_and_reserved)
-
-    def rho(scale: float) -> float:
-        return budget.rho_of(event_for(build(scale), datasets))
-
-    if rho(MAX_SCALE) > remaining:
-        return None
-    low, high = math.log(MIN_SCALE), math.log(MAX_SCALE)
-    while high - low > 1e-5:
-        middle = (low + high) / 2.0
-        low, high = (middle, high) if rho(math.exp(middle)) > remaining else (low, middle)
-    scale = math.exp(high)
-    parts = build(scale)
-    epsilon = math.floor(pld_epsilon(event_for(parts, datasets), target_delta).epsilon * 100.0) / 100.0
-    return NearestPlan(epsilon, scale, parts, rho(scale)) if epsilon > 0.0 else None

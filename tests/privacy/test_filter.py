@@ -15,9 +15,9 @@ from app.privacy import renyi
 from app.privacy.accountants import pld_epsilon
 from app.privacy.calibration import calibrate
 from app.privacy.dp_events import compose, event_for, terms
-from app.privacy.filter import UNIT, RenyiBudget, largest_target_epsilon
+from app.privacy.filter import UNIT, RenyiBudget
 from app.privacy.plan import GaussianRelease
-from tests.privacy.plans import head, sampled, warm_then_body
+from tests.privacy.plans import head, sampled
 
 DELTA = 1e-6
 
@@ -130,26 +130,6 @@ def test_the_order_stays_when_the_limit_is_raised() -> None:
     assert raised.order != RenyiBudget.create(8.0, DELTA).order
     assert raised.capacity > small.capacity
     assert raised.epsilon_of(small.capacity) <= 3.0
-
-
-@pytest.mark.parametrize("build", [head, warm_then_body])
-@pytest.mark.parametrize("used", [0.0, 0.5, 0.97])
-def test_the_nearest_plan_fits_and_nothing_much_larger_does(build, used: float) -> None:
-    budget = RenyiBudget.create(8.0, DELTA)
-    spent = math.floor(used * budget.capacity / UNIT) * UNIT
-    nearest = largest_target_epsilon(budget, spent, build, DELTA)
-    assert nearest is not None
-    assert budget.admits(spent, nearest.rho)
-    accepted = calibrate(build, nearest.epsilon, DELTA)
-    assert budget.admits(spent, budget.rho_of(event_for(accepted.parts)))
-    larger = calibrate(build, nearest.epsilon * 1.02 + 0.01, DELTA)
-    assert not budget.admits(spent, budget.rho_of(event_for(larger.parts)))
-
-
-def test_no_plan_fits_a_spent_budget() -> None:
-    budget = RenyiBudget.create(8.0, DELTA)
-    assert largest_target_epsilon(budget, budget.capacity, head, DELTA) is None
-    assert largest_target_epsilon(budget, [budget.capacity - UNIT], head, DELTA) is None
 
 
 @pytest.mark.parametrize(

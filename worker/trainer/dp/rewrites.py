@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from worker.trainer.dp.taped import Taped
@@ -66,8 +65,3 @@ def rewritten(model: nn.Module) -> Iterator[None]:
     finally:
         for module, method in replaced:
             delattr(module, method)
-
-
-def rows_first(position_ids: Tensor, rows: int) -> Tensor:
-    """Ids shared by all rows, (1, T) or (T,), as (rows, T): what engines other than ours need for BERT and GPT-2."""
-    return torch.atleast_2d(position_ids).expand(rows, -1)
