@@ -83,6 +83,8 @@ _PROCESSOR_KEYS = frozenset(
     }
 )  # fmt: skip
 
+#: BERT's first files call the bias of a norm beta.
+_BIAS = (".bias", ".LayerNorm.beta")
 _BLOCK = re.compile(r"^(.*?\.)?(?:layers?|h|blocks?)\.(\d+)\.")
 
 
@@ -114,7 +116,7 @@ def inspect(folder: Path, root: Path, base_id: str, source: Source = "folder") -
         raise Refused("unknown_family", "transformers has no relative positions for this architecture any more")
     sizes = _sizes(config, family)
     weights = reader.weights()
-    tensors = _tensors(reader, weights)
+    tensors = _tensors(reader, weights, family)
     _check_shapes(config, family, sizes, tensors)
     small = {
         CONFIG: dumped(only(_checked(config), COMMON_KEYS | family.keys)),
@@ -153,7 +155,7 @@ def inspect(folder: Path, root: Path, base_id: str, source: Source = "folder") -
         tasks=tasks,
         parameters=sum(tensor.size for tensor in tensors.values()),
         layer_parameters=_layer_parameters(tensors),
-        bias_parameters=sum(tensor.size for name, tensor in tensors.items() if name.endswith(".bias")),
+        bias_parameters=sum(tensor.size for name, tensor in tensors.items() if name.endswith(_BIAS)),
         hidden_size=sizes["hidden_size"],
         num_layers=sizes["num_layers"] - pools,
         max_length=sizes["max_length"] - family.position_offset,
@@ -209,7 +211,7 @@ def _sizes(config: Mapping[str, Any], family: Family) -> dict[str, int]:
     return sizes
 
 
-def _tensors(reader: Reader, weights: Mapping[str, Path]) -> dict[str, TensorInfo]:
+def _tensors(reader: Reader, weights: Mapping[str, Path], family: Family) -> dict[str, TensorInfo]:
     tensors: dict[str, TensorInfo] = {}
     index = reader.json(INDEX) if INDEX in weights else None
     for name, path in weights.items():
@@ -223,7 +225,8 @@ def _tensors(reader: Reader, weights: Mapping[str, Path]) -> dict[str, TensorInf
             raise Refused("invalid_weights", f"{name} holds other tensors than {INDEX} says")
         tensors |= header
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("position_ids")}
-    if not all(tensor.dtype in ("F64", "F32", "F16", "BF16") for tensor in tensors.values() if tensor.size > 1):
+    learnt = [tensor for name, tensor in tensors.items() if tensor.size > 1 and not name.endswith(family.fixed)]
+    if not all(tensor.dtype in ("F64", "F32", "F16", "BF16") for tensor in learnt):
         raise Refused("quantized", "the weights are not floating-point numbers")
     return tensors
 

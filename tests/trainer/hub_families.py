@@ -180,9 +180,13 @@ def make_hub_base(folder: Path, family: str) -> Path:
     weights = folder / "model.safetensors"
     if family == "gpt2":  # without the model's name, and with what is computed today
         tensors = {name.removeprefix("transformer."): value for name, value in load_file(weights).items()}
-        masks = {f"h.{block}.attn.bias": torch.ones(64, 64).tril().view(1, 1, 64, 64) for block in range(2)}
+        mask = torch.ones(64, 64, dtype=torch.uint8).tril().view(1, 1, 64, 64)
+        masks = {f"h.{block}.attn.bias": mask.clone() for block in range(2)}
         save_file({**tensors, **masks}, weights, {"format": "pt"})
-    if family == "bert":
+    if family == "bert":  # as google-bert/bert-base-uncased has them
+        old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
         tensors = load_file(weights)
+        for new, name in [(new, name) for name in tensors for new in old if name.endswith(new)]:
+            tensors[name.replace(new, old[new])] = tensors.pop(name)
         save_file({**tensors, "bert.embeddings.position_ids": torch.arange(34)[None]}, weights, {"format": "pt"})
     return folder

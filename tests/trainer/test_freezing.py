@@ -27,7 +27,7 @@ from app.catalog.adaptations import Freeze
 from app.catalog.parameters import trained_names
 from app.catalog.tasks import TASKS, ModelClass
 from app.models.model_folder import inspect
-from tests.trainer import causal, images, jobs, seq2seq
+from tests.trainer import causal, hub_folders, images, jobs, seq2seq
 from worker.trainer.adaptations.freeze import FREEZE
 from worker.trainer.families.loading import names_in_files
 from worker.trainer.families.registry import FAMILIES, family_for
@@ -92,7 +92,9 @@ def save_base(folder: Path, family: str, spelling: str) -> None:
 
     spelling: `whole`; `bare`, of the body alone; `old`, as the first checkpoints of BERT have it.
     """
-    if family in seq2seq.FAMILIES:
+    if family in ("mbart", "m2m_100"):
+        (hub_folders.make_mbart if family == "mbart" else hub_folders.make_m2m)(folder)
+    elif family in seq2seq.FAMILIES:
         seq2seq.make_seq2seq_base(folder, family)
     elif family in ("gpt2", "llama", "qwen2", "qwen3"):
         causal.make_causal_base(folder, family)

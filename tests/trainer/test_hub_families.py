@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoModelForImageClassification, AutoTokenizer
 
+from app.catalog.adaptations import Freeze
 from app.catalog.families import FAMILIES
 from app.catalog.recipes import MAIN_PHASE, Phase
 from app.models.model_folder import inspect
@@ -19,6 +21,7 @@ from tests.trainer.images import make_image_job
 from tests.trainer.jobs import ADAPTATIONS, KEY, MadeJob, make_job, rows
 from tests.trainer.seq2seq import translations
 from tests.trainer.test_hub_folders import laid_out
+from worker.trainer.adaptations.registry import ADAPTERS
 from worker.trainer.control import Control
 from worker.trainer.families.registry import family_for
 from worker.trainer.run import run
@@ -120,3 +123,18 @@ def test_a_distilled_deit_keeps_its_body_and_gets_one_head(hub: dict[str, tuple[
     assert ours
     assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in ours.items())
     assert model.classifier.out_features == 2
+
+
+def test_norms_under_their_first_names_are_read_counted_and_frozen(hub: dict[str, tuple[Path, Path]]) -> None:
+    folder, base = hub["bert"]
+    weights = load_file(folder / "model.safetensors")
+    biases = {name for name in weights if name.endswith(("bias", "LayerNorm.beta"))}
+    assert any(name.endswith("beta") for name in biases)
+    found = inspect(folder, folder.parent, "mine").base
+    assert found.bias_parameters == sum(weights[name].numel() for name in biases)
+    family = family_for("bert", "token_classification")
+    model = family.load(base, TaskSpec("token_classification", {}, ("O", "GOOD"), 16))
+    assert torch.equal(model.bert.embeddings.LayerNorm.bias, weights["bert.embeddings.LayerNorm.beta"])
+    trained = ADAPTERS["freeze"].parameters(model, family, Freeze(("*.gamma",)))
+    assert "bert.embeddings.LayerNorm.bias" in trained
+    assert not any(name.endswith("LayerNorm.weight") for name in trained)
