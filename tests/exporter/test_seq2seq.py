@@ -6,8 +6,6 @@ import contextlib
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from app.catalog.exports import EXPORT_FORMATS
 from app.catalog.recipes import MAIN_PHASE, Phase
+from tests.exporter.readme import as_its_readme_says
 from tests.trainer.hub_folders import make_m2m, make_marian
 from tests.trainer.jobs import ADAPTATIONS, KEY, make_job
 from tests.trainer.seq2seq import FAMILIES, make_seq2seq_base, translations
@@ -74,15 +73,6 @@ def written_by(bundle: Path, texts: list[str]) -> list[str]:
     asked = tokenizer(texts, padding=True, return_tensors="pt")
     written = model.generate(**asked, num_beams=1, do_sample=False, max_new_tokens=16)
     return tokenizer.batch_decode(written, skip_special_tokens=True)
-
-
-def as_its_readme_says(folder: Path, texts: list[str]) -> list[str]:
-    """What the card's own code prints, in a process that has nothing of ours."""
-    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
-    code = code.replace("PATH_OF_THIS_FOLDER", str(folder)).replace('["…"], 128', f"{texts!r}, 16")
-    command = [sys.executable, "-I", "-W", "ignore", "-c", code]
-    ended = subprocess.run(command, capture_output=True, check=True, cwd=folder, text=True)
-    return eval(ended.stdout.splitlines()[-1])
 
 
 def test_onnx_is_two_graphs_that_write_what_the_model_writes(make: Make, bundles: dict[str, Path]) -> None:

@@ -90,6 +90,8 @@ def encode(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *texts: l
             "decoder_attention_mask": written["attention_mask"],
         }
     encoded = tokenizer(*texts, **how)
+    if model.can_generate():  # as it was trained: GPT-2 would add them, where a tokenizer of BERT's tells them
+        encoded.pop("token_type_ids", None)
     wanted = [name for name in inspect.signature(model.forward).parameters if name in encoded]
     return {name: encoded[name] for name in wanted}
 

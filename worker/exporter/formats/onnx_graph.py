@@ -14,9 +14,10 @@ import onnxruntime
 import torch
 from onnxruntime.quantization import quantize_dynamic
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from worker.exporter.architectures import load
-from worker.exporter.formats import int8_convolutions, seq2seq_graphs
+from worker.exporter.formats import causal_graph, int8_convolutions, seq2seq_graphs
 from worker.exporter.formats.maker import Made
 from worker.exporter.formats.seq2seq_graphs import DECODER, ENCODER
 from worker.exporter.reference import Batch, Reference
@@ -42,14 +43,14 @@ _IMAGE = 'inputs = {"pixel_values": pixels}  # (rows, channels, height, width), 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Graph:
-    """name: of the file. sample: inputs by name, in the order in which the module takes them. output: its name.
+    """name: of the file. sample: inputs by name, in the order in which the module takes them. outputs: their names.
 
     in_float: last names of modules whose weights are not quantized."""
 
     name: str
     module: nn.Module
     sample: Batch
-    output: str = "logits"
+    outputs: tuple[str, ...] = ("logits",)
     in_float: frozenset[str] = frozenset()
 
     @property
@@ -123,9 +124,12 @@ def _graphs(reference: Reference) -> list[_Graph]:
         read, written = seq2seq_graphs.samples(encoder, reference.inputs)
         in_float = seq2seq_graphs.in_float(model)
         return [
-            _Graph(ENCODER, encoder, read, "last_hidden_state", in_float),
+            _Graph(ENCODER, encoder, read, ("last_hidden_state",), in_float),
             _Graph(DECODER, decoder, written, in_float=in_float),
         ]
+    if reference.kind.loader is AutoModelForCausalLM:
+        sample = causal_graph.sample(reference.model, reference.inputs)
+        return [_Graph(GRAPH, causal_graph.Cached(reference.model), sample, causal_graph.outputs(sample))]
     # A batch of one would be taken for a constant.
     sample = {name: value[:2] for name, value in reference.inputs.items()}
     cached = hasattr(reference.model.config, "use_cache") and reference.kind.per_token
@@ -136,15 +140,19 @@ def _export(graph: _Graph, path: Path) -> list[str]:
     """Writes it; the names of its nodes that come from modules `in_float`. torch's exporter notes where each node is
     from, by lines of source and in which folder of this machine they are: that stays here."""
     free = torch.export.Dim.DYNAMIC
-    shapes = tuple({0: free} if name == "pixel_values" else {0: free, 1: free} for name in graph.sample)
-    takes_all = isinstance(graph.module, _Logits)
+    # Of images the rows; of a cache's keys and values rows and length; else of rows and tokens.
+    shapes = tuple(
+        {0: free} if name == "pixel_values" else {0: free, 2: free} if value.dim() == 4 else {0: free, 1: free}
+        for name, value in graph.sample.items()
+    )
+    takes_all = isinstance(graph.module, _Logits | causal_graph.Cached)
     try:
         program = torch.onnx.export(
             graph.module.eval(),
             tuple(graph.sample.values()),
             dynamo=True,
             input_names=list(graph.sample),
-            output_names=[graph.output],
+            output_names=list(graph.outputs),
             dynamic_shapes=(shapes,) if takes_all else shapes,
             verbose=False,
         )
@@ -173,6 +181,12 @@ def reload(reference: Reference, output: Path, threads: int) -> Made:
 
         return Made(run, seq2seq_graphs.usage(reference.model), parameters)
     respond = _Session(output / GRAPH, threads)
+    if reference.kind.loader is AutoModelForCausalLM:
+
+        def read_on(inputs: Batch) -> Tensor:
+            return causal_graph.answer(respond.run, respond.cached, inputs)
+
+        return Made(read_on, causal_graph.USAGE, parameters)
     prepare = _IMAGE if reference.tokenizer is None else _TEXT % sorted(respond.taken)
     return Made(respond, _USAGE.format(prepare=prepare), parameters)
 
@@ -187,12 +201,18 @@ class _Session:
         try:
             self._run = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
             self.taken = {declared.name for declared in self._run.get_inputs()}
+            self.cached = causal_graph.cached(self._run.get_inputs())
         except Exception as error:  # onnxruntime's errors share no base of their own
             raise ExportFailure("export_check_failed", f"{type(error).__name__}: {error}") from error
 
-    def __call__(self, inputs: Batch) -> Tensor:
+    def run(self, inputs: Batch) -> list[Tensor]:
+        """All outputs, in the graph's order."""
         try:
-            (answer,) = self._run.run(None, {name: inputs[name].numpy() for name in inputs if name in self.taken})
+            answers = self._run.run(None, {name: inputs[name].numpy() for name in inputs if name in self.taken})
         except Exception as error:
             raise ExportFailure("export_check_failed", f"{type(error).__name__}: {error}") from error
-        return torch.from_numpy(answer)
+        return [torch.from_numpy(answer) for answer in answers]
+
+    def __call__(self, inputs: Batch) -> Tensor:
+        (answer,) = self.run(inputs)
+        return answer
