@@ -22,12 +22,13 @@ from tests.running import REPOSITORY
 from tests.trainer.hub_folders import make_marian, make_mt5
 from tests.trainer.jobs import ADAPTATIONS, KEY, make_job
 from tests.trainer.seq2seq import translations
+from worker.exporter.reference import Reference
 from worker.trainer.control import Control
 from worker.trainer.failure import TrainerFailure
 from worker.trainer.families.registry import family_for
 from worker.trainer.run import run
 from worker.trainer.spec import TaskSpec
-from worker.trainer.tasks.interface import load_tokenizer
+from worker.trainer.tasks.interface import load_tokenizer, without_token
 from worker.trainer.tasks.text_to_text import Translation
 
 TASK = TaskSpec("translation", {"source": "review", "target": "mood"}, (), 16, {"max_target_length": 12})
@@ -163,6 +164,21 @@ def test_what_a_model_must_not_write_it_does_not_write(bases: dict[str, Path], t
     task = Translation(TASK, base, 32)
     examples = task.encode({"source": ["the cat"] * 3, "target": ["le chat"] * 3})
     assert task.public_metrics(model, examples)["chrf"] > 0.0
+
+
+def test_what_has_no_token_is_not_written(bases: dict[str, Path], tmp_path: Path) -> None:
+    """The smaller side's vocabulary leaves some of the weights out, which its tokenizer fails to decode."""
+    base = shutil.copytree(bases["marian-separate"], tmp_path / "base")
+    model = family_for("marian", "translation").load(base, TASK)
+    left_out = without_token(load_tokenizer(base), model.config.decoder_vocab_size)
+    assert left_out
+    with torch.no_grad():
+        model.final_logits_bias[0, left_out] = 50.0
+    task = Translation(TASK, base, 32)
+    examples = task.encode({"source": ["the cat"] * 3, "target": ["le chat"] * 3})
+    assert "chrf" in task.public_metrics(model, examples)
+    model.save_pretrained(base)
+    assert Reference.load(base).logits.shape[-1] == model.config.decoder_vocab_size
 
 
 def test_pickled_weights_are_refused_and_the_line_of_the_docs_makes_them_readable(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from worker.exporter.architectures import Answers, Kind, answers_with, kind_of, load
 from worker.exporter.spec import ExportFailure
 from worker.trainer.failure import TrainerFailure
-from worker.trainer.tasks.interface import load_tokenizer
+from worker.trainer.tasks.interface import load_tokenizer, without_token
 
 #: Synthetic inputs, and the longest in tokens. Of images, and of models that answer for each token, there are fewer.
 ROWS, ROWS_PER_TOKEN, LONGEST, IMAGES = 128, 16, 24, 32
@@ -104,7 +104,7 @@ def _synthetic(kind: Kind, model: PreTrainedModel, tokenizer: PreTrainedTokenize
         height, width = (size, size) if isinstance(size, int) else size
         channels = int(getattr(model.config, "num_channels", 3))
         return {"pixel_values": _images((IMAGES, channels, height, width), generator)}
-    special = set(tokenizer.all_special_ids)
+    special = {*tokenizer.all_special_ids, *without_token(tokenizer, int(model.config.vocab_size))}
     size = min(int(model.config.vocab_size), int(getattr(model.config, "decoder_vocab_size", 1 << 60)))
     words = torch.tensor([index for index in range(size) if index not in special])
     words = words[words < len(tokenizer)]

@@ -202,6 +202,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def without_token(tokenizer: Any, size: int) -> list[int]:
+    """Ids below `size` that Marian's tokenizer fails to decode: its vocabulary may leave some of the weights out."""
+    return sorted({*range(size)} - tokenizer.decoder.keys()) if hasattr(tokenizer, "spm_target") else []
+
+
 def on_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """The batch's tensors on the device."""
     return {name: value.to(device, non_blocking=True) for name, value in batch.items()}

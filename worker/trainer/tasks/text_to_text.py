@@ -28,6 +28,7 @@ from worker.trainer.tasks.interface import (
     on_device,
     require_texts,
     text_inputs,
+    without_token,
 )
 from worker.trainer.tasks.language_modeling import loss_and_accuracy, loss_lines, loss_metrics, token_losses
 
@@ -172,6 +173,7 @@ class TextToText(TextTask):
     def _write(self, model: Any, examples: Examples, rows: Indices) -> list[str]:
         """Greedily, a few rows at a time; of rows with languages of their own those of one target's together."""
         longest = min(self.max_target_length, generated_text.MAX_TOKENS)
+        written_size = int(getattr(model.config, "decoder_vocab_size", model.config.vocab_size))
         forced: dict[int | None, list[int]] = {}
         several = self.pair is None and language_tokens.are_read(self.processor)
         for row in rows:
@@ -179,6 +181,7 @@ class TextToText(TextTask):
         written: dict[int, str] = {}
         for first, alike in forced.items():
             how = _greedy(model, longest, first)
+            how.suppress_tokens = without_token(self.processor, written_size) or None
             for start in range(0, len(alike), generated_text.ROWS_AT_ONCE):
                 chosen = alike[start : start + generated_text.ROWS_AT_ONCE]
                 inputs = text_inputs(self.batch(examples, chosen, model.device))
