@@ -243,6 +243,9 @@ def _finish(session: Session, file_id: str, outcome: dict[str, Any]) -> bool:
         file.records_per_unit = outcome["records_per_unit"]
         file.columns = outcome["columns"]
         file.rows_key = outcome["rows_key"]
+        if not file.public:
+            known = repository.budget_of_rows(session, file.project_id, outcome["rows_digest"])
+            file.budget_id = known or file.budget_id  # no job is planned on it yet
         file.rows_digest = outcome["rows_digest"]
     session.flush()
     return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import ColumnElement, Select, delete, exists, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, delete, exists, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.auth.tables import Project
@@ -70,9 +70,23 @@ def units_of_rows(session: Session, project_id: str, rows_digest: str) -> set[st
     return set(session.scalars(_units(project_id).where(File.rows_digest == rows_digest)))
 
 
+def budget_of_rows(session: Session, project_id: str, rows_digest: str) -> str | None:
+    """What jobs on these rows are charged to, by the newest protected file that has them, in whatever format."""
+    return session.scalars(
+        select(File.budget_id)
+        .where(_binds(project_id), File.rows_digest == rows_digest)
+        .order_by(File.id.desc())
+        .limit(1)
+    ).one_or_none()
+
+
 def _units(project_id: str) -> Select[str | None]:
+    return select(File.unit_column).where(_binds(project_id))
+
+
+def _binds(project_id: str) -> ColumnElement[bool]:
     """A deleted file that no job ever held has promised nobody anything: it binds no more."""
-    return select(File.unit_column).where(
+    return and_(
         File.project_id == project_id,
         File.public.is_(False),
         or_(File.deleted_at.is_(None), File.used_at.is_not(None)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -101,6 +102,24 @@ def test_the_same_bytes_keep_their_budget(
         headers={"authorization": f"Bearer {make_key('submit')}"},
     )
     assert (answer.status_code, code(answer)) == (403, "insufficient_scope")
+
+
+def test_the_same_rows_under_other_bytes_keep_their_budget(
+    upload: Upload, process: Process, client: TestClient, other_budget: str, make_key: Callable[..., str]
+) -> None:
+    """Packed, in another format, or by somebody who may choose no budget: its owner's limit holds for the rows."""
+    first = upload(DATA, privacy_budget=other_budget)
+    process(first["id"])
+    lines = b'{"text": "good", "label": "pos"}\n{"text": "bad", "label": "neg"}\n'
+    own = upload(b"text,label\ngood,pos\nbad,pos\n")["privacy_budget"]
+    assert own != other_budget
+    headers = {"authorization": f"Bearer {make_key('submit')}"}
+    for name, data in (("a.csv.gz", gzip.compress(DATA)), ("a.jsonl", lines)):
+        again = client.post(
+            "/v1/files", files={"file": (name, data)}, data={"purpose": "fine-tune"}, headers=headers
+        ).json()
+        assert again["privacy_budget"] == own  # what its rows are is not known yet
+        assert process(again["id"])["privacy_budget"] == other_budget
 
 
 def test_a_public_file_has_no_budget_and_is_audited(
