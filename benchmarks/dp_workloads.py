@@ -86,6 +86,10 @@ def _roberta(hidden: int, layers: int, heads: int) -> nn.Module:
     return hf.RobertaForSequenceClassification(config)
 
 
+def _roberta_lora() -> nn.Module:
+    return get_peft_model(_roberta(1024, 24, 16), LoraConfig(r=8, target_modules=["query", "value"]))
+
+
 def _causal_1b_lora() -> nn.Module:
     """Llama's shape with 1.2 billion weights, frozen in bf16; the adapters are float32."""
     config = hf.LlamaConfig(
@@ -165,6 +169,9 @@ WORKLOADS: dict[str, Workload] = {
 #: What `--device cuda` measures, under bf16 autocast.
 CUDA_WORKLOADS: dict[str, Workload] = {
     "roberta-base full T=128 B=64": Workload(lambda: _roberta(768, 12, 12), _classification, text(128), 64),
+    "roberta-base full T=128 B=256": Workload(lambda: _roberta(768, 12, 12), _classification, text(128), 256),
     "roberta-large full T=128 B=32": Workload(lambda: _roberta(1024, 24, 16), _classification, text(128), 32),
+    "roberta-large full T=128 B=128": Workload(lambda: _roberta(1024, 24, 16), _classification, text(128), 128),
+    "roberta-large lora r=8 T=128 B=128": Workload(_roberta_lora, _classification, text(128), 128),
     "causal 1B lora r=8 T=512 B=8": Workload(_causal_1b_lora, _causal, _tokens(512), 8),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from app.privacy.plan import Clipping, GaussianRelease, PrivacyPlan, PrivacyUnit
 from worker.trainer.spec import BaseSpec, DataSpec, Evaluation, RuntimeOptions, TaskSpec, TrainerSpec
 
 KEY = bytes(range(32))
+#: `PRIVTUNE_TEST_DEVICE=cuda` runs every test that makes a job folder on a GPU.
+DEVICE = os.environ.get("PRIVTUNE_TEST_DEVICE", "cpu")
 GOOD, BAD, FILLER = ("good", "great", "fine"), ("bad", "awful", "poor"), ("the", "film", "is", "was", "a", "plot")
 LABELS = ("negative", "positive")
 NUM_ROWS, NUM_HELD_OUT = 60, 12
@@ -144,7 +147,7 @@ def make_job(
         data=DataSpec(len(data), held_out, validation is not None, len(validation or ())),
         evaluation=evaluation,
         dataset_digest="0" * 64,
-        runtime=RuntimeOptions(device="cpu", threads=1, max_physical_batch_tokens=tokens),
+        runtime=RuntimeOptions(device=DEVICE, threads=1, max_physical_batch_tokens=tokens),
         checkpoint_seconds=checkpoint_seconds,
     )
     (folder / "data").mkdir(parents=True)

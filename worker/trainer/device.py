@@ -45,6 +45,9 @@ def set_up_device(runtime: RuntimeOptions) -> Device:
     # by more than the noise's tolerance covers.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
+    # Nor do the parts of a 16-bit product's sum round to 16 bits on their way.
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     device = torch.device(name)
     if name == "cuda":
         device = torch.device(name, rank % max(1, cuda_devices()))

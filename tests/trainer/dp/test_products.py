@@ -44,8 +44,8 @@ def test_products_equal_float64(calls: list[int]) -> None:
         (products.linear(x, weight, bias), F.linear(*wide[:3])),
         (products.linear(left, weight.t()), wide[3] @ wide[1]),
         (products.linear(x.transpose(0, 1), weight), F.linear(wide[0].transpose(0, 1), wide[1])),
-        (products.gram(x), wide[0] @ wide[0].transpose(1, 2)),
-        (products.outer(left, x), wide[3].transpose(1, 2) @ wide[0]),
+        (products.gram(x, torch.float32), wide[0] @ wide[0].transpose(1, 2)),
+        (products.outer(left, x, torch.float32), wide[3].transpose(1, 2) @ wide[0]),
     ]
     target = torch.ones(12, 16)
     product = wide[3].reshape(-1, 12).t() @ wide[0].reshape(-1, 16)

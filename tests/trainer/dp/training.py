@@ -38,9 +38,16 @@ DATA = {
 class Training:
     """A small job: everything that a resume restores is the weights and the optimizer's state."""
 
-    def __init__(self, part: SampledGaussian = PART, plan: PrivacyPlan | None = None, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        part: SampledGaussian = PART,
+        plan: PrivacyPlan | None = None,
+        dropout: float = 0.0,
+        device: torch.device | None = None,
+    ) -> None:
         torch.manual_seed(0)
-        self.model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Dropout(dropout), nn.Linear(5, 3))
+        self.model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Dropout(dropout), nn.Linear(5, 3)).to(device)
+        self.data = {key: value.to(device) for key, value in DATA.items()}
         self.parameters = dict(self.model.named_parameters())
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=0.01)
         engine = make_engine(
@@ -55,12 +62,12 @@ class Training:
         units = poisson_batch(
             RANDOMNESS, phase=self.part.name, step=index, num_units=NUM_UNITS, sample_rate=self.part.sample_rate
         )
-        return torch.from_numpy(units)
+        return torch.from_numpy(units).to(self.data["y"].device)
 
     def step(self, index: int, size: int = 4) -> StepRelease:
         units = self.drawn(index)
         chosen = units.split(size) if len(units) else ()
-        batches = (({key: value[rows] for key, value in DATA.items()}, rows) for rows in chosen)
+        batches = (({key: value[rows] for key, value in self.data.items()}, rows) for rows in chosen)
         return self.private_step.run(index, batches)
 
     def weights(self) -> torch.Tensor:

@@ -63,7 +63,8 @@ class BookKeepingEngine:
         tainted = torch.zeros(tape.units.num_units, device=losses.device).index_add_(
             0, tape.units.unit_of_row, (~torch.isfinite(losses)).to(torch.float32)
         )
-        squared = {name: value.masked_fill(tainted > 0, torch.inf) for name, value in squared.items()}
+        by_name = torch.stack(list(squared.values())).masked_fill(tainted > 0, torch.inf)
+        squared = dict(zip(squared, by_name.unbind(), strict=True))
         factors = clip_factors_by_parameter(self._clipping, squared, self.max_grad_norm)
         tape.add_clipped_sums(factors, self._sums)
         return UnitValues(total_squared(squared.values()), tape.units.mean(losses))

@@ -36,7 +36,7 @@ class GramCache:
             ):
                 self._kept.insert(0, self._kept.pop(index))
                 return gram
-        result = products.gram(operand.to(dtype))
+        result = products.gram(operand, dtype)
         self._kept = [(operand, result), *self._kept[:1]]
         return result
 
@@ -71,7 +71,7 @@ def instantiates(left: Tensor, right: Tensor, units: UnitRows) -> bool:
 
 def instantiate(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     """(rows, l, r) in `dtype`."""
-    return products.outer(left.to(dtype), right.to(dtype))
+    return products.outer(left, right, dtype)
 
 
 def instantiate_by_unit(left: Tensor, right: Tensor, units: UnitRows, dtype: torch.dtype) -> Tensor:
@@ -104,15 +104,17 @@ def squared_norm(
     """‖Σ over the unit's rows of Σ_t l_t ⊗ r_t‖² and Σ ‖l_t‖‖r_t‖ over the same terms, each (units,)."""
     of_left, of_right = grams.gram(left, dtype), grams.gram(right, dtype)
     sizes = of_left.diagonal(dim1=1, dim2=2).mul(of_right.diagonal(dim1=1, dim2=2)).sqrt_().sum(1)
+    squared = of_left.mul(of_right).sum((1, 2))
+    if units.one_row_each:
+        return squared, sizes
     result = torch.zeros(units.num_units, dtype=dtype, device=left.device)
-    result.index_add_(0, units.unit_of_row, of_left.mul(of_right).sum((1, 2)))
-    if not units.one_row_each:
-        i, j = row_pairs(units)
-        size = max(1, _MAX_GATHERED // (left.shape[1] * (left.shape[2] + right.shape[2] + 2 * left.shape[1])))
-        for a, b in zip(i.split(size), j.split(size), strict=True):
-            of_left = torch.bmm(left[a].to(dtype), left[b].to(dtype).transpose(1, 2))
-            of_right = torch.bmm(right[a].to(dtype), right[b].to(dtype).transpose(1, 2))
-            result.index_add_(0, units.unit_of_row[a], 2.0 * of_left.mul_(of_right).sum((1, 2)))
+    result.index_add_(0, units.unit_of_row, squared)
+    i, j = row_pairs(units)
+    size = max(1, _MAX_GATHERED // (left.shape[1] * (left.shape[2] + right.shape[2] + 2 * left.shape[1])))
+    for a, b in zip(i.split(size), j.split(size), strict=True):
+        of_left = torch.bmm(left[a].to(dtype), left[b].to(dtype).transpose(1, 2))
+        of_right = torch.bmm(right[a].to(dtype), right[b].to(dtype).transpose(1, 2))
+        result.index_add_(0, units.unit_of_row[a], 2.0 * of_left.mul_(of_right).sum((1, 2)))
     return result, torch.zeros_like(result).index_add_(0, units.unit_of_row, sizes)
 
 
@@ -158,13 +160,21 @@ def add_weighted_sum(
     matrix = None if target is None else target.view(left.shape[2], right.shape[2])
     narrow_left = left.shape[2] <= right.shape[2]
     # Pieces large enough for a fast product, small enough for the scaled copy to stay in cache.
+    split = left.dtype == right.dtype == torch.bfloat16 and products.on_tensor_cores(left, dtype)
     for piece in cached_pieces(len(left), left.shape[1] * min(left.shape[2], right.shape[2]) // 4, left.device):
-        a, b = left[piece].to(dtype), right[piece].to(dtype)
+        a, b = left[piece], right[piece]
+        if not split:
+            a, b = a.to(dtype), b.to(dtype)
         if row_blank is not None:
             # Zero times infinity is not zero: blank both operands.
             a = a.masked_fill(row_blank[piece, None, None], 0.0)
             b = b.masked_fill(row_blank[piece, None, None], 0.0)
         factor = row_factor[piece, None, None]
+        if split:
+            scale = factor.expand(-1, left.shape[1], 1).reshape(-1, 1)
+            a, b = a.reshape(-1, a.shape[2]), b.reshape(-1, b.shape[2])
+            matrix = products.add_scaled_product(matrix, a, b, scale, narrow_left)
+            continue
         a, b = (a * factor, b) if narrow_left else (a, b * factor)
         matrix = products.add_product(matrix, a.reshape(-1, a.shape[2]), b.reshape(-1, b.shape[2]))
     assert matrix is not None

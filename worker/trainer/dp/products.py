@@ -1,8 +1,11 @@
-"""Float32 matrix products on CPUs whose AVX-512 units torch's default library leaves idle.
+"""Matrix products by the units of a processor that torch's default leaves idle.
 
-torch's x86 builds multiply float32 matrices with Intel's MKL, which takes its AVX2 kernels on processors of another
-maker: on a Zen 5 half the speed of oneDNN, which is in torch as well. Both are float32 throughout, and deterministic.
-Which of the two a product takes is a function of the processor and of the shapes alone, never of a timing.
+On CPUs: torch's x86 builds multiply float32 matrices with Intel's MKL, which takes its AVX2 kernels on processors of
+another maker: on a Zen 5 half the speed of oneDNN, which is in torch as well. Both are float32 throughout, and
+deterministic. Which of the two a product takes is a function of the processor and the shapes alone, not of a timing.
+
+On GPUs: norms and clipped sums of 16-bit operands are float32 products, which the tensor cores take from the operands
+as they are. A product of two such numbers is exact in float32, and so is their sum up to float32's rounding.
 """
 
 from __future__ import annotations
@@ -60,8 +63,35 @@ def add_product(target: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
     return torch.mm(left.t(), right) if target is None else target.addmm_(left.t(), right)
 
 
-def gram(x: Tensor) -> Tensor:
-    """x xᵀ for each row: (rows, T, d) to (rows, T, T)."""
+def on_tensor_cores(operand: Tensor, dtype: torch.dtype) -> bool:
+    """Whether products of such operands come out in `dtype` without their being widened first."""
+    return dtype == torch.float32 and operand.device.type == "cuda" and operand.dtype in (torch.bfloat16, torch.float16)
+
+
+def add_scaled_product(target: Tensor | None, left: Tensor, right: Tensor, scale: Tensor, scale_left: bool) -> Tensor:
+    """leftᵀ (scale · right), (p, d), float32, for bfloat16 left (n, p) and right (n, d) on a GPU and float32 scale
+    (n, 1); added to `target` in place where there is one. scale_left: which operand is scaled, the narrower one.
+
+    That operand is split into two of 8 bits each, so that it is rounded to 16: in the worst case of terms that
+    cancel, what `outer.rounded_up` adds to the norms leaves one unit's share of the sum at most 1 + 3e-5 times its
+    bound. A single one of 8 bits would leave four times it.
+    """
+    scaled = (left if scale_left else right) * scale
+    high = scaled.to(left.dtype)
+    low = scaled.sub_(high).to(left.dtype)
+    for part in (high, low):
+        a, b = (part, right) if scale_left else (left, part)
+        product = torch.mm(a.t(), b, out_dtype=torch.float32)
+        target = product if target is None else target.add_(product)
+    assert target is not None
+    return target
+
+
+def gram(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x xᵀ for each row, in `dtype`: (rows, T, d) to (rows, T, T)."""
+    if on_tensor_cores(x, dtype):
+        return torch.bmm(x, x.transpose(1, 2), out_dtype=dtype)
+    x = x.to(dtype)
     rows, time, width = x.shape
     if not _by_onednn(x, x, time * time * width):
         return torch.bmm(x, x.transpose(1, 2))
@@ -71,8 +101,11 @@ def gram(x: Tensor) -> Tensor:
     return result
 
 
-def outer(left: Tensor, right: Tensor) -> Tensor:
-    """leftᵀ right for each row: (rows, T, l) and (rows, T, r) to (rows, l, r)."""
+def outer(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """leftᵀ right for each row, in `dtype`: (rows, T, l) and (rows, T, r) to (rows, l, r)."""
+    if on_tensor_cores(left, dtype) and left.dtype == right.dtype:
+        return torch.bmm(left.transpose(1, 2), right, out_dtype=dtype)
+    left, right = left.to(dtype), right.to(dtype)
     rows, time, width = left.shape
     if not _by_onednn(left, right, time * width * right.shape[2]):
         return torch.bmm(left.transpose(1, 2), right)

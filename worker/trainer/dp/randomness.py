@@ -18,6 +18,8 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from torch import Tensor
 
+from worker.trainer.dp.cuda_noise import noise_kernel
+
 #: Streams in use. Two purposes never share a stream: their draws would be the same bits.
 SAMPLE = "sample"
 NOISE = "noise"
@@ -87,8 +89,9 @@ class JobRandomness:
     ) -> None:
         """Adds N(0, std²) to each element of a contiguous float32 or float64 tensor and divides it, in place.
 
-        The normals are float64 and rounded once, in the (divided) sum. Their bits are drawn on the CPU and, for a
-        tensor elsewhere, moved there before the transform. Raises ValueError for half precision: it has too few values.
+        The normals are float64 and rounded once, in the (divided) sum. A GPU draws them itself, by `cuda_noise`; where
+        it cannot, their bits are drawn on the CPU and moved there before the transform. Which of them did shows in
+        the last places only. Raises ValueError for half precision: it has too few values.
         """
         if tensor.dtype not in (torch.float32, torch.float64):
             raise ValueError("noise is added in float32 or float64")
@@ -97,7 +100,12 @@ class JobRandomness:
         if not math.isfinite(std) or std < 0.0:
             raise ValueError("std must be finite and not negative")
         flat = tensor.detach().view(-1)
-        keystream = _Keystream(self.subkey(phase, step, stream, name))
+        key = self.subkey(phase, step, stream, name)
+        kernel = noise_kernel(flat.device)
+        if kernel is not None:
+            kernel.add_(flat, key, std, divisor)
+            return
+        keystream = _Keystream(key)
         transform = _BoxMuller(std, min(_CHUNK, flat.numel() + flat.numel() % 2), flat.device)
         for start in range(0, flat.numel(), _CHUNK):
             target = flat[start : start + _CHUNK]

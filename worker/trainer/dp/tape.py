@@ -88,7 +88,8 @@ class Tape:
 
     def squared_norms(self) -> dict[str, Tensor]:
         """‖unit gradient‖² of each parameter, (units,). Complete only after the backward pass."""
-        return {name: self._squared_norm(uses) / self._loss_scale**2 for name, uses in self._uses.items()}
+        squared = {name: self._squared_norm(uses) for name, uses in self._uses.items()}
+        return squared if self._loss_scale == 1.0 else {n: value / self._loss_scale**2 for n, value in squared.items()}
 
     def _squared_norm(self, uses: Uses) -> Tensor:
         if uses.dense is not None and (uses.outers or uses.gathers):
@@ -131,28 +132,46 @@ class Tape:
         first batch take the place of what they were made of; the largest parameters come last.
         """
         self._grams.clear()
+        weights: dict[tuple[int, torch.dtype], _Weights] = {}  # one for all parameters, but for per-layer clipping
         for name in sorted(self._uses, key=lambda name: self._uses[name].shape.numel()):
             uses = self._uses.pop(name)
-            factor = factors[name].to(uses.dtype) / self._loss_scale
-            blank = factor == 0
-            blanks = bool(blank.any())
-            row_factor = factor[self.units.unit_of_row]
-            row_blank = blank[self.units.unit_of_row] if blanks else None
+            key = (id(factors[name]), uses.dtype)
+            if key not in weights:
+                weights[key] = _Weights.of(factors[name].to(uses.dtype) / self._loss_scale, self.units)
+            weight = weights[key]
             target = sums[name].view(-1) if name in sums else None
             for left, right in uses.outers:
-                target = outer.add_weighted_sum(left, right, row_factor, row_blank, target)
+                target = outer.add_weighted_sum(left, right, weight.row_factor, weight.row_blank, target)
             if target is None:
-                target = torch.zeros(uses.shape.numel(), dtype=uses.dtype, device=factor.device)
+                target = torch.zeros(uses.shape.numel(), dtype=uses.dtype, device=weight.factor.device)
             sums[name] = target.view(uses.shape)
             if uses.dense is not None:
-                dense = uses.dense.masked_fill(blank[:, None], 0.0) if blanks else uses.dense
-                target.addmv_(dense.t(), factor)
+                dense = uses.dense if weight.blank is None else uses.dense.masked_fill(weight.blank[:, None], 0.0)
+                target.addmv_(dense.t(), weight.factor)
             for ids, gradients in uses.gathers:
-                weighted = gradients.to(uses.dtype) * row_factor[:, None, None]
-                if row_blank is not None:
-                    weighted = weighted.masked_fill(row_blank[:, None, None], 0.0)
+                weighted = gradients.to(uses.dtype) * weight.row_factor[:, None, None]
+                if weight.row_blank is not None:
+                    weighted = weighted.masked_fill(weight.row_blank[:, None, None], 0.0)
                 width = gradients.shape[-1]
                 target.view(-1, width).index_add_(0, ids.reshape(-1), weighted.reshape(-1, width))
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """Factors of units and of their rows; which are zero, where any is: a GPU is waited for once to know."""
+
+    factor: Tensor
+    blank: Tensor | None
+    row_factor: Tensor
+    row_blank: Tensor | None
+
+    @classmethod
+    def of(cls, factor: Tensor, units: UnitRows) -> _Weights:
+        blank = factor == 0
+        row_factor = factor[units.unit_of_row]
+        if not bool(blank.any()):
+            return cls(factor, None, row_factor, None)
+        return cls(factor, blank, row_factor, blank[units.unit_of_row])
 
 
 def _gathered(uses: Uses, units: UnitRows) -> tuple[Tensor, Tensor]:
@@ -160,12 +179,15 @@ def _gathered(uses: Uses, units: UnitRows) -> tuple[Tensor, Tensor]:
     vocabulary = uses.shape[0]
     keys = torch.cat([(units.unit_of_row[:, None] * vocabulary + ids).reshape(-1) for ids, _ in uses.gathers])
     values = torch.cat([g.reshape(-1, g.shape[-1]).to(uses.dtype) for _, g in uses.gathers])
-    segments, position = torch.unique(keys, return_inverse=True)
-    summed = torch.zeros(len(segments), values.shape[1], dtype=values.dtype, device=values.device)
-    summed.index_add_(0, position, values)
+    keys, order = torch.sort(keys, stable=True)
+    # Runs of equal keys, numbered; as many places as keys, of which the last stay empty: a GPU need not be asked.
+    run = torch.zeros_like(keys)
+    run[1:] = (keys[1:] != keys[:-1]).cumsum(0)
+    summed = torch.zeros_like(values).index_add_(0, run, values[order])
+    unit_of_run = torch.zeros_like(keys).scatter_(0, run, keys // vocabulary)
     squared = torch.zeros(units.num_units, dtype=values.dtype, device=values.device)
-    sizes = squared.index_add(0, keys // vocabulary, values.norm(dim=1))
-    return squared.index_add_(0, segments // vocabulary, summed.square().sum(1)), sizes
+    sizes = squared.index_add(0, keys // vocabulary, values.norm(dim=1)[order])
+    return squared.index_add_(0, unit_of_run, summed.square().sum(1)), sizes
 
 
 def total_squared(squared: Iterable[Tensor]) -> Tensor:
