@@ -36,13 +36,14 @@ TIMES = {
     "expires_at",
 }
 SIZES = {"bytes", "bytes_read"}
-NOISED = {
+NOISED = {"train_loss", "train_loss_interval_95"}
+#: Missing, too, where the noised counts are too small to be read.
+NOISED_COUNTS = {
     "accuracy", "accuracy_interval_95", "precision_macro", "recall_macro", "f1_macro", "f1_micro",
-    "precision_per_class", "recall_per_class", "f1_per_class", "confusion_matrix",
-    "train_loss", "train_loss_interval_95",
+    "precision_per_class", "recall_per_class", "f1_per_class", "confusion_matrix", "not_released",
 }  # fmt: skip
 DRAWN = {"sha256", "hash", "previous_hash", "head_hash", "training_rows", "validation_rows", "value"}
-MAY_DIFFER = TIMES | SIZES | NOISED | DRAWN
+MAY_DIFFER = TIMES | SIZES | NOISED | NOISED_COUNTS | DRAWN
 
 #: Of a bundle: what holds noised numbers, or the report. All else is equal to the byte.
 RELEASED = {"model.safetensors", "metrics.json", "privacy_report.json", "README.md"}
@@ -90,7 +91,8 @@ class Tenant:
 def masked(value: Any) -> Any:
     """Without what may differ; whether it is there, and of which form, may not."""
     if isinstance(value, dict):
-        return {key: form_of(inner) if key in MAY_DIFFER else masked(inner) for key, inner in value.items()}
+        told = {key: inner for key, inner in value.items() if key not in NOISED_COUNTS}
+        return {key: form_of(inner) if key in MAY_DIFFER else masked(inner) for key, inner in told.items()}
     return [masked(inner) for inner in value] if isinstance(value, list) else value
 
 
