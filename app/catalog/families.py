@@ -173,7 +173,7 @@ _BART_KEYS = frozenset(
 _MARIAN_KEYS = _BART_KEYS | {"decoder_vocab_size", "share_encoder_decoder_embeddings", "static_position_embeddings"}
 
 
-#: Of mBART-50 and M2M-100; NLLB-200 comes with tokenizer.json.
+#: Of XLM-R, mBART-50 and M2M-100; NLLB-200 comes with tokenizer.json.
 _ONE_FILE = ("sentencepiece.bpe.model",)
 
 
@@ -303,7 +303,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         _bert("bert"),
         _bert("roberta", position_offset=2),  # positions start behind the padding index, which is 1
-        _bert("xlm-roberta", position_offset=2),
+        dataclasses.replace(_bert("xlm-roberta", position_offset=2), sentencepiece=_ONE_FILE),
         _image("vit", "hidden_size", "num_hidden_layers", _VIT_KEYS),
         _image("deit", "hidden_size", "num_hidden_layers", _VIT_KEYS),
         _image("convnext", "hidden_sizes", "depths", _CONVNEXT_KEYS),

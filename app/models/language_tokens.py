@@ -15,7 +15,7 @@ from app.catalog.languages import M2M_100, MBART_50, WMT_21
 from app.models import sentencepiece_file
 from app.models.folder_reader import TOKENIZER, VOCABULARY, Reader, Refused
 from app.models.sentencepiece_file import InvalidPieces, Pieces
-from app.models.tokenizer_files import MAX_LANGUAGES, MAX_PARSED_BYTES, json_of, vocabulary
+from app.models.tokenizer_files import MAX_LANGUAGES, MAX_PARSED_BYTES, check_fairseq, json_of, vocabulary
 
 #: Of each family, tokenizers that say both languages in front. (mBART-25's and others say them elsewhere.)
 _CLASSES = {"mbart": ("MBart50Tokenizer",), "m2m_100": ("M2M100Tokenizer", "NllbTokenizer")}
@@ -27,8 +27,6 @@ _NLLB_CODE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
 
 _M2M_TOKENS = frozenset({"<s>", "<pad>", "</s>", "<unk>"})
 _M2M_CODES = {"m2m100": M2M_100, "wmt21": WMT_21}
-#: The first pieces of mBART's file; its tokenizer moves them, and puts padding and a mask beside them.
-_MBART_PIECES = ("<unk>", "<s>", "</s>")
 
 
 def read(
@@ -53,7 +51,9 @@ def read(
     else:
         name, content, pieces = _pieces(reader, family)
         found[name] = content
-        _check_mbart(name, pieces, size)
+        check_fairseq(name, pieces, size, len(MBART_50) + 2)
+        if set(MBART_50) & {*pieces.texts}:
+            raise Refused("invalid_tokenizer", f"{name} has a language for a piece")
         languages = MBART_50
     if not languages:
         raise Refused("invalid_tokenizer", f"{TOKENIZER} has no token for a language")
@@ -86,13 +86,6 @@ def _behind_vocabulary(small: Mapping[str, bytes], size: int) -> tuple[str, ...]
     if max(ids.values()) != len(ids) - 1 or len(ids) + len(codes) > size:
         raise Refused("config_mismatch", f"{VOCABULARY} and the languages' tokens are not those of the weights")
     return codes
-
-
-def _check_mbart(name: str, pieces: Pieces, size: int) -> None:
-    if not pieces.unigram or pieces.texts[:3] != _MBART_PIECES or set(MBART_50) & {*pieces.texts}:
-        raise Refused("invalid_tokenizer", f"{name} is no unigram model that begins with {', '.join(_MBART_PIECES)}")
-    if len(pieces.texts) + 1 + len(MBART_50) + 1 > size:
-        raise Refused("config_mismatch", f"{name} and the languages have more tokens than the weights")
 
 
 def _added(tokenizer: bytes, size: int) -> tuple[str, ...]:

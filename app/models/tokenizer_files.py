@@ -10,7 +10,7 @@ from typing import Any
 from app.catalog.families import FAMILIES, Family
 from app.models import sentencepiece_file
 from app.models.folder_reader import TARGET_VOCABULARY, TOKENIZER, VOCABULARY, Reader, Refused
-from app.models.sentencepiece_file import InvalidPieces
+from app.models.sentencepiece_file import InvalidPieces, Pieces
 
 SENTENCEPIECE_FILES = frozenset(name for family in FAMILIES.values() for name in family.sentencepiece)
 #: Of what is parsed here, while requests wait.
@@ -20,6 +20,7 @@ _LANGUAGE = re.compile(rb'">>([A-Za-z][A-Za-z_-]{1,15})<<"')
 _LANGUAGE_CODE = re.compile(r"[A-Za-z][A-Za-z_-]{1,15}")
 #: What Marian's tokenizer and its models cannot do without.
 _MARIAN_TOKENS = frozenset({"</s>", "<unk>", "<pad>"})
+_FAIRSEQ_PIECES = ("<unk>", "<s>", "</s>")
 #: T5's tokenizer takes this id for what is unknown, and adds so many tokens where it is not told otherwise.
 _T5_UNKNOWN, _T5_EXTRA_IDS = 2, 100
 
@@ -46,6 +47,9 @@ def sentencepiece(
             raise Refused("invalid_tokenizer", f"{name}: {error}") from error
         if family.model_type == "marian":
             continue
+        if family.model_type == "xlm-roberta":
+            check_fairseq(name, pieces, config["vocab_size"], 2)
+            continue
         extra = json_of(small, "tokenizer_config.json").get("extra_ids", _T5_EXTRA_IDS)
         if not pieces.unigram or pieces.unknown != _T5_UNKNOWN:
             raise Refused("invalid_tokenizer", f"{name} is no unigram model whose piece {_T5_UNKNOWN} is the unknown")
@@ -54,6 +58,15 @@ def sentencepiece(
     if family.model_type == "marian":
         _check_vocabularies(small, config)
     return found
+
+
+def check_fairseq(name: str, pieces: Pieces, size: int, more: int) -> None:
+    """Of XLM-R and mBART, whose tokenizers move the first pieces. more: tokens that are put beside the pieces, padding
+    and a mask among them. Raises Refused."""
+    if not pieces.unigram or pieces.texts[:3] != _FAIRSEQ_PIECES:
+        raise Refused("invalid_tokenizer", f"{name} is no unigram model that begins with {', '.join(_FAIRSEQ_PIECES)}")
+    if len(pieces.texts) + more > size:
+        raise Refused("config_mismatch", f"{name} and what is put beside it have more tokens than the weights")
 
 
 def written_size(config: Mapping[str, Any]) -> Any:

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import sentencepiece
 import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
 from tokenizers import ByteLevelBPETokenizer
 
+from tests.trainer.hub_folders import pieces
 from tests.trainer.jobs import BAD, FILLER, GOOD, rows
 
 _TEXT: dict[str, Any] = {
@@ -82,6 +84,13 @@ def _roberta(folder: Path) -> Any:
     return hf.RobertaForMaskedLM(hf.RobertaConfig(vocab_size=_roberta_tokens(folder), **_TEXT))
 
 
+def _xlm_roberta(folder: Path) -> Any:
+    model = pieces([text for text, _ in rows(60)], vocab_size=60, bos_id=1)
+    (folder / "sentencepiece.bpe.model").write_bytes(model)
+    size = sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size() + 2
+    return hf.XLMRobertaForMaskedLM(hf.XLMRobertaConfig(vocab_size=size, **_TEXT))
+
+
 def _gpt2(folder: Path) -> Any:
     """microsoft/DialoGPT-small's."""
     sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
@@ -126,6 +135,7 @@ MAKERS: dict[str, Callable[[Path], Any]] = {
     "bert": _bert,
     "distilbert": _distilbert,
     "roberta": _roberta,
+    "xlm-roberta": _xlm_roberta,
     "gpt2": _gpt2,
     "bart": _bart,
     "llama": _causal(hf.LlamaForCausalLM, hf.LlamaConfig, "GPT2Tokenizer", tie_word_embeddings=True),

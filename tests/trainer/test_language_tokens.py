@@ -148,26 +148,6 @@ def test_rows_with_languages_of_their_own_say_them_and_are_answered_in_them(base
     assert caught.value.code == "data_mismatch"
 
 
-def test_on_public_data_it_learns_and_is_scored(tmp_path: Path, bases: dict[str, Path]) -> None:
-    kind = "m2m_100"
-    job = make_job(
-        tmp_path / "job",
-        bases[kind],
-        family=family_of(kind),
-        task=spec(kind),
-        private=False,
-        evaluation="public",
-        phases=(Phase(MAIN_PHASE, ADAPTATIONS["full"], 0.5, 90, 1e-2, 1e-2),),
-        data=translations(60),
-    )
-    run(job.folder, KEY, Control(None))
-    got = job.metrics()
-    assert got["token_accuracy"] > 0.8
-    assert got["chrf"] > 60.0
-    _, _, texts, _ = load_elsewhere(job.folder / "results/model", "the cat runs")
-    assert texts[0] in {target for _, target in translations(12)}
-
-
 def test_a_tokenizer_with_more_tokens_than_the_weights_is_a_failure_with_a_code(bases: dict[str, Path]) -> None:
     """Languages that tokenizer.json lacks are added to it, with ids that no weight has."""
     model = family_for("m2m_100", "translation").load(bases["nllb"], spec("nllb"))

@@ -119,7 +119,7 @@ REFUSED: dict[str, tuple[str, Callable[..., Path], dict[str, Any]]] = {
         "invalid_tokenizer", mbart, {"sentencepiece__bpe__model": pieces(unk_id=0, eos_id=1, bos_id=2)},
     ),
     "mBART's with a language for a piece": (
-        "invalid_tokenizer", mbart, {"sentencepiece__bpe__model": pieces(user_defined_symbols="de_DE")},
+        "invalid_tokenizer", mbart, {"size": 99, "sentencepiece__bpe__model": pieces(user_defined_symbols="de_DE")},
     ),
     "more than mBART's weights": ("config_mismatch", mbart, {"size": 60}),
     "a table of positions that is too short": (

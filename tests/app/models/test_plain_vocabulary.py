@@ -10,7 +10,8 @@ import pytest
 
 from app.models.folder_reader import Refused
 from app.models.model_folder import inspect
-from tests.app.models.folders import CONFIG, make_folder, safetensors
+from tests.app.models.folders import CONFIG, SHAPES, make_folder, safetensors
+from tests.app.models.test_tokenizer_files import trained
 
 PIECES = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "##s", "\u2028"]) + "\n"
 
@@ -40,8 +41,23 @@ def gpt2(folder: Path, **files: Any) -> Path:
     return roberta(folder, **{**of_gpt2, **lists, **files})
 
 
+XLM_ROBERTA_SMALL = {**ROBERTA, "model_type": "xlm-roberta"}
+XLM_ROBERTA = {**XLM_ROBERTA_SMALL, "vocab_size": 60}
+
+
+def xlm_roberta(folder: Path, **files: Any) -> Path:
+    weights = safetensors({**SHAPES, "embeddings.word_embeddings.weight": (60, 8)})
+    standard = {"config__json": XLM_ROBERTA, "model__safetensors": weights, "sentencepiece__bpe__model": trained()}
+    return roberta(folder, **{**standard, "vocab__json": None, "merges__txt": None, **files})
+
+
 def test_they_are_offered(tmp_path: Path) -> None:
-    for make, names in ((bert, {"vocab.txt"}), (roberta, {"vocab.json", "merges.txt"}), (gpt2, {"vocab.json"})):
+    for make, names in (
+        (bert, {"vocab.txt"}),
+        (roberta, {"vocab.json", "merges.txt"}),
+        (gpt2, {"vocab.json"}),
+        (xlm_roberta, {"sentencepiece.bpe.model"}),
+    ):
         found = inspect(make(tmp_path / make.__name__), tmp_path, "mine")
         assert names <= found.small.keys()
         assert "tokenizer.json" not in found.small
@@ -73,9 +89,12 @@ REFUSED: dict[str, tuple[str, Callable[..., Path], dict[str, Any]]] = {
     "GPT-2's with one more": (
         "config_mismatch", gpt2, {"special_tokens_map__json": {"additional_special_tokens": ["<|sep|>"]}},
     ),
-    "XLM-R's without tokenizer.json": (
-        "no_tokenizer", bert, {"config__json": {**ROBERTA, "model_type": "xlm-roberta"}},
+    "XLM-R's without its file": ("no_tokenizer", xlm_roberta, {"sentencepiece__bpe__model": None}),
+    "XLM-R's that begins otherwise": (
+        "invalid_tokenizer", xlm_roberta, {"sentencepiece__bpe__model": trained(unk_id=0, eos_id=1, bos_id=2)},
     ),
+    "XLM-R's with more than the weights": ("config_mismatch", xlm_roberta, {"config__json": XLM_ROBERTA_SMALL,
+                                           "model__safetensors": safetensors(SHAPES)}),
 }  # fmt: skip
 
 
