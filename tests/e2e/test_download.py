@@ -172,7 +172,9 @@ def test_released_metrics_are_noised_and_the_same_everywhere(
     assert metrics["released"] == "private"
     assert metrics["noise_std"] > 0
     assert metrics["num_units"] == 80
-    for name in ("accuracy", "precision_macro", "recall_macro", "f1_macro"):
-        assert 0.0 <= metrics[name] <= 1.0
-    assert len(metrics["f1_per_class"]) == 2
+    assert 0.0 <= metrics["accuracy"] <= 1.0
+    for name in ("precision", "recall", "f1"):  # a class that is hardly ever predicted may be hidden by the noise
+        if metrics.get("not_released", {}).get(name) != "noise":
+            assert 0.0 <= metrics[f"{name}_macro"] <= 1.0
+            assert len(metrics[f"{name}_per_class"]) == 2
     assert len(metrics["confusion_matrix"]) == 2
