@@ -22,12 +22,14 @@ from app.jobs import lifecycle
 from app.jobs.keys import KeyUnavailable
 from app.jobs.lifecycle import Claimed, LeaseLost
 from worker import layout, leftovers, reporter
+from worker.allowance import Allowance, Until
 from worker.attempt_store import AttemptStore
 from worker.layout import NotBegun, Unworkable
 from worker.lease import Lease
 from worker.spares import Spares
 from worker.trainer.messages import (
     FAILURES,
+    Allowed,
     Checkpoint,
     Failed,
     Finished,
@@ -101,6 +103,9 @@ class Attempt:
         self._trainer = trainer
         self._folder = trainer.folder.path
         self._progress = reporter.ProgressEvents()
+        self._allowance = Allowance(claimed)
+        self._reached: int | None = None  # the step to which the trainer has come, once it began to make steps
+        self._until: Until | None = None  # what it is to be allowed, until that is written down
         self._started = self._rows_read = False
         self._runtime = RuntimeOptions(
             device=self._settings.device,
@@ -174,6 +179,7 @@ class Attempt:
         """Relays messages until the trainer has finished; anything else that ends it ends the attempt."""
         while True:
             self._interrupt_where_due()
+            self._allow()
             try:
                 for message in self._read():
                     if self._relay(message):
@@ -213,12 +219,14 @@ class Attempt:
                 self._started = True
                 self._freeze_what_runs(message)
                 self._record("trainer_started", dataclasses.asdict(message))
+                self._reached = (self._claimed.checkpoint or {}).get("step", 0)
             case Notice(code, data):
                 self._record(code, data)
             case Truncation():
                 self._store.keep_truncation(message)
             case Progress():
                 self._lease.note(reporter.progress(message))
+                self._reached = message.step
                 if self._progress.due(message):
                     self._record("progress", reporter.progress(message))
             case Checkpoint():
@@ -227,9 +235,26 @@ class Attempt:
                 return True
             case Failed(code, rows_read):
                 self._trainer_failed(code, rows_read=rows_read or self._rows_read)
-            case Stopped() | Stop():  # nobody asked
+            case Stopped() | Stop() | Allowed():  # nobody asked
                 raise Unworkable("trainer_error")
         return False
+
+    def _allow(self) -> None:
+        """Lets the trainer go on, once it is written down how far it may have come then."""
+        if self._reached is not None:
+            self._until = self._allowance.after(self._reached) or self._until
+        if self._until is None:
+            return
+        claimed, seconds = self._claimed, self._settings.lease_seconds
+        try:
+            with self._workplace.database.writing() as session:
+                lifecycle.allow(session, claimed.job_id, claimed.fence, seconds, self._until.noted)
+        except SQLAlchemyError:
+            # The trainer waits, and so do we: as long as the lease lasts.
+            log.warning("allowance_not_written", exc_info=True)
+        else:
+            self._trainer.allow(self._until.told)
+            self._until = None
 
     def _record(self, code: str, data: Mapping[str, Any]) -> None:
         with self._workplace.database.writing() as session:

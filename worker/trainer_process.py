@@ -21,7 +21,7 @@ import structlog
 
 from app import tether
 from worker.job_folder import JobFolder
-from worker.trainer.messages import Message, Stop, decode, encode
+from worker.trainer.messages import Allowed, Message, Stop, decode, encode
 from worker.trainer.spec import LOG_FILE, SOCKET_FILE
 
 log = structlog.get_logger(__name__)
@@ -128,6 +128,14 @@ class TrainerProcess:
                 self._connection.sendall(encode(Stop()))
             except OSError:
                 log.info("trainer_gone_before_stop")
+
+    def allow(self, step: int) -> None:
+        """Lets it execute steps up to this one."""
+        if self._connection is not None:
+            try:
+                self._connection.sendall(encode(Allowed(step)))
+            except OSError:
+                log.info("trainer_gone_before_it_was_allowed_more")
 
     def kill(self) -> None:
         """Ends it at once, with all that it started."""

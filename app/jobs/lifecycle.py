@@ -137,6 +137,17 @@ def heartbeat(
     return Beat(cancel_requested=job.cancel_requested)
 
 
+def allow(session: Session, job_id: str, fence: int, lease_seconds: float, step: int) -> None:
+    """Renews the lease, and notes that the attempt may execute steps up to this one now, counted over all parts.
+
+    Before it is told so: once its worker has fallen silent, this is how far it may have come, whatever it told last.
+    """
+    job = _guarded(session, job_id, fence, lease_expires_at=now() + lease_seconds)
+    known = job.progress or {}
+    job.progress = {**known, "allowed": max(known.get("allowed", 0), step)}
+    session.flush()
+
+
 def freeze_runtime(
     session: Session, job_id: str, fence: int, runtime: Mapping[str, Any], *, replace: bool = False
 ) -> Mapping[str, Any]:
@@ -172,7 +183,7 @@ def commit_checkpoint(
     PrivacyPlan.from_dict(job.plan or {}).executed(checkpoint["executed"])  # raises for steps the plan does not have
     job.checkpoint = {**checkpoint, "fence": fence}
     if checkpoint["step"] >= (job.progress or {}).get("crashed_at", 0):
-        job.interrupted = False  # from here on, what the lost attempt is known to have executed is charged anyway
+        job.interrupted = False  # from here on, all that the lost attempt may have executed is charged anyway
     session.flush()
     if model_fields is not None:
         _publish_checkpoint(session, job, checkpoint, model_fields)
@@ -326,11 +337,13 @@ def _release(session: Session, job: Job, *, interrupted: bool) -> None:
     job.status = "queued"
     job.worker = None
     job.lease_expires_at = None
+    known = dict(job.progress or {})
+    allowed = known.pop("allowed", 0)
     if interrupted:
-        known = job.progress or {}
-        crashed_at = max(known.get("step", 0), known.get("crashed_at", 0))
-        job.progress = {**known, "crashed_at": crashed_at}
+        known["crashed_at"] = max(known.get("step", 0), known.get("crashed_at", 0), allowed)
         job.interrupted = True  # and stays so until a checkpoint at or beyond that step is committed
+    if job.progress is not None or interrupted:
+        job.progress = known
     job.hinted_at = None
     session.flush()
     events.record(
@@ -358,6 +371,7 @@ def _note_progress(session: Session, job: Job, progress: Mapping[str, Any]) -> N
         "first_step": first["first_step"],
         "first_at": first["first_at"],
         "crashed_at": known.get("crashed_at", 0),
+        "allowed": known.get("allowed", 0),
     }
     session.flush()
 

@@ -25,8 +25,9 @@ class Job(Base):
     fence: rises with each claim; every write of a worker names the one it was given. attempts: claims so far.
     interrupted: an attempt ended without saying which steps it had executed, and no checkpoint has reached that far
       since; of a job that ended, that it was charged in full whatever it had executed.
-    progress: {step, num_steps, phase, executed, at, fence, first_step, first_at, crashed_at}, the last the furthest
-      step known of an attempt that crashed; checkpoint: {key, step, executed, files, fence}.
+    progress: {step, num_steps, phase, executed, at, fence, first_step, first_at, crashed_at, allowed}, the last two the
+      furthest step that an attempt which crashed, and the one that runs, may have executed; checkpoint: {key, step,
+      executed, files, fence}.
     executed: steps of each part, as far as is known, of a job that ended.
     runtime: `RuntimeOptions`, frozen at the first attempt, as they came out on its machine.
     erased_at: when all that the attempts of an ended job left in the store was gone.

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from typing import Any
 import pytest
 
 from app.catalog.adaptations import Freeze
+from tests.running import until
 from tests.trainer.encoders import MASKED, make_encoder_base
 from tests.trainer.jobs import KEY, make_job, rows
+from worker.allowance import AT_HAND
 from worker.trainer import loop
 from worker.trainer.control import Control
-from worker.trainer.messages import Failed, Message, Notice, Stop, decode, encode
+from worker.trainer.messages import Allowed, Failed, Message, Notice, Stop, decode, encode
 from worker.trainer.run import attempt
 
 
@@ -33,11 +36,15 @@ def folder() -> Iterator[Path]:
 
 
 class Supervisor:
-    """The other end of the socket: notes every message, and says Stop after the first that `stop_on` accepts."""
+    """The other end of the socket: notes every message, and says Stop after the first that `stop_on` accepts.
 
-    def __init__(self, folder: Path, stop_on: Any = None) -> None:
+    allowed: how many steps it lets the job make.
+    """
+
+    def __init__(self, folder: Path, stop_on: Any = None, *, allowed: int = 10**6) -> None:
         self.messages: list[Message] = []
         self._stop_on = stop_on
+        self._allowed = allowed
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(folder / "control.sock"))
         self._listener.listen()
@@ -47,6 +54,8 @@ class Supervisor:
     def _serve(self) -> None:
         connection, _ = self._listener.accept()
         with connection, connection.makefile("rb") as lines:
+            self.allow = lambda step: connection.sendall(encode(Allowed(step)))
+            self.allow(self._allowed)
             for line in lines:
                 self.messages.append(decode(line))
                 if self._stop_on is not None and self._stop_on(self.messages[-1]):
@@ -153,6 +162,45 @@ def test_stop_is_honoured_within_a_step(
     assert supervisor.messages[-1] is stopped[0]
     assert [message.step for message in supervisor.of_type("checkpoint")] == [4], "a paused job can go on from there"
     assert not (job.folder / "results/model").exists()
+
+
+def test_no_step_is_made_before_it_is_allowed(folder: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Centring and evaluation are steps, too: 1 + 3 + 1."""
+    make_job(folder, base, steps=3)
+    made: list[int] = []
+
+    class Counting(loop.PrivateStep):
+        def run(self, step: int, micro_batches: Any) -> Any:
+            made.append(step)
+            return super().run(step, micro_batches)
+
+    monkeypatch.setattr(loop, "PrivateStep", Counting)
+    supervisor = Supervisor(folder, allowed=0)
+    control = Control.connect(folder)
+    running = threading.Thread(target=attempt, args=(folder, KEY, control))
+    running.start()
+    for allowed in range(5):
+        until(lambda allowed=allowed: [told.step for told in supervisor.of_type("progress")][-1:] == [allowed])
+        time.sleep(0.2)
+        told = [told.step for told in supervisor.of_type("progress")]
+        assert (told[-1], len(made)) == (allowed, min(max(allowed - 1, 0), 3))
+        assert not supervisor.of_type("finished")
+        supervisor.allow(allowed + 1)
+    running.join()
+    control.close()
+    supervisor.finish()
+    assert supervisor.messages[-1].type == "finished"
+
+
+def test_a_trainer_that_waits_stops_where_it_is_asked_to(folder: Path, base: Path) -> None:
+    make_job(folder, base, steps=500)
+    supervisor = Supervisor(folder, stop_on=lambda message: message.type == "progress" and message.step == 7, allowed=7)
+    control = Control.connect(folder)
+    assert attempt(folder, KEY, control)
+    control.close()
+    supervisor.finish()
+    (stopped,), (kept,) = supervisor.of_type("stopped"), supervisor.of_type("checkpoint")
+    assert stopped.step == kept.step <= 7 + AT_HAND
 
 
 def test_a_stop_before_the_first_step_executes_nothing(folder: Path, base: Path) -> None:

@@ -45,7 +45,9 @@ def checkpoint(executed, losses=()):
 def point(step, train_loss):
     return {"phase": "head", "step": step, "train_loss": train_loss, "train_loss_noise_std": 9.0}
 def wait_for_stop():
-    assert json.loads(control.makefile().readline())["type"] == "stop"
+    lines = control.makefile()
+    while json.loads(lines.readline())["type"] != "stop":
+        pass
 def write(name, text):
     path = os.path.join(folder, "results", name)
     os.makedirs(os.path.dirname(path), exist_ok=True)

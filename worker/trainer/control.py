@@ -1,7 +1,8 @@
-"""The trainer's end of the job folder's Unix socket: messages out, Stop in. Without a socket it runs on its own."""
+"""The trainer's end of the job folder's Unix socket: messages out, Stop and Allowed in. Without, it runs alone."""
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from worker.trainer.dp.reduce import from_first_rank
 from worker.trainer.failure import StopRequested
-from worker.trainer.messages import Failed, Message, Progress, Stop, decode, encode
+from worker.trainer.messages import Allowed, Failed, Message, Progress, Stop, decode, encode
 from worker.trainer.spec import SOCKET_FILE
 
 #: Seconds between two progress messages of a phase, at least.
@@ -17,11 +18,16 @@ PROGRESS_INTERVAL = 0.2
 
 
 class Control:
-    """Sends messages in the order of the calls; a thread listens. A lost supervisor counts as Stop."""
+    """Sends messages in the order of the calls; a thread listens. A lost supervisor counts as Stop.
 
-    def __init__(self, connection: socket.socket | None) -> None:
+    supervised: whether the other end says how far the job may go; else it may go to its end.
+    """
+
+    def __init__(self, connection: socket.socket | None, *, supervised: bool = False) -> None:
         self._connection = connection
         self._stop = threading.Event()
+        self._allowed: float = 0 if supervised else math.inf
+        self._allowed_more = threading.Condition()
         self._sending = threading.Lock()
         self.failed = False  # whether Failed was sent
         self._last_progress, self._last_phase = float("-inf"), ""
@@ -36,7 +42,7 @@ class Control:
             return cls(None)
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.connect(str(path))
-        return cls(connection)
+        return cls(connection, supervised=True)
 
     @property
     def attached(self) -> bool:
@@ -55,7 +61,7 @@ class Control:
             try:
                 self._connection.sendall(encode(message))
             except OSError:
-                self._stop.set()
+                self._stopped()
 
     def progress(self, message: Progress, *, last: bool = False) -> None:
         """Sends progress, at most every PROGRESS_INTERVAL seconds; always the first of a phase, and the last."""
@@ -63,6 +69,15 @@ class Control:
         if last or message.phase != self._last_phase or now - self._last_progress >= PROGRESS_INTERVAL:
             self._last_progress, self._last_phase = now, message.phase
             self.send(message)
+
+    def await_allowed(self, standing: Progress) -> None:
+        """Before the step after `standing` is executed: returns once the supervisor has it in the database that it may
+        have been, or asked to stop, as it would in the middle of a step."""
+        if standing.step < self._allowed:
+            return
+        self.send(standing)
+        with self._allowed_more:
+            self._allowed_more.wait_for(lambda: standing.step < self._allowed or self._stop.is_set())
 
     @property
     def stop_requested(self) -> bool:
@@ -93,8 +108,18 @@ class Control:
         with connection.makefile("rb") as lines:
             try:
                 for line in lines:
-                    if isinstance(decode(line), Stop):
+                    message = decode(line)
+                    if isinstance(message, Stop):
                         break
+                    if isinstance(message, Allowed):
+                        with self._allowed_more:
+                            self._allowed = max(self._allowed, message.step)
+                            self._allowed_more.notify_all()
             except (OSError, ValueError):
                 pass
+        self._stopped()
+
+    def _stopped(self) -> None:
         self._stop.set()
+        with self._allowed_more:
+            self._allowed_more.notify_all()

@@ -52,6 +52,7 @@ def evaluate(job: Job, dataset: Dataset | None, state: State) -> dict[str, Any]:
         }
     part = job.spec.plan.part(EVALUATION)
     assert isinstance(part, GaussianRelease)
+    job.control.await_allowed(progress(job, state))
     # As of gradients: a unit's statistics depend in their last bits on the batch that it shares with others.
     noised = gaussian_release(job.randomness, part, totals, tolerance=TOLERANCE)
     state.executed[EVALUATION] = 1

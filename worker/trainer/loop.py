@@ -87,6 +87,7 @@ def train(
             )
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
+            job.control.await_allowed(progress(job, state))
             released = step.run(index, micro_batches(job, prepared, dataset, features, units, index))
             if average is not None:
                 average.update(prepared.parameters)
@@ -272,6 +273,7 @@ def _centre(job: Job, dataset: Dataset, pooled: Tensor | None, state: State) -> 
         # A unit's mean of vectors bounded to norm 1 is bounded by it too: the release's sensitivity.
         bounded = bounded_rows(pooled / pooled.shape[1] ** 0.5, 1.0)
         total = (bounded * dataset.weight_of_row.to(bounded.device)[:, None]).sum(0)
+        job.control.await_allowed(progress(job, state))
         if parts[0].noise_multiplier > 0.0:
             # Float32 vectors depend in their last bits on the batch that a unit shares with others, as gradients do.
             total = gaussian_release(job.randomness, parts[0], total, tolerance=TOLERANCE)

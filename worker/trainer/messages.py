@@ -108,6 +108,15 @@ class Stop:
     type: ClassVar[str] = "stop"
 
 
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """From the supervisor: steps up to this one, counted over all parts, may be executed. The database has it that they
+    may have been, whatever becomes of supervisor and trainer."""
+
+    type: ClassVar[str] = "allowed"
+    step: int
+
+
 #: What a job can fail with in the trainer, and what its user reads.
 FAILURES: dict[str, str] = {
     "out_of_memory": "The training process ran out of memory.",
@@ -122,10 +131,11 @@ FAILURES: dict[str, str] = {
     "trainer_error": "The training process failed.",
 }
 
-Message = Started | Notice | Truncation | Progress | Checkpoint | Stopped | Finished | Failed | Stop
+Message = Started | Notice | Truncation | Progress | Checkpoint | Stopped | Finished | Failed | Stop | Allowed
 
 _MESSAGES: dict[str, type[Message]] = {
-    cls.type: cls for cls in (Started, Notice, Truncation, Progress, Checkpoint, Stopped, Finished, Failed, Stop)
+    cls.type: cls
+    for cls in (Started, Notice, Truncation, Progress, Checkpoint, Stopped, Finished, Failed, Stop, Allowed)
 }
 
 

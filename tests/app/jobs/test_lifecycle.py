@@ -137,6 +137,7 @@ CHECKPOINT = {"key": "jobs/checkpoint", "step": 11, "executed": {"centring": 1, 
 #: Everything that a worker may write, under the fence that it was given.
 WRITES: dict[str, Callable[[Any, Claimed, Settings], object]] = {
     "heartbeat": lambda session, c, _: lifecycle.heartbeat(session, c.job_id, c.fence, 30.0, progress(c, head=1)),
+    "allow": lambda session, c, _: lifecycle.allow(session, c.job_id, c.fence, 30.0, 5),
     "freeze_runtime": lambda session, c, _: lifecycle.freeze_runtime(session, c.job_id, c.fence, {"device": "cpu"}),
     "checkpoint": lambda session, c, _: lifecycle.commit_checkpoint(session, c.job_id, c.fence, CHECKPOINT),
     "succeed": lambda session, c, _: lifecycle.succeed(session, c.job_id, c.fence, all_steps(c), MODEL_FIELDS),

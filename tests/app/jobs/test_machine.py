@@ -65,6 +65,8 @@ class Life(RuleBasedStateMachine):
         self.jobs: list[str] = []
         self.claims: list[Claimed] = []
         self.done: dict[tuple[str, int], dict[str, int]] = {}
+        self.stopped: set[tuple[str, int]] = set()
+        self.unheard: dict[tuple[str, int], int] = {}
         self.charged = 0.0
         self._file()
 
@@ -186,12 +188,23 @@ class Life(RuleBasedStateMachine):
             with self._worker(claimed) as session:
                 lifecycle.commit_checkpoint(session, claimed.job_id, claimed.fence, point)
 
+    @rule(data=st.data(), steps=st.integers(1, 60))
+    def step_unheard(self, data: st.DataObject, steps: int) -> None:
+        """A trainer makes all the steps that it is allowed, of which its worker hears nothing any more."""
+        claimed = self._draw(data)
+        until = min(sum(self._executed(claimed).values()) + steps, sum(all_steps(claimed).values()))
+        with self._worker(claimed) as session:
+            lifecycle.allow(session, claimed.job_id, claimed.fence, 30.0, until)
+            self.unheard[claimed.job_id, claimed.fence] = until
+
     @rule(data=st.data(), known=st.booleans())
     def stop_gracefully(self, data: st.DataObject, known: bool) -> None:
         claimed = self._draw(data)
         with self._worker(claimed) as session:
             executed = self._executed(claimed) if known else None
             lifecycle.requeue(session, claimed.job_id, claimed.fence, executed)
+            if known:
+                self.stopped.add((claimed.job_id, claimed.fence))
 
     @rule(data=st.data(), obeyed=st.sampled_from(["not yet", "honestly", "by one that says too little"]))
     def cancel(self, data: st.DataObject, obeyed: str) -> None:
@@ -255,6 +268,10 @@ class Life(RuleBasedStateMachine):
                 assert from_json(reservation.charged_event or {}) == event
                 kept = (job.checkpoint or {}).get("executed", {})
                 assert executed == at_least(executed, kept)
+                for (job_id, fence), step in self.unheard.items():
+                    # Of the last attempt it is its worker's word that counts, if it came to say it.
+                    if job_id == job.id and fence < job.fence and (job_id, fence) not in self.stopped:
+                        assert job.interrupted or sum(executed.values()) >= step
                 if job.status == "failed":
                     assert job.interrupted
                 if job.status == "succeeded":

@@ -1,0 +1,136 @@
+"""How far a trainer may go ahead of what is written down, and what a worker that vanishes with it leaves in doubt."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import select, update
+from sqlalchemy.exc import OperationalError
+
+from app.budgets.tables import Reservation
+from app.db.session import Database
+from app.jobs import lifecycle
+from app.jobs.tables import Job
+from app.privacy.plan import SampledGaussian
+from tests.running import until
+from tests.worker.conftest import Scripted
+from worker.allowance import AT_HAND, SECONDS, Allowance, Until
+from worker.workplace import Workplace
+
+Work = Callable[..., Scripted]
+Read = Callable[[], Job]
+
+#: A trainer that obeys: no step before it is allowed. It says no more of it than what it waits with, and dies at the
+#: step `last`.
+OBEYING = """
+lines, allowed, step = control.makefile(), 0, {begun}
+started()
+def said():
+    return {{"centring": 1, "head": step - 1}} if step else {{}}
+while step < {last}:
+    if step >= allowed:
+        if step:
+            progress(said())
+        allowed = json.loads(lines.readline())["step"]
+        continue
+    step += 1
+    open({made!r}, "w").write(f"{{step}} {{os.getpid()}}")
+"""
+
+
+def test_steps_that_a_lost_worker_was_never_told_of_are_in_doubt_until_a_checkpoint_passes_them(
+    work: Work,
+    job: Read,
+    workplace: Workplace,
+    database: Database,
+    client: TestClient,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Worker and trainer fall silent together, between two heartbeats, some steps behind the trainer's last word."""
+    made = tmp_path / "made"
+    with monkeypatch.context() as patch:
+        patch.setattr(workplace.settings, "heartbeat_seconds", 60.0)
+        script = OBEYING.format(begun=0, last=40, made=str(made)) + "time.sleep(60)"
+        lost = threading.Thread(target=work, args=(script,))
+        lost.start()
+        until(lambda: made.exists() and made.read_text().startswith("40 "))
+    with database.writing() as session:
+        session.execute(update(Job).values(lease_expires_at=0.0))
+    with database.writing() as session:
+        assert lifecycle.sweep(session, workplace.settings) == [job().id]
+    os.kill(int(made.read_text().split()[1]), signal.SIGKILL)
+    lost.join()
+    assert (job().status, job().interrupted) == ("queued", True)
+
+    behind = {"centring": 1, "head": 10}
+    cancelled = threading.Thread(
+        target=work,
+        args=(f"started(); checkpoint({behind}); wait_for_stop(); say(type='stopped', step=11, executed={behind})",),
+    )
+    cancelled.start()
+    until(lambda: job().checkpoint)
+    client.post(f"/v1/fine_tuning/jobs/{job().id}/cancel")
+    cancelled.join()
+    with database.reading() as session:
+        reservation = session.scalars(select(Reservation)).one()
+    assert job().status == "cancelled"
+    assert job().interrupted
+    assert reservation.rho_charged == reservation.rho > 0.0
+
+
+def test_a_database_that_does_not_answer_for_a_moment_keeps_the_trainer_waiting_and_loses_nothing(
+    work: Work, job: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, refused = lifecycle.allow, []
+
+    def sometimes(*arguments: Any) -> None:
+        if len(refused) < 3:
+            refused.append(arguments)
+            raise OperationalError("COMMIT", {}, OSError("connection lost"))
+        real(*arguments)
+
+    monkeypatch.setattr(lifecycle, "allow", sometimes)
+    work(OBEYING.format(begun=0, last=20, made=str(tmp_path / "made")) + "results(); finish()")
+    assert len(refused) == 3
+    assert (job().status, job().attempts) == ("succeeded", 1)
+
+
+def steps_allowed(seconds_a_step: float, num_steps: int = 2000) -> list[Until]:
+    """To a trainer that takes as long for each step, and tells five times a second, or where it waits."""
+    clock = [0.0]
+    part = SampledGaussian("head", 0.1, num_steps, 1.0, 1.0, "flat")
+    allowance = Allowance(SimpleNamespace(plan=SimpleNamespace(parts=[part])), lambda: clock[0])  # type: ignore[arg-type]
+    first = allowance.after(0)
+    assert first is not None
+    given, step, told = [first], 0, 0.0
+    while step < num_steps:
+        if step == given[-1].told or clock[0] - told >= 0.2:
+            told = clock[0]
+            more = allowance.after(step)
+            given += [] if more is None else [more]
+        assert step < given[-1].told, "it would wait for ever"
+        step, clock[0] = step + 1, clock[0] + seconds_a_step
+    assert allowance.after(step) is None
+    return given
+
+
+def test_an_allowance_is_of_some_seconds_and_never_beyond_the_plan() -> None:
+    for seconds_a_step in (0.001, 0.02, 1.0, 60.0):
+        given = steps_allowed(seconds_a_step)
+        steps = [until.told for until in given]
+        assert steps == sorted(set(steps))
+        assert (steps[-1], given[-1].noted) == (2000, 2000)
+        assert all(until.told <= until.noted <= until.told + AT_HAND for until in given)
+        ahead = [late - early for early, late in pairwise(steps)]
+        assert max(ahead) <= max(2, 1.01 * SECONDS / seconds_a_step)
+        assert len(given) <= 10 + 3 * 2000 * max(seconds_a_step / SECONDS, 1 / 3), (seconds_a_step, len(given))
