@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -70,14 +71,15 @@ def load_elsewhere(bundle: Path, *texts: str) -> Any:
     return json.loads(subprocess.run(command, capture_output=True, check=True, cwd=bundle, text=True).stdout)
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kind", ["mbart", "m2m_100"])
 def test_a_private_job_gives_a_bundle_that_writes_the_language_it_was_trained_for(
     tmp_path: Path, bases: dict[str, Path], kind: str
 ) -> None:
-    adaptation = {"mbart": "full", "m2m_100": "lora", "nllb": "last_layers"}[kind]
+    adaptation = {"mbart": "full", "m2m_100": "lora"}[kind]
     phases = (Phase(MAIN_PHASE, ADAPTATIONS[adaptation], 0.5, 3, 1e-2, 1e-2),)
     family = family_of(kind)
     job = make_job(tmp_path / "job", bases[kind], family=family, task=spec(kind), phases=phases, data=translations(60))
+    dataclasses.replace(job.spec, published_steps=(2,)).write(job.folder)
     run(job.folder, KEY, Control(None))
     assert job.metrics()["released"] == "private"
     bundle = job.folder / "results/model"
@@ -94,8 +96,10 @@ def test_a_private_job_gives_a_bundle_that_writes_the_language_it_was_trained_fo
     examples = task.encode({"source": ["the cat sleeps"], "target": ["le chat dort"]})
     assert asked[0] == examples.sequences["input_ids"][0].tolist()
     first = int(examples.sequences["labels"][0][0])
+    for made in (bundle, job.folder / "taken/2/results/model"):
+        assert json.loads((made / "generation_config.json").read_text())["forced_bos_token_id"] == first
     assert [row[:2] for row in written] == [[2, first]] * 2  # </s>, then the language's token
-    assert tokens[1] == {"mbart": "fr_XX", "m2m_100": "__fr__", "nllb": "fra_Latn"}[kind]
+    assert tokens[1] == {"mbart": "fr_XX", "m2m_100": "__fr__"}[kind]
     assert " ".join(CODES[kind][:2]).replace(" ", " into ") in (bundle / "README.md").read_text()
     again = inspect(bundle, bundle.parent, "again").base  # and it can be trained further
     assert (again.family, set(CODES[kind]) <= {*again.languages}) == (family, True)
