@@ -34,7 +34,7 @@ class Answers:
         return float(np.mean(self.told == self.right))
 
 
-def answers(kind: Kind, format_: str, folder: Path, base: Path, rows: list[Row], task: Any) -> Answers:
+def answers(kind: Kind, format_: str, folder: Path, base: Path | None, rows: list[Row], task: Any) -> Answers:
     """Of an export that was unpacked. base: the folder that an adapter is put on. task: the job's."""
     encode = _encoder(kind, folder, task)
     runtime = EXPORT_FORMATS[format_].runtime
@@ -109,7 +109,7 @@ def _by_onnxruntime(kind: Kind, folder: Path) -> Callable[[Any], Any]:
     return lambda inputs: model.run(None, {name: inputs[name] for name in names})[0]
 
 
-def _by_torch(kind: Kind, format_: str, folder: Path, base: Path) -> Callable[[Any], Any]:
+def _by_torch(kind: Kind, format_: str, folder: Path, base: Path | None) -> Callable[[Any], Any]:
     import torch
     import transformers
 

@@ -149,8 +149,7 @@ def _report(service: Running, folder: Path, case: Case) -> None:
 
         columns = ("MB", "smaller", "speedup", "agreement", "rel. diff", "on rows", "accuracy")
         print(f"{'export':12}{''.join(f'{column:>11}' for column in columns)}")
-        base = find_base(Settings(), case.base)
-        assert base is not None
+        base = find_base(Settings(), case.base) if "adapter" in formats else None
         model: Answers | None = None
         done = {entry["format"]: entry for entry in until(exported, _SECONDS, every=2)}
         for entry in (done[name] for name in formats):  # the model itself is the first
@@ -159,7 +158,8 @@ def _report(service: Running, folder: Path, case: Case) -> None:
                 print(f"{entry['format']:12} {entry['error']['code']}")
                 continue
             where = _fetch(http, ended.fine_tuned_model, entry, folder)
-            told = answers(case.kind, entry["format"], where, base_path(base), case.test, case.job["task"])
+            under = None if base is None else base_path(base)
+            told = answers(case.kind, entry["format"], where, under, case.test, case.job["task"])
             model = model or told
             print(
                 f"{entry['format']:12}{figures['weights_bytes'] / 1e6:11.1f}{figures['compression']:11.2f}"

@@ -19,7 +19,8 @@ class ExportFormat:
     """A form of a model.
 
     runtime: what loads it, and what it is checked in. weights: the files that only this form may have (a model that
-      reads with an encoder and writes with a decoder has two graphs). needed: sets of them, one of which must be there.
+      reads with an encoder and writes with a decoder has three graphs). needed: sets of them, of which one must be
+      there.
     max_relative_difference: how far the reloaded export's answers may lie from the model's, in units of how far the
       model's own answers lie from their mean (root mean squares): 0 is the same, 1 is what the best constant has.
     """
@@ -34,7 +35,7 @@ class ExportFormat:
 
 _TENSORS = ("model.safetensors",)
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
-_GRAPHS = ("model.onnx", "encoder_model.onnx", "decoder_model.onnx")
+_GRAPHS = ("model.onnx", "encoder_model.onnx", "decoder_model.onnx", "decoder_with_past_model.onnx")
 #: Weights lie beside a graph where they are too large to be in it.
 _GRAPH_FILES = (*_GRAPHS, *(f"{name}.data" for name in _GRAPHS))
 _NEEDED_GRAPHS = (frozenset(_GRAPHS[:1]), frozenset(_GRAPHS[1:]))

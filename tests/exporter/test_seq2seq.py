@@ -41,6 +41,7 @@ Make = Callable[..., tuple[Path, dict[str, Any]]]
 
 TASK = TaskSpec("translation", {"source": "review", "target": "mood"}, (), 24, {"max_target_length": 16})
 SIDES = {"source": [read for read, _ in translations(240)], "target": [said for _, said in translations(240)]}
+GRAPHS = ("encoder", "decoder", "decoder_with_past")
 UNSEEN = ["the cat runs", "the dog", "the cat sleeps"]
 
 
@@ -75,24 +76,33 @@ def written_by(bundle: Path, texts: list[str]) -> list[str]:
     return tokenizer.batch_decode(written, skip_special_tokens=True)
 
 
-def test_onnx_is_two_graphs_that_write_what_the_model_writes(make: Make, bundles: dict[str, Path]) -> None:
+def test_onnx_is_three_graphs_that_write_what_the_model_writes(make: Make, bundles: dict[str, Path]) -> None:
     bundle = bundles["t5"]
     folder, metrics = make("onnx", of=bundle)
-    assert {path.name for path in folder.glob("*.onnx")} == {"encoder_model.onnx", "decoder_model.onnx"}
+    assert {path.name for path in folder.glob("*.onnx")} == {f"{name}_model.onnx" for name in GRAPHS}
     assert metrics["agreement"] == 1.0
     assert metrics["relative_difference"] < 1e-3
     assert metrics["weights_bytes"] == sum(path.stat().st_size for path in folder.glob("*.onnx"))
     assert as_its_readme_says(folder, UNSEEN) == written_by(bundle, UNSEEN)
     assert "chat" in written_by(bundle, UNSEEN)[0]
 
-    sessions = [onnxruntime.InferenceSession(folder / f"{name}_model.onnx") for name in ("encoder", "decoder")]
+    sessions = [onnxruntime.InferenceSession(folder / f"{name}_model.onnx") for name in GRAPHS]
+    kept = [
+        f"{layer}.{part}"
+        for layer in range(2)
+        for part in ("decoder.key", "decoder.value", "encoder.key", "encoder.value")
+    ]
     assert [{declared.name for declared in session.get_inputs()} for session in sessions] == [
         {"input_ids", "attention_mask"},
         {"input_ids", "encoder_hidden_states", "encoder_attention_mask"},
+        {"input_ids", "encoder_attention_mask", *(f"past_key_values.{each}" for each in kept)},
     ]
+    given = [[answer.name for answer in session.get_outputs()] for session in sessions[1:]]
+    assert given[0] == ["logits", *(f"present.{each}" for each in kept)]
+    assert given[1] == ["logits", *(f"present.{each}" for each in kept if ".decoder." in each)]
     reference, form = Reference.load(bundle), EXPORT_FORMATS["onnx"]
     check(reference, form, onnx_graph.reload(reference, folder, 1).answer)
-    for name in ("encoder_model.onnx", "decoder_model.onnx"):
+    for name in (f"{name}_model.onnx" for name in GRAPHS):
         damaged = shutil.copytree(folder, folder.with_name(name))
         _damage(damaged / name)
         with pytest.raises(ExportFailure) as caught:
@@ -105,7 +115,8 @@ def test_int8_of_a_translator_with_sentencepiece_files(make: Make, bundles: dict
     folder, metrics = make("onnx_int8", of=bundle)
     vocabulary = load_tokenizer(bundle).vocab_size
     assert _matrices(folder / "encoder_model.onnx") == []
-    assert _matrices(folder / "decoder_model.onnx") == [(16, vocabulary)]  # the head stays
+    for name in ("decoder_model.onnx", "decoder_with_past_model.onnx"):
+        assert _matrices(folder / name) == [(16, vocabulary)]  # the head stays
     assert metrics["relative_difference"] < EXPORT_FORMATS["onnx_int8"].max_relative_difference
     assert {"source.spm", "target.spm", "vocab.json"} <= {path.name for path in folder.iterdir()}
     expected, got = written_by(bundle, UNSEEN), as_its_readme_says(folder, UNSEEN)

@@ -97,13 +97,13 @@ def test_what_was_made_is_published_once_and_nothing_else(
     ("graphs", "status"),
     [
         (("model",), "succeeded"),
-        (("encoder_model", "decoder_model"), "succeeded"),
+        (("encoder_model", "decoder_model", "decoder_with_past_model"), "succeeded"),
         (("encoder_model",), "failed"),
-        (("decoder_model",), "failed"),
+        (("encoder_model", "decoder_model"), "failed"),
         ((), "failed"),
     ],
 )
-def test_a_graph_is_whole_or_both_of_two_are_there(
+def test_a_graph_is_whole_or_all_of_three_are_there(
     workplace: Workplace,
     client: TestClient,
     model: str,

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from worker.exporter.architectures import load
 from worker.exporter.formats import causal_graph, int8_convolutions, seq2seq_graphs
 from worker.exporter.formats.maker import Made
-from worker.exporter.formats.seq2seq_graphs import DECODER, ENCODER
+from worker.exporter.formats.seq2seq_graphs import DECODER, ENCODER, LATER
 from worker.exporter.reference import Batch, Reference
 from worker.exporter.spec import ExportFailure, ExportSpec
 
@@ -121,11 +121,13 @@ def _graphs(reference: Reference) -> list[_Graph]:
             attn_implementation="eager",
         )
         encoder, decoder = seq2seq_graphs.Encoder(model), seq2seq_graphs.Decoder(model)
-        read, written = seq2seq_graphs.samples(encoder, reference.inputs)
+        read, first, later = seq2seq_graphs.samples(encoder, decoder, reference.inputs)
+        outputs, of_later = seq2seq_graphs.outputs(later)
         in_float = seq2seq_graphs.in_float(model)
         return [
             _Graph(ENCODER, encoder, read, ("last_hidden_state",), in_float),
-            _Graph(DECODER, decoder, written, in_float=in_float),
+            _Graph(DECODER, decoder, first, outputs, in_float),
+            _Graph(LATER, seq2seq_graphs.LaterDecoder(model), later, of_later, in_float),
         ]
     if reference.kind.loader is AutoModelForCausalLM:
         sample = causal_graph.sample(reference.model, reference.inputs)
@@ -145,7 +147,7 @@ def _export(graph: _Graph, path: Path) -> list[str]:
         {0: free} if name == "pixel_values" else {0: free, 2: free} if value.dim() == 4 else {0: free, 1: free}
         for name, value in graph.sample.items()
     )
-    takes_all = isinstance(graph.module, _Logits | causal_graph.Cached)
+    takes_all = isinstance(graph.module, _Logits | causal_graph.Cached | seq2seq_graphs.LaterDecoder)
     try:
         program = torch.onnx.export(
             graph.module.eval(),
@@ -173,11 +175,10 @@ def reload(reference: Reference, output: Path, threads: int) -> Made:
     """The graphs in onnxruntime, on the CPU."""
     parameters = sum(parameter.numel() for parameter in reference.model.parameters())
     if reference.kind.decoder:
-        encode, decode = (_Session(output / name, threads) for name in (ENCODER, DECODER))
+        encode, decode, later = (_Session(output / name, threads).run for name in (ENCODER, DECODER, LATER))
 
         def run(inputs: Batch) -> Tensor:
-            read = encode(seq2seq_graphs.encoder_inputs(inputs))
-            return decode(seq2seq_graphs.decoder_inputs(inputs, read))
+            return seq2seq_graphs.answer(encode, decode, later, inputs)
 
         return Made(run, seq2seq_graphs.usage(reference.model), parameters)
     respond = _Session(output / GRAPH, threads)
