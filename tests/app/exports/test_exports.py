@@ -233,6 +233,13 @@ def test_a_student_of_a_model_that_writes_reads_sources_and_targets(
         assert "source_lang" in ask("student", 400, student=student)["message"]
         languages = {"source_lang": "from", "target_lang": "to"}
         student, columns = {**student, "columns": languages}, {**columns, **languages}
+        told_by_tokens = {"task": {"type": "translation", "languages_of": "m2m_100"}, "phases": []}
+        with database.writing() as session:
+            other = [{"what": report_format.OPTIONS, "value": told_by_tokens}, facts[1]]
+            session.get_one(Model, model).privacy_report = {"treated_as_public": other}
+        assert ask("student", 400, student=student)["code"] == "format_not_supported"
+        with database.writing() as session:
+            session.get_one(Model, model).privacy_report = {"treated_as_public": facts}
     made = ask("student", student=student)["student"]
     assert made == {"training_file": public, "num_layers": None, "n_epochs": 3, "columns": columns, **told}
 
