@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated
 
+from anyio import CancelScope
 from fastapi import APIRouter, Header, Path, Request
 from fastapi.concurrency import run_in_threadpool
 
@@ -137,7 +138,7 @@ async def complete_upload(
     """
 
     def find() -> tuple[Upload, list[str], File | None]:
-        with database.reading() as session:
+        with database.writing() as session:
             upload, keys = service.to_join(session, caller, upload_id, body.part_ids, body.md5)
             return upload, keys, service.file_of(session, upload)
 
@@ -145,18 +146,28 @@ async def complete_upload(
         with database.writing() as session:
             service.note_refusal(session, caller.project_id, upload_id, body.part_ids, md5)
 
+    def forget_try() -> None:
+        with database.writing() as session:
+            service.forget_try(session, caller.project_id, upload_id)
+
     upload, keys, file = await run_in_threadpool(find)
     if not keys:
         return render(upload, file)
     file_id = new_id("file")
     try:
-        digests = await join(storage, keys, files.source_key(caller.project_id, file_id), body.md5)
-    except Mismatch as mismatch:
-        await run_in_threadpool(refused, mismatch.md5)
-        raise service.md5_mismatch() from None
+        try:
+            digests = await join(storage, keys, files.source_key(caller.project_id, file_id), body.md5)
+        except Mismatch as mismatch:
+            await run_in_threadpool(refused, mismatch.md5)
+            raise service.md5_mismatch() from None
+        except BaseException:  # a client that is gone, too
+            with CancelScope(shield=True):
+                await run_in_threadpool(forget_try)
+            raise
     except FileNotFoundError:  # the upload has ended meanwhile: completed by an equal request, or for good
         upload, keys, file = await run_in_threadpool(find)
         if keys:
+            await run_in_threadpool(forget_try)
             raise ServiceUnavailable("storage_unavailable", "A part could not be read; try again.") from None
         return render(upload, file)
     except OSError as error:
@@ -179,6 +190,9 @@ async def complete_upload(
             return upload, file
         except ApiError:
             refused(digests.md5)
+            raise
+        except Exception:
+            forget_try()
             raise
         finally:
             files.discard(database, storage, caller.project_id, file_id)

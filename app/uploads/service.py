@@ -29,7 +29,7 @@ from app.uploads.tables import Part, Upload
 
 log = structlog.get_logger(__name__)
 
-#: So often the parts of one upload are joined in vain: each time they are read and written once.
+#: So often the parts of one upload are joined in vain, or at once: each time they are read and written once.
 MAX_REFUSALS = 10
 #: A part whose answer was lost is sent again: so many times its size an upload may hold.
 _STORED_TIMES = 2
@@ -177,16 +177,20 @@ def to_join(
 ) -> tuple[Upload, list[str]]:
     """The upload, and the keys of these parts; no keys where it was completed with the same ones before.
 
+    With keys it counts as refused from now on: tries that come at once are bounded, too. What ends otherwise is taken
+    back by `forget_try`.
+
     Raises NotFound, Conflict, InvalidRequest (duplicate_part, upload_size_mismatch, md5_mismatch).
     """
-    upload = get(session, caller.project_id, upload_id)
+    upload = current(session, repository.lock(session, caller.project_id, upload_id))
     if _was_completed(upload, part_ids, md5):
         return upload, []
     require_pending(upload)
     check(caller, upload)
     if upload.refusals >= MAX_REFUSALS:
         raise Conflict(
-            "upload_refused_too_often", f"This upload was refused {MAX_REFUSALS} times at its end; begin another one."
+            "upload_refused_too_often",
+            f"This upload was refused {MAX_REFUSALS} times at its end, or is still being tried; begin another one.",
         )
     if len(set(part_ids)) != len(part_ids):
         raise InvalidRequest("duplicate_part", "A part is named twice.", param="part_ids")
@@ -202,7 +206,17 @@ def to_join(
             bytes=total,
         )
     _require_md5(upload, part_ids, md5)  # in this order they were joined before: they need not be read again
+    upload.refusals += 1
+    session.flush()
     return upload, [part_key(upload, part_id) for part_id in part_ids]
+
+
+def forget_try(session: Session, project_id: str, upload_id: str) -> None:
+    """A try of `to_join` came to nothing for which the upload is not to blame."""
+    upload = current(session, repository.lock(session, project_id, upload_id))
+    if upload.status == "pending":
+        upload.refusals -= 1
+        session.flush()
 
 
 def complete(
@@ -246,7 +260,6 @@ def note_refusal(session: Session, project_id: str, upload_id: str, part_ids: Se
     """These parts came to that MD5, and the upload could not be completed with them."""
     upload = current(session, repository.lock(session, project_id, upload_id))
     if upload.status == "pending":
-        upload.refusals += 1
         upload.joined, upload.md5 = _order(part_ids), md5
         session.flush()
 

@@ -18,7 +18,7 @@ class Upload(Base):
     bytes: what the parts must come to. privacy_unit: {column}; None: nothing was said. expires_after: of the file, in
     seconds. expires_at: of the upload. erased_at: when the parts of an upload that has ended were gone, rows included.
     joined: which parts were joined last, in their order, as a digest of their ids; md5: what these came to; refusals:
-    how often that was not what the upload could be completed with.
+    how often that was not what the upload could be completed with, and tries under way.
     """
 
     __tablename__ = "uploads"

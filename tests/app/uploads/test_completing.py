@@ -22,6 +22,7 @@ from app.uploads import routes, service
 from app.uploads import tables as rows
 from app.uploads.schemas import CompleteUpload
 from tests.app.uploads.parts import DATA, MD5, refused, send, stored
+from tests.running import until
 
 
 def test_asked_again_a_completed_upload_answers_the_same_file(
@@ -227,6 +228,62 @@ def test_an_upload_is_not_joined_for_ever(
     refused("upload_refused_too_often", openai.ConflictError, end)
     assert openai_client.uploads.cancel(upload.id).status == "cancelled"
     assert stored(settings, "uploads") == []
+
+
+@pytest.mark.every_database
+def test_tries_that_come_at_once_are_counted_too(
+    openai_client: openai.OpenAI, begin: Callable[..., Upload], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten of them wait, in the middle of their bytes, for all others to have been answered."""
+    client, upload = openai_client.with_options(max_retries=0), begin()
+    parts, join, joined, go_on = send(client, upload, DATA[:9], DATA[9:]), routes.join, [], threading.Event()
+
+    async def slow(*arguments: Any) -> Any:
+        joined.append(arguments)
+        while not go_on.is_set():
+            await asyncio.sleep(0.01)
+        return await join(*arguments)
+
+    monkeypatch.setattr(routes, "join", slow)
+    answers: list[str | None] = []
+
+    def complete() -> None:
+        try:
+            client.uploads.complete(upload.id, part_ids=parts, md5=OTHER_MD5)
+        except openai.APIStatusError as error:
+            answers.append(error.code)
+
+    threads = [threading.Thread(target=complete) for _ in range(service.MAX_REFUSALS + 6)]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(joined) + len(answers) == len(threads))
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert len(joined) == service.MAX_REFUSALS
+    assert sorted(map(str, answers)) == ["md5_mismatch"] * 10 + ["upload_refused_too_often"] * 6
+
+
+@pytest.mark.every_database
+def test_a_try_that_was_not_refused_does_not_count(
+    openai_client: openai.OpenAI, begin: Callable[..., Upload], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that fails, or bytes that nobody waits for any more, are not the upload's fault."""
+    client, upload = openai_client.with_options(max_retries=0), begin()
+    parts, join = send(client, upload, DATA[:9], DATA[9:]), routes.join
+
+    async def full(*_: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(routes, "join", full)
+    for _ in range(service.MAX_REFUSALS + 1):
+        refused(
+            "storage_unavailable",
+            openai.InternalServerError,
+            lambda: client.uploads.complete(upload.id, part_ids=parts),
+        )
+    monkeypatch.setattr(routes, "join", join)
+    assert client.uploads.complete(upload.id, part_ids=parts).status == "completed"
 
 
 def test_nothing_stays_of_the_parts_of_an_upload_that_has_ended(
