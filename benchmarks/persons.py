@@ -104,13 +104,15 @@ def main() -> None:
             job, model = train(service, path, options.epsilon)
             seconds = time.monotonic() - began
     privacy, metrics = job.model_extra["privacy"], model["metrics"]
-    low, high = metrics["accuracy_interval_95"]
     fewest, most = min(per_person.values()), max(per_person.values())
     largest = max(classes.values()) / len(rows)
     print(f"{len(rows)} messages of {len(per_person)} senders, {fewest} to {most} each")
     print(f"the largest class: {largest:.3f} of the messages")
     print(f"epsilon {privacy['epsilon']:.3f} at delta {privacy['target_delta']:g} for each sender; {seconds:.0f} s")
-    accuracy = f"{metrics['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
+    accuracy = "hidden by the noise"
+    if "accuracy" in metrics:
+        low, high = metrics["accuracy_interval_95"]
+        accuracy = f"{metrics['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
     print(f"released accuracy over {metrics['num_units']} held-out senders: {accuracy}")
 
 
