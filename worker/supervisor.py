@@ -339,7 +339,7 @@ class Attempt:
         with self._workplace.database.writing() as session:
             lifecycle.freeze_runtime(session, claimed.job_id, claimed.fence, dataclasses.asdict(smaller), replace=True)
             reporter.record(session, claimed, "batch_size_reduced", {"max_physical_batch_tokens": tokens})
-        self._abandon(code)
+        self._abandon(code, rows_read=rows_read)
 
     def _crashed(self) -> NoReturn:
         if self._lease.lost.is_set():
@@ -347,14 +347,16 @@ class Attempt:
         log.warning("trainer_crashed", status=self._trainer.process.poll(), **self._trainer.where_it_failed())
         self._abandon("trainer_error")
 
-    def _abandon(self, code: str) -> NoReturn:
+    def _abandon(self, code: str, *, rows_read: bool = True) -> NoReturn:
         """The attempt is lost, not the job: the next claim resumes it, as long as attempts are left."""
         self._lease.end()
         claimed, seconds = self._claimed, self._settings.lease_seconds
         with self._workplace.database.writing() as session:
             # How far it is known to have come: the next beat would have told.
             lifecycle.heartbeat(session, claimed.job_id, claimed.fence, seconds, self._lease.progress)
-            queued = lifecycle.abandon(session, claimed.job_id, claimed.fence, self._settings, code)
+            queued = lifecycle.abandon(
+                session, claimed.job_id, claimed.fence, self._settings, code, rows_read=rows_read
+            )
         if queued:
             self._workplace.queue.hint_job(self._claimed.job_id)
         else:

@@ -257,8 +257,7 @@ def fail(session: Session, job_id: str, fence: int, code: str, *, rows_read: boo
     what attempts before are known to have executed, and in full where one of them did not say.
     """
     job = _guarded(session, job_id, fence)
-    executed = None if rows_read or job.interrupted else (job.progress or {}).get("executed", {})
-    settlement.settle(session, job, "failed", executed=executed, actor=WORKER, error=failure(code))
+    settlement.settle(session, job, "failed", executed=_known(job, rows_read), actor=WORKER, error=failure(code))
 
 
 def requeue(session: Session, job_id: str, fence: int, executed: Mapping[str, int] | None = None) -> None:
@@ -273,12 +272,15 @@ def requeue(session: Session, job_id: str, fence: int, executed: Mapping[str, in
         session.flush()
 
 
-def abandon(session: Session, job_id: str, fence: int, settings: Settings, code: str) -> bool:
+def abandon(
+    session: Session, job_id: str, fence: int, settings: Settings, code: str, *, rows_read: bool = True
+) -> bool:
     """Gives the job back after a crash of its trainer: the attempt counts. Whether it is queued again, for a hint.
 
     Where the attempts are used up, or the user has cancelled, it ends as `sweep` says. code: of that failure.
+    rows_read: as in `fail`.
     """
-    return _take_back(session, _guarded(session, job_id, fence), settings, WORKER, code)
+    return _take_back(session, _guarded(session, job_id, fence), settings, WORKER, code, rows_read=rows_read)
 
 
 def sweep(session: Session, settings: Settings) -> list[str]:
@@ -321,13 +323,21 @@ def _guarded(session: Session, job_id: str, fence: int, **values: Any) -> Job:
     return job
 
 
-def _take_back(session: Session, job: Job, settings: Settings, actor: str, code: str) -> bool:
+def _known(job: Job, rows_read: bool) -> Mapping[str, int] | None:
+    """What attempts before executed, where this one read no row and none of them left it open; else None."""
+    return None if rows_read or job.interrupted else (job.progress or {}).get("executed", {})
+
+
+def _take_back(
+    session: Session, job: Job, settings: Settings, actor: str, code: str, *, rows_read: bool = True
+) -> bool:
     if job.cancel_requested:
-        settlement.settle(session, job, "cancelled", executed=None, actor=actor)
+        settlement.settle(session, job, "cancelled", executed=_known(job, rows_read), actor=actor)
     elif job.attempts >= settings.max_attempts:
-        settlement.settle(session, job, "failed", executed=None, actor=actor, error=failure(code))
+        error = failure(code)
+        settlement.settle(session, job, "failed", executed=_known(job, rows_read), actor=actor, error=error)
     else:
-        _release(session, job, interrupted=True)
+        _release(session, job, interrupted=rows_read)
         return True
     return False
 

@@ -368,6 +368,33 @@ def test_out_of_memory_halves_the_physical_batch_and_tries_again(
     assert "batch_size_reduced" in history
 
 
+OOM_BEFORE_ANY_ROW = "say(type='failed', code='out_of_memory', rows_read=False)"
+
+
+def test_memory_that_does_not_even_hold_the_model_costs_attempts_but_no_budget(
+    work: Work, job: Read, workplace: Workplace, reservation: Any
+) -> None:
+    """With a physical batch that the operator fixed, it is halved each time."""
+    object.__setattr__(workplace.settings, "max_physical_batch_tokens", 4096)
+    for attempt in (1, 2):
+        work(OOM_BEFORE_ANY_ROW)
+        assert (job().status, job().attempts, job().interrupted) == ("queued", attempt, False)
+    work(OOM_BEFORE_ANY_ROW)
+    assert (job().status, job().error["code"]) == ("failed", "out_of_memory")  # type: ignore[index]
+    assert charged_nothing(reservation())
+
+
+@pytest.mark.parametrize("read", ["say(type='failed', code='out_of_memory')", "started();" + OOM_BEFORE_ANY_ROW])
+def test_one_attempt_that_ran_out_of_memory_over_rows_is_charged_in_full_whatever_came_after(
+    work: Work, job: Read, workplace: Workplace, reservation: Any, read: str
+) -> None:
+    object.__setattr__(workplace.settings, "max_physical_batch_tokens", 4096)
+    for script in (read, OOM_BEFORE_ANY_ROW, OOM_BEFORE_ANY_ROW):
+        work(script)
+    assert job().status == "failed"
+    assert charged_in_full(reservation())
+
+
 def test_runtime_options_stay_those_of_the_first_attempt(work: Work, job: Read, workplace: Workplace) -> None:
     work("started(); os.kill(os.getpid(), 9)")
     first = job().runtime
