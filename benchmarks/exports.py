@@ -29,9 +29,9 @@ os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
 import httpx
 import numpy as np
 
+from app.catalog.bases import BASES
 from app.catalog.exports import EXPORT_FORMATS
-from app.models.catalog import base_path, find_base
-from app.settings import Settings
+from app.models.catalog import base_path
 from benchmarks import quality_sets as sets
 from benchmarks.export_runtimes import Answers, Kind, Row, answers
 from benchmarks.quality import lines
@@ -149,7 +149,10 @@ def _report(service: Running, folder: Path, case: Case) -> None:
 
         columns = ("MB", "smaller", "speedup", "agreement", "rel. diff", "on rows", "accuracy")
         print(f"{'export':12}{''.join(f'{column:>11}' for column in columns)}")
-        base = find_base(Settings(), case.base) if "adapter" in formats else None
+        folders = os.environ.get("PRIVTUNE_MODELS_DIR", "")
+        base = None
+        if "adapter" in formats:
+            base = base_path(BASES[case.base]) if case.base in BASES else Path(folders) / case.base
         model: Answers | None = None
         done = {entry["format"]: entry for entry in until(exported, _SECONDS, every=2)}
         for entry in (done[name] for name in formats):  # the model itself is the first
@@ -158,8 +161,7 @@ def _report(service: Running, folder: Path, case: Case) -> None:
                 print(f"{entry['format']:12} {entry['error']['code']}")
                 continue
             where = _fetch(http, ended.fine_tuned_model, entry, folder)
-            under = None if base is None else base_path(base)
-            told = answers(case.kind, entry["format"], where, under, case.test, case.job["task"])
+            told = answers(case.kind, entry["format"], where, base, case.test, case.job["task"])
             model = model or told
             print(
                 f"{entry['format']:12}{figures['weights_bytes'] / 1e6:11.1f}{figures['compression']:11.2f}"

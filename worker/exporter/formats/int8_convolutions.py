@@ -1,4 +1,5 @@
-"""Convolutions in int8: their weights alone, with a scale for each channel that they make.
+"""Weights alone in int8, with a scale for each channel that they make: of convolutions, and of matrices whose inputs
+lose too much.
 
 onnxruntime's dynamic quantization has one scale for a whole convolution (its ConvInteger). Where BatchNorm is folded
 into the weights, their channels differ by orders of magnitude, and the small ones are rounded away (Nagel et al. 2019,
@@ -7,7 +8,7 @@ https://arxiv.org/abs/1906.04721): it also runs several times slower than in flo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import onnx
@@ -17,20 +18,22 @@ from onnx import helper, numpy_helper
 DYNAMIC = ["MatMul", "Gather", "Attention", "EmbedLayerNormalization", "LSTM", "Transpose"]
 
 
-def quantize_weights(graph: onnx.GraphProto) -> None:
-    """Replaces the weights of each convolution, (channels out, channels in, …) float32, by int8 in [-127, 127] times a
-    scale for each channel out, the largest magnitude / 127. Depthwise ones stay: they are few, and lose the most.
+def quantize_weights(graph: onnx.GraphProto, matrices: Collection[str] = ()) -> None:
+    """Replaces float32 weights by int8 in [-127, 127] times a scale for each channel out, the largest magnitude / 127:
+    of each convolution, (channels out, channels in, …), and of products by these names, (in, out). Depthwise
+    convolutions stay: they are few, and lose the most.
 
     Cast and Mul, not DequantizeLinear: onnxruntime computes the first two once, when it loads the graph, and then
     arranges the weights as for a graph in float32. DequantizeLinear it keeps, and runs at half the speed.
     """
     by_name = {tensor.name: tensor for tensor in graph.initializer}
-    names = {name for name in _weights(graph) if by_name[name].dims[1] > 1}
-    kept = [tensor for tensor in graph.initializer if tensor.name not in names]
+    channels = {name: axis for name, axis in _weights(graph, matrices) if by_name[name].dims[1] > 1}
+    kept = [tensor for tensor in graph.initializer if tensor.name not in channels]
     nodes = []
-    for name in sorted(names):
+    for name, channel in sorted(channels.items()):
         weights = numpy_helper.to_array(by_name[name])
-        scales = np.abs(weights).max(axis=tuple(range(1, weights.ndim)), keepdims=True) / np.float32(127)
+        others = tuple(axis for axis in range(weights.ndim) if axis != channel)
+        scales = np.abs(weights).max(axis=others, keepdims=True) / np.float32(127)
         scales[scales == 0] = 1
         steps = np.rint(weights / scales).astype(np.int8)
         kept += [numpy_helper.from_array(steps, f"{name}_int8"), numpy_helper.from_array(scales, f"{name}_scale")]
@@ -44,9 +47,12 @@ def quantize_weights(graph: onnx.GraphProto) -> None:
         field.extend(values)
 
 
-def _weights(graph: onnx.GraphProto) -> Iterator[str]:
-    """Names of float32 initializers that convolutions have as weights."""
-    floats = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
+def _weights(graph: onnx.GraphProto, matrices: Collection[str]) -> Iterator[tuple[str, int]]:
+    """Names of float32 initializers that convolutions and these products have as weights, and the axis of channels."""
+    floats = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
     for node in graph.node:
         if node.op_type == "Conv" and node.input[1] in floats:
-            yield node.input[1]
+            yield node.input[1], 0
+        elif node.op_type == "MatMul" and node.name in matrices and node.input[1] in floats:
+            if len(floats[node.input[1]].dims) == 2:
+                yield node.input[1], 1

@@ -45,7 +45,7 @@ _IMAGE = 'inputs = {"pixel_values": pixels}  # (rows, channels, height, width), 
 class _Graph:
     """name: of the file. sample: inputs by name, in the order in which the module takes them. outputs: their names.
 
-    in_float: last names of modules whose weights are not quantized."""
+    in_float: last names of modules that are computed in float32, with weights that are in int8 on the disk."""
 
     name: str
     module: nn.Module
@@ -81,17 +81,17 @@ def plain(folder: Path, spec: ExportSpec, reference: Reference, output: Path) ->
 
 
 def int8(folder: Path, spec: ExportSpec, reference: Reference, output: Path) -> Made:
-    """Weights in int8, a scale for each channel. Activations are quantized as they come, but for those of convolutions,
-    which stay in float32."""
+    """Weights in int8, a scale for each channel. Activations are quantized as they come, but for those of convolutions
+    and of modules `in_float`, which stay in float32."""
     (folder / "full").mkdir()
     logger = logging.getLogger()
     level = logger.level
     for graph in _graphs(reference):
         full = folder / "full" / graph.name
         in_float = _export(graph, full)
-        if reference.kind.inputs == "image":
+        if reference.kind.inputs == "image" or in_float:
             model = onnx.load(full)
-            int8_convolutions.quantize_weights(model.graph)
+            int8_convolutions.quantize_weights(model.graph, in_float)
             onnx.save(model, full, save_as_external_data=graph.is_large, location=f"{full.name}.data")
         logger.setLevel(logging.ERROR)  # advice about a preparation that torch's exporter has done already
         try:
