@@ -23,6 +23,14 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Running]:
+    """`privtune serve` with the bases in the folder `models`, a fixture of the module that asks for it."""
+    settings = {"PRIVTUNE_THREADS": "1", "PRIVTUNE_BUDGET_EPSILON": "1000", "PRIVTUNE_MODELS_DIR": str(models)}
+    with Running(tmp_path_factory.mktemp("service") / "data", **settings) as started:
+        yield started
+
+
 @pytest.fixture(scope="session")
 def client(service: Running) -> Iterator[openai.OpenAI]:
     """The unmodified client with the admin key."""

@@ -38,13 +38,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Running]:
-    settings = {"PRIVTUNE_THREADS": "1", "PRIVTUNE_BUDGET_EPSILON": "400", "PRIVTUNE_MODELS_DIR": str(models)}
-    with Running(tmp_path_factory.mktemp("service") / "data", **settings) as service:
-        yield service
-
-
-@pytest.fixture(scope="module")
 def client(running: Running) -> Iterator[openai.OpenAI]:
     with running.client() as opened:
         yield opened
