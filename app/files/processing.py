@@ -189,14 +189,7 @@ def _run_reader(
     try:
         child = subprocess.run(  # noqa: S603 - our own module, arguments as a list
             [sys.executable, "-m", "app.files.reader", json.dumps(job)],
-            # Nothing of the worker's environment: no credentials, no proxies, no settings.
-            env={
-                "PATH": os.defpath,
-                "LANG": "C.UTF-8",
-                "TZ": "UTC",
-                "HOME": str(rows.parent),
-                "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
-            },
+            env=reader_environment(rows.parent),
             cwd=rows.parent,
             stdin=subprocess.DEVNULL,
             # A parser's words may quote the file: nobody hears them.
@@ -208,6 +201,22 @@ def _run_reader(
     except subprocess.TimeoutExpired:
         return {"problem": {"code": "limits_exceeded"}}
     return outcome(profile, child.returncode)
+
+
+def reader_environment(folder: Path) -> dict[str, str]:
+    """Nothing of the worker's: no credentials, no proxies, no settings.
+
+    One thread: NumPy and Arrow start one for every core, each of which reserves more than a hundred MiB of the address
+    space that the reader is allowed. On a machine with many cores nothing could be read.
+    """
+    return {
+        "PATH": os.defpath,
+        "LANG": "C.UTF-8",
+        "TZ": "UTC",
+        "HOME": str(folder),
+        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+        "OMP_NUM_THREADS": "1",
+    }
 
 
 def outcome(profile: Path, returncode: int) -> dict[str, Any]:

@@ -107,9 +107,9 @@ def _confine(limits: ReaderLimits) -> None:
 
 
 def _connect(source: Path, folder: Path) -> duckdb.DuckDBPyConnection:
-    connection = duckdb.connect(":memory:")
+    # Said at once: until then it has a thread for every core, and on a large machine the address space is used up.
+    connection = duckdb.connect(":memory:", config={"threads": 1})
     for setting in (
-        "threads=1",
         "enable_progress_bar=false",
         "memory_limit='1GiB'",
         "preserve_insertion_order=true",

@@ -168,7 +168,7 @@ def test_the_reader_hears_nothing_of_the_workers_environment(
     monkeypatch.setenv("DATABASE_URL", "postgresql://secret")
     monkeypatch.setattr(processing.subprocess, "run", watched)
     assert process(upload(DATA)["id"])["status"] == "processed"
-    assert set(seen["env"]) == {"PATH", "LANG", "TZ", "HOME", "PYTHONPATH"}
+    assert set(seen["env"]) == {"PATH", "LANG", "TZ", "HOME", "PYTHONPATH", "OMP_NUM_THREADS"}
 
 
 def test_a_file_deleted_while_it_is_read_leaves_no_rows(
