@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.catalog import languages
 from app.catalog.bases import BaseModel
 from app.catalog.chat_format import PROBLEMS as CHAT_PROBLEMS
-from app.catalog.families import FAMILIES
 from app.catalog.tasks import TASKS, Column, Task
 from app.errors import InvalidRequest
+from app.jobs import told_languages
 from app.jobs.facts import FileFacts
 from app.jobs.schemas import TaskBlock
 
@@ -69,10 +68,7 @@ def resolve(
         _require_lengths(file, columns, task)
     options = _options(task, block, base, columns, files)
     if "target_lang" in task.options:
-        if FAMILIES[base.family].language_tokens:
-            _tell_codes(block, base, columns, options, files)
-        else:
-            _tell_languages(block, base, columns, options)
+        told_languages.tell(block, base, columns, options, files)
     labels, source = _class_list(task, block, options, columns, training, validation, by_admin)
     longest = block.max_length or min(task.max_length, base.max_length)
     if longest > base.max_length:
@@ -110,88 +106,6 @@ def _options(
     if "source_prefix" in task.options and task.type == "summarization" and base.family == "t5":
         options.setdefault("source_prefix", "summarize: ")  # as T5 was trained to (Raffel et al. 2020)
     return options
-
-
-def _tell_languages(block: TaskBlock, base: BaseModel, columns: dict[str, str], options: dict[str, Any]) -> None:
-    """Completes the options of a translation by the words that tell its base the languages; `languages_of` names the
-    base's family where each row has languages of its own. Columns of languages that nobody named are left out where the
-    base has no words for them. Raises InvalidRequest `invalid_languages`."""
-    roles = {"source_lang", "target_lang"}
-    if not roles & block.columns.keys() and (roles & options.keys() or "source_prefix" in options):
-        for role in roles & columns.keys():
-            del columns[role]
-    if roles & columns.keys():
-        named = roles & block.columns.keys()
-        if _is_told(base) and roles <= columns.keys():
-            if said := sorted((roles | {"source_prefix"}) & options.keys()):
-                raise _no_languages(f"task.{said[0]}", "The languages are said by columns already.")
-            options["languages_of"] = base.family
-        elif named:
-            raise _no_languages("task.columns", "This base model is told languages by two columns, or not at all.")
-        else:
-            for role in roles & columns.keys():
-                del columns[role]
-        return
-    if not roles & options.keys():
-        return
-    if not languages.speaks(base.family):
-        raise _no_languages("task.source_lang", "This base model has no words for a language.")
-    if "source_prefix" in options:
-        raise _no_languages("task.source_prefix", "Give languages or a prefix, not both.")
-    if base.language_pair:
-        for role, own in zip(("source_lang", "target_lang"), base.language_pair, strict=True):
-            if options.get(role) not in (own, languages.NAMES.get(own)):
-                raise _no_languages(
-                    f"task.{role}", f"This base model translates from {' into '.join(base.language_pair)}."
-                )
-        return
-    for role in sorted(roles):
-        said_language = options.get(role)
-        known = base.languages if base.family == "marian" else languages.NAMES
-        if said_language is None:
-            raise _no_languages(f"task.{role}", "Give the languages of both sides.")
-        if base.family == "marian" and role == "source_lang":
-            continue  # it is not told
-        if said_language not in known and (base.family == "marian" or len(said_language) < 4):
-            raise _no_languages(f"task.{role}", "This language is not known; a name in English is, of T5 and mT5.")
-    options["source_prefix"] = languages.prefix(base.family, options["source_lang"], options["target_lang"])
-
-
-def _tell_codes(
-    block: TaskBlock, base: BaseModel, columns: dict[str, str], options: dict[str, Any], files: Sequence[FileFacts]
-) -> None:
-    """Completes the options of a translation by the codes of a base that needs them, as its tokenizer has them; where
-    each row has languages of its own, `languages_of` names the family. Raises InvalidRequest `invalid_languages`."""
-    roles = ("source_lang", "target_lang")
-    how = "This base model knows the languages that GET /v1/base_models/{id} lists, by those codes."
-    if "source_prefix" in options:
-        raise _no_languages("task.source_prefix", "This base model is told languages by their codes alone.")
-    said = [role for role in roles if role in options]
-    if not said and all(role in columns for role in roles):
-        for role, file in ((role, file) for role in roles for file in files):
-            found = _classes(file, columns[role], "classes")
-            if found is None or not set(found) <= set(base.languages):
-                raise _no_languages(file.param, f"A row's {role} is none of this base model's. {how}")
-        options["languages_of"] = base.family
-        return
-    for role in roles:
-        if role in block.columns:
-            raise _no_languages("task.columns", "Say both languages by columns, or both by task.source_lang and so on.")
-        columns.pop(role, None)
-        code = languages.code(options.get(role, ""), base.languages)
-        if code is None:
-            missing = "Say" if role not in options else "It has no such language: say"
-            raise _no_languages(f"task.{role}", f"{missing} task.source_lang and task.target_lang. {how}")
-        options[role] = code
-
-
-def _is_told(base: BaseModel) -> bool:
-    """Whether words before a source say languages to this base; of Marian's models only those for several have any."""
-    return languages.speaks(base.family) and (base.family != "marian" or bool(base.languages))
-
-
-def _no_languages(param: str, message: str) -> InvalidRequest:
-    return InvalidRequest("invalid_languages", message, param=param)
 
 
 def _range(declared: list[float] | None, name: str, files: Sequence[FileFacts]) -> list[float]:
