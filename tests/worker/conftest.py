@@ -13,6 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import select
 
+from app.budgets.tables import Reservation
 from app.db.session import Database
 from app.events.tables import JobEvent
 from app.jobs.tables import Job
@@ -22,6 +23,11 @@ from tests.worker.test_trainer_process import OPENING
 from worker import chores, job_folder, supervisor
 from worker.trainer_process import TrainerProcess
 from worker.workplace import Workplace
+
+Work = Callable[..., Any]
+Read = Callable[[], Job]
+
+SUCCESS = "started(); progress({'head': 1}); results(); finish()"
 
 #: What scripts may call: the whole plan as executed steps, a checkpoint, results as a trainer leaves them.
 TOOLS = (
@@ -181,3 +187,22 @@ def once_started(database: Database, submitted: str) -> Iterator[Callable[[Calla
     yield ask
     for thread in threads:
         thread.join()
+
+
+@pytest.fixture
+def reservation(database: Database, submitted: str) -> Callable[[], Reservation]:
+    """What the job holds of its budget."""
+
+    def read() -> Reservation:
+        with database.reading() as session:
+            return session.scalars(select(Reservation).where(Reservation.job_id == submitted)).one()
+
+    return read
+
+
+def charged_in_full(reservation: Reservation) -> bool:
+    return reservation.state == "settled" and reservation.rho_charged == reservation.rho > 0.0
+
+
+def charged_nothing(reservation: Reservation) -> bool:
+    return (reservation.state, reservation.rho_charged) == ("settled", 0.0)

@@ -8,6 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from app.models.folder_reader import Refused
+from app.models.model_folder import inspect
+
 CONFIG: dict[str, Any] = {
     "architectures": ["BertModel"],
     "model_type": "bert",
@@ -61,3 +66,10 @@ def make_folder(folder: Path, **files: Any) -> Path:
             )
             (folder / name).write_bytes(raw if isinstance(raw, bytes) else raw.encode())
     return folder
+
+
+def refusal(folder: Path, root: Path) -> str:
+    """The code with which a base model's folder is refused."""
+    with pytest.raises(Refused) as caught:
+        inspect(folder, root, folder.name)
+    return caught.value.code

@@ -12,10 +12,9 @@ import pytest
 
 from app.catalog.languages import M2M_100, MBART_50
 from app.models import discovery, sentencepiece_file
-from app.models.folder_reader import Refused
 from app.models.model_folder import inspect
 from app.settings import Settings
-from tests.app.models.folders import make_folder, safetensors
+from tests.app.models.folders import make_folder, refusal, safetensors
 from tests.app.models.test_tokenizer_files import BROKEN, trained
 
 SIZES: dict[str, Any] = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 32}
@@ -143,9 +142,7 @@ REFUSED: dict[str, tuple[str, Callable[..., Path], dict[str, Any]]] = {
 @pytest.mark.parametrize("what", REFUSED)
 def test_a_folder_is_refused_with_its_reason(what: str, tmp_path: Path) -> None:
     code, make, files = REFUSED[what]
-    with pytest.raises(Refused) as caught:
-        inspect(make(tmp_path / "mine", **files), tmp_path, "mine")
-    assert caught.value.code == code
+    assert refusal(make(tmp_path / "mine", **files), tmp_path) == code
 
 
 def test_broken_files_are_refused_at_the_scan(tmp_path: Path) -> None:

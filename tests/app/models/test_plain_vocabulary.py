@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from app.models.folder_reader import Refused
 from app.models.model_folder import inspect
-from tests.app.models.folders import CONFIG, SHAPES, make_folder, safetensors
+from tests.app.models.folders import CONFIG, SHAPES, make_folder, refusal, safetensors
 from tests.app.models.test_tokenizer_files import trained
 
 PIECES = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "##s", "\u2028"]) + "\n"
@@ -101,6 +100,4 @@ REFUSED: dict[str, tuple[str, Callable[..., Path], dict[str, Any]]] = {
 @pytest.mark.parametrize("what", REFUSED)
 def test_a_folder_is_refused_with_its_reason(what: str, tmp_path: Path) -> None:
     code, make, files = REFUSED[what]
-    with pytest.raises(Refused) as caught:
-        inspect(make(tmp_path / "mine", **files), tmp_path, "mine")
-    assert caught.value.code == code
+    assert refusal(make(tmp_path / "mine", **files), tmp_path) == code

@@ -18,7 +18,7 @@ from app.models.folder_reader import Refused
 from app.models.model_folder import inspect
 from app.models.sentencepiece_file import InvalidPieces
 from app.settings import Settings
-from tests.app.models.folders import make_folder, safetensors
+from tests.app.models.folders import make_folder, refusal, safetensors
 
 TEXTS = ["the cat sleeps", "the dog runs at ten", "no ﬁne cat runs"] * 20
 SIZES: dict[str, Any] = {"vocab_size": 64, "d_model": 8}
@@ -280,9 +280,7 @@ REFUSED: dict[str, tuple[str, Callable[..., Path], dict[str, Any]]] = {
 @pytest.mark.parametrize("what", REFUSED)
 def test_a_folder_is_refused_with_its_reason(what: str, tmp_path: Path) -> None:
     code, make, files = REFUSED[what]
-    with pytest.raises(Refused) as caught:
-        inspect(make(tmp_path / "mine", **files), tmp_path, "mine")
-    assert caught.value.code == code
+    assert refusal(make(tmp_path / "mine", **files), tmp_path) == code
 
 
 def test_a_pickle_alone_is_refused_with_what_to_do(tmp_path: Path) -> None:
