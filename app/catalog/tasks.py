@@ -33,8 +33,9 @@ _HEADS: dict[ModelClass, HeadKind] = {
     "masked_lm": "pretrained",
 }
 
-#: What a column's cells must be: text of any kind, JSON in OpenAI's chat format, lists of strings, or images.
-Cells = Literal["text", "messages", "tools", "lists", "images"]
+#: What a column's cells must be: text of any kind, JSON in OpenAI's chat format, lists of strings, lists of classes
+#: (strings, or integers throughout), or images.
+Cells = Literal["text", "messages", "tools", "lists", "class_lists", "images"]
 
 #: Number of classes and the task's options → L2 norm of what one unit adds to the released statistics.
 Sensitivity = Callable[[int, Mapping[str, Any]], float]
@@ -169,7 +170,7 @@ TASKS: dict[str, Task] = {
             model="token_classification",
             columns=(
                 Column("tokens", ("tokens", "words"), holds="lists"),
-                Column("tags", ("tags", "ner_tags", "labels"), holds="lists", as_long_as="tokens"),
+                Column("tags", ("tags", "ner_tags", "labels"), holds="class_lists", as_long_as="tokens"),
             ),
             metrics=("accuracy", "precision", "recall", "f1", "confusion_matrix"),
             class_role="tags",

@@ -1,11 +1,12 @@
 """What is known of the canonical rows: columns with their facts, and the privacy units. All of it from private rows.
 
 Facts of a column: name, type; distinct (up to MAX_CLASSES, else null); classes, its values where they are few and
-short (else null); lists, where every cell is a list of strings (labels, tags), a digest of how long they are, by which
-columns are compared (else null); elements, the strings in these lists where they are few and short; chat, {holds,
-invalid} where the first cell is a chat or tools in OpenAI's format: which of them, and code and place of the first cell
-that is not (null: none); range, [smallest, largest] where every cell is a finite decimal number, in whatever type;
-nulls: {count, row, line} with the place of the first missing cell.
+short (else null); lists, where every cell is a list of strings, or each one of integers (labels, tags), a digest of how
+long they are, by which columns are compared (else null); list_items, which of them: `strings` or `integers`; elements,
+what is in these lists, as text, where it is few and short; chat, {holds, invalid} where the first cell is a chat or
+tools in OpenAI's format: which of them, and code and place of the first cell that is not (null: none); range,
+[smallest, largest] where every cell is a finite decimal number, in whatever type; nulls: {count, row, line} with the
+place of the first missing cell.
 An image column has only its nulls.
 """
 
@@ -83,7 +84,7 @@ def _column(
         f"(SELECT {identifier(column.name)} AS cell, row_number() OVER () AS place FROM read_parquet({literal(rows)}))"
     )
     facts: dict[str, Any] = {"name": column.name, "type": column.type}
-    facts |= dict.fromkeys(("distinct", "classes", "lists", "elements", "chat", "range"))
+    facts |= dict.fromkeys(("distinct", "classes", "lists", "list_items", "elements", "chat", "range"))
     found = connection.execute(
         f"SELECT count(*) FILTER (cell IS NULL), min(place) FILTER (cell IS NULL) FROM {values}"
     ).fetchone()
@@ -117,9 +118,9 @@ def _column(
     if present and column.type in ("string", "json", "mixed"):
         facts["chat"] = _chat(connection, values)
     if present and listed and column.type in ("string", "json", "mixed"):
-        facts["lists"], facts["elements"] = _elements(_cells(connection, values))
-        if facts["lists"] is not None:
-            facts["type"] = "json"
+        of_lists = _lists(_cells(connection, values))
+        if of_lists is not None:
+            facts |= {"type": "json", **of_lists}
     if present and numeric:
         facts["range"] = _range(connection, values)
     return facts
@@ -153,24 +154,32 @@ def _chat(connection: duckdb.DuckDBPyConnection, values: str) -> dict[str, Any] 
     return {"holds": holds, "invalid": None}
 
 
-def _elements(cells: Iterator[str]) -> tuple[str | None, list[str] | None]:
-    """Where each cell is a JSON list of strings, a digest of their lengths, and their distinct strings where those are
-    few and short."""
+def _lists(cells: Iterator[str]) -> dict[str, Any] | None:
+    """{lists, list_items, elements} where each cell is a JSON list of strings, or each one of integers."""
     found: set[str] | None = set()
     lengths = hashlib.sha256()
+    kinds: set[type] = set()
     for cell in cells:
         try:
             value = json.loads(cell)
         except (ValueError, RecursionError):
-            return None, None
-        if not (isinstance(value, list) and all(isinstance(element, str) for element in value)):
-            return None, None
+            return None
+        if not isinstance(value, list):
+            return None
+        kinds.update(map(type, value))
+        if not (kinds <= {str} or kinds <= {int}):
+            return None
         lengths.update(len(value).to_bytes(4))
         if found is not None:
-            found.update(value)
-            if len(found) > MAX_CLASSES or not all(_is_class(element) for element in value):
+            elements = [*map(str, value)]
+            found.update(elements)
+            if len(found) > MAX_CLASSES or not all(map(_is_class, elements)):
                 found = None
-    return lengths.hexdigest(), None if found is None else sorted(found)
+    return {
+        "lists": lengths.hexdigest(),
+        "list_items": "integers" if int in kinds else "strings",
+        "elements": None if found is None else sorted(found),
+    }
 
 
 def _is_class(element: str) -> bool:

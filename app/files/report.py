@@ -69,7 +69,7 @@ def _column(connection: duckdb.DuckDBPyConnection, facts: Mapping[str, Any], row
         cells = connection.execute(f"SELECT {cell} FROM {table} WHERE {cell} IS NOT NULL")
         while batch := cells.fetchmany(_CELLS_AT_ONCE):
             for (text,) in batch:
-                elements.update(json.loads(text))
+                elements.update(map(str, json.loads(text)))
         report["element_counts"] = _most_frequent_first(elements)
     return report
 

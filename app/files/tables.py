@@ -18,8 +18,8 @@ class File(Base):
     unit_column: whose equal values make one privacy unit; None: each record is one, or the file is public.
     num_units: public by declaration. records_per_unit: [[records, units, rows]], see `app.files.reader`, and private.
     used_at: when a job first held it: from then on its bytes keep their unit.
-    columns: [{name, type, distinct, classes, elements, chat, range, nulls}], see `app.files.profile`; in the service
-      only, since all but names and types comes from private rows.
+    columns: [{name, type, distinct, classes, lists, list_items, elements, chat, range, nulls}], see
+      `app.files.profile`; in the service only, since all but names and types comes from private rows.
     error: {code, message, line, column, row}. source_key, rows_key: in the storage.
     bytes_read: how far the reader is, of `bytes`.
     attempts, claimed_until: of the processing; a claim that ran out is another attempt's.

@@ -10,7 +10,7 @@ from app.catalog.bases import BaseModel
 from app.catalog.chat_format import PROBLEMS as CHAT_PROBLEMS
 from app.catalog.tasks import TASKS, Column, Task
 from app.errors import InvalidRequest
-from app.jobs import told_languages
+from app.jobs import classes, told_languages
 from app.jobs.facts import FileFacts
 from app.jobs.schemas import TaskBlock
 
@@ -19,16 +19,14 @@ DEFAULT_TARGET_LENGTH = 128
 
 _NO_IMAGES = "holds no images: they come as bytes in Parquet or Arrow, or in a zip."
 
-#: Of a private file, this many values at most are taken as a public class list; more are declared.
-MAX_CLASSES_FROM_FILE = 200
-
 
 @dataclass(frozen=True, slots=True)
 class Reading:
     """How the rows are read.
 
     labels_source: `declared`, `file`: then the class list is stated as public, or `none`: the task has no classes.
-    options: what the task takes besides, JSON-ready.
+    options: what the task takes besides, JSON-ready; `label_ids` where rows have a class's place among the labels in
+      the place of its name.
     """
 
     task: Task
@@ -69,7 +67,7 @@ def resolve(
     options = _options(task, block, base, columns, files)
     if "target_lang" in task.options:
         told_languages.tell(block, base, columns, options, files)
-    labels, source = _class_list(task, block, options, columns, training, validation, by_admin)
+    labels, source = classes.class_list(task, block, options, columns, files, by_admin)
     longest = block.max_length or min(task.max_length, base.max_length)
     if longest > base.max_length:
         raise InvalidRequest(
@@ -204,18 +202,10 @@ def _require_format(file: FileFacts, column: Mapping[str, Any], role: Column) ->
     if is_image != (role.holds == "images"):
         code, message = ("not_text", "is one of images.") if is_image else ("not_images", _NO_IMAGES)
         raise InvalidRequest(code, f"The column for `{role.role}` {message}", param=file.param)
-    if role.holds == "lists":
-        _require_lists(file, column, role.role)
+    if role.holds in ("lists", "class_lists"):
+        classes.require_lists(file, column["name"], role.role, integers=role.holds == "class_lists")
     if role.holds in ("messages", "tools"):
         _require_chat(file, column, role)
-
-
-def _require_lists(file: FileFacts, column: Mapping[str, Any], role: str) -> None:
-    # Files that were read before this was looked at say nothing of it.
-    if column.get("lists", "unknown") is None:
-        raise InvalidRequest(
-            "not_lists", f"The column for `{role}` has rows that are no JSON list of strings.", param=file.param
-        )
 
 
 def _require_lengths(file: FileFacts, columns: Mapping[str, str], task: Task) -> None:
@@ -244,82 +234,3 @@ def _require_chat(file: FileFacts, column: Mapping[str, Any], role: Column) -> N
             param=file.param,
             **{kind: wrong.get(kind) for kind in ("line", "row")},
         )
-
-
-def _class_list(
-    task: Task,
-    block: TaskBlock,
-    options: Mapping[str, Any],
-    columns: Mapping[str, str],
-    training: FileFacts,
-    validation: FileFacts | None,
-    by_admin: bool,
-) -> tuple[tuple[str, ...], str]:
-    """The job's classes, and where they come from."""
-    if task.class_role is None:
-        if block.labels is not None:
-            raise InvalidRequest("unknown_parameter", f"The task `{task.type}` has no classes.", param="task.labels")
-        return (), "none"
-    name = columns[task.class_role]
-    if block.labels is None and not by_admin:
-        _require_class_column(task, name, training)
-    kind = "elements" if task.class_elements or options.get("multi_label") else "classes"
-    if kind == "elements":
-        for file in (training, validation):
-            if file is not None:
-                _require_lists(file, file.column(name) or {}, task.class_role)
-    labels, source = _labels(task, block, name, training, kind)
-    if validation is not None:
-        _require_declared(validation, name, labels, kind)
-    return labels, source
-
-
-def _classes(file: FileFacts, name: str, kind: str) -> Sequence[str] | None:
-    """The distinct classes of a column, as far as the reader kept them. kind: `classes`, or `elements` of lists."""
-    classes: Sequence[str] | None = (file.column(name) or {}).get(kind)
-    return classes
-
-
-def _require_class_column(task: Task, name: str, training: FileFacts) -> None:
-    """Any column may be named as the label; its values become public only where the owner named it for classes.
-
-    Otherwise a job on a column of addresses would list them. Raises labels_required before a value is looked at.
-    """
-    (role,) = (column for column in task.columns if column.role == task.class_role)
-    if not training.public and name.lower() not in role.names:
-        raise InvalidRequest(
-            "labels_required",
-            "Declare task.labels, or submit with an admin key: this column's values are not taken as a public class "
-            "list.",
-            param="task.labels",
-        )
-
-
-def _labels(task: Task, block: TaskBlock, name: str, training: FileFacts, kind: str) -> tuple[tuple[str, ...], str]:
-    classes = _classes(training, name, kind)
-    if block.labels is not None:
-        labels = tuple(block.labels)
-        if len(labels) < 2 or len(set(labels)) != len(labels):
-            raise InvalidRequest("invalid_labels", "Labels are at least two, each once.", param="task.labels")
-        _require_declared(training, name, labels, kind)
-    elif classes is None or (len(classes) > MAX_CLASSES_FROM_FILE and not training.public):
-        raise InvalidRequest(
-            "too_many_classes",
-            f"The column for `{task.class_role}` has too many or too long values to be classes; is it the right one? "
-            "If so, declare task.labels.",
-            param=f"task.columns.{task.class_role}",
-        )
-    else:
-        labels = tuple(classes)
-    if len(classes or ()) < 2:
-        raise InvalidRequest(
-            "one_class_only", "Every row has the same class: there is nothing to learn.", param=training.param
-        )
-    return labels, "file" if block.labels is None else "declared"
-
-
-def _require_declared(file: FileFacts, name: str, labels: Sequence[str], kind: str) -> None:
-    classes = _classes(file, name, kind)
-    if classes is None or not set(classes) <= set(labels):
-        where = "`task.labels`" if file.param == "training_file" else "the job's labels"
-        raise InvalidRequest("label_not_declared", f"A row's class is not one of {where}.", param=file.param)

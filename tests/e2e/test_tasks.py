@@ -15,6 +15,8 @@ from typing import Any
 import httpx
 import onnxruntime
 import openai
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
@@ -167,20 +169,29 @@ def test_a_private_regression(running: Running, client: openai.OpenAI, tmp_path:
     assert float(errors.abs().mean()) < 15.0  # the mean of 10 and 50 is 20 away from both
 
 
-@pytest.mark.parametrize("name", ["tags.conll", "tags.jsonl"])
+@pytest.mark.parametrize("name", ["tags.conll", "tags.jsonl", "tags.parquet"])
 def test_tags_of_tokens(running: Running, client: openai.OpenAI, tmp_path: Path, name: str) -> None:
+    """As CoNLL, as JSON lines, and as Hugging Face datasets have them: integers, whose names the job declares."""
     table = toy_table("tokens", ROWS)
     tokens, tags = ([json.loads(each) for each in table[key]] for key in "ac")
-    if name.endswith("conll"):
+    declared: dict[str, Any] = {}
+    if name.endswith("parquet"):
+        tags = [[tag if tag == "O" else f"B-{tag}" for tag in each] for each in tags]
+        declared = {"task": {"labels": ["O", "B-GOOD", "B-BAD"]}}
+        numbers = [[declared["task"]["labels"].index(tag) for tag in each] for each in tags]
+        packed = io.BytesIO()
+        pq.write_table(pa.table({"tokens": tokens, "ner_tags": numbers}), packed)
+        content = packed.getvalue()
+    elif name.endswith("conll"):
         tags = [[tag if tag == "O" else f"B-{tag}" for tag in each] for each in tags]
         said = ["\n".join(map("\t".join, zip(*each, strict=True))) for each in zip(tokens, tags, strict=True)]
         content = "\n\n".join(said).encode()
     else:
         content = lines({"tokens": tokens, "tags": tags})
-    got = Trained(running, client, tmp_path, name, content, "tiny-bert", **PUBLIC, **FULL)
+    got = Trained(running, client, tmp_path, name, content, "tiny-bert", **PUBLIC, **FULL, **declared)
     assert got.task == "token_classification"
     assert got.metrics["f1_macro"] > 0.6
-    if name.endswith("conll"):  # B- says where entities begin
+    if not name.endswith("jsonl"):  # B- says where entities begin
         assert min(got.metrics[f"entity_{each}"] for each in ("precision", "recall", "f1")) > 0.6
         assert got.metrics["entity_f1_per_type"].keys() == {"BAD", "GOOD"}
         assert "entity F1" in (got.bundle / "README.md").read_text()

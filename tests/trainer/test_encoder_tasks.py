@@ -315,6 +315,29 @@ def test_tags_stand_at_the_first_piece_of_each_token(tmp_path: Path) -> None:
     torch.testing.assert_close(task.loss(outputs, batch), expected[None])
 
 
+@pytest.mark.parametrize("name", ["pair", "multi", "tokens"])
+def test_classes_by_their_numbers_are_those_of_these_names(tmp_path: Path, name: str) -> None:
+    base = make_encoder_base(tmp_path / "base", name, "bert")
+    named, table = SPECS[name], toy_table(name, 12)
+    numbered = dataclasses.replace(named, options={**named.options, "label_ids": True})
+    place = {label: str(index) for index, label in enumerate(named.labels)}
+    if name == "pair":
+        numbers = [place[cell] for cell in table["c"]]
+    else:
+        numbers = [f"[{','.join(place[label] for label in json.loads(cell))}]" for cell in table["c"]]
+    labels = []
+    for spec, cells in ((named, table["c"]), (numbered, numbers)):
+        columns = {role: cells if column == "c" else table[column] for role, column in spec.columns.items()}
+        examples = TRAINER_TASKS[spec.type](spec, base, 16).encode(columns)
+        found = examples.sequences["labels"] if name == "tokens" else examples.tensors["labels"]
+        labels.append([row.tolist() for row in found])
+    assert labels[0] == labels[1]
+    with pytest.raises(TrainerFailure, match=r"label|tags"):
+        TRAINER_TASKS[named.type](numbered, base, 16).encode(
+            {role: table[column][:2] for role, column in named.columns.items()}
+        )
+
+
 def test_entities_against_counts_by_hand() -> None:
     true = ["B-PER I-PER O B-LOC", "O B-LOC I-LOC O", "B-PER B-PER O"]
     told = ["B-PER I-PER O B-PER", "O B-LOC O     O", "B-PER I-PER O"]

@@ -47,6 +47,12 @@ class TaskSpec:
     max_length: int
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def class_index(self) -> dict[str, int]:
+        """The output of each class, by its text in the rows: its name, or, where `label_ids` says so, its number."""
+        by_number = bool(self.options.get("label_ids"))
+        return {str(place) if by_number else name: place for place, name in enumerate(self.labels)}
+
 
 @dataclass(frozen=True, slots=True)
 class BaseSpec:

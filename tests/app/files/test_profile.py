@@ -26,6 +26,13 @@ def facts(tmp_path: Path, *values: Any) -> dict[str, Any]:
         ([["b", "a"], None, ["Größe"]], ["Größe", "a", "b"]),
         ([[]], []),
         ([["a"], ["b", 1]], None),
+        ([[0, 7], [], [10, 0]], ["0", "10", "7"]),
+        ([[0, -100]], ["-100", "0"]),
+        ([[0], ["a"]], None),
+        ([[0], [True]], None),
+        ([[0, 1.0]], None),
+        ([[0, None]], None),
+        ([[10**64]], None),
         ([["a"], {"b": "c"}], None),
         ([["a"], "b"], None),
         ([["x" * 65]], None),
@@ -36,7 +43,7 @@ def facts(tmp_path: Path, *values: Any) -> dict[str, Any]:
         (["a", "b"], None),
     ],
 )
-def test_elements_of_lists_of_strings(tmp_path: Path, values: list[Any], elements: list[str] | None) -> None:
+def test_elements_of_lists(tmp_path: Path, values: list[Any], elements: list[str] | None) -> None:
     assert facts(tmp_path, *values)["elements"] == elements
 
 
@@ -47,7 +54,11 @@ def test_lists_of_equal_lengths_are_told_from_others(tmp_path: Path) -> None:
     many = [[f"{n}" for n in range(MAX_CLASSES + 1)]]
     assert facts(tmp_path, *many)["elements"] is None
     assert facts(tmp_path, *many)["lists"] is not None
-    for wrong in ([["a"], "b"], [["a"], {"b": "c"}], [["a", 1]], ["a b"]):
+    assert [facts(tmp_path, *each)["list_items"] for each in (one, [[]], [[1, 2], []])] == [
+        "strings", "strings", "integers",
+    ]  # fmt: skip
+    assert facts(tmp_path, [1, 2], [])["lists"] == facts(tmp_path, *one)["lists"]
+    for wrong in ([["a"], "b"], [["a"], [1]], [["a"], {"b": "c"}], [["a", 1]], ["a b"]):
         assert facts(tmp_path, *wrong)["lists"] is None
 
 
@@ -86,7 +97,9 @@ def test_a_csv_column_of_lists_is_json_and_one_of_numbers_has_a_range(tmp_path: 
 
 
 def test_lists_of_parquet_have_elements(tmp_path: Path) -> None:
-    made = parquet(tmp_path, tags=[["B-PER", "O"], ["O"]], x=[1.5, float("nan")])
-    tags, x = read_profile(tmp_path, made, "a.parquet")["columns"]
+    made = parquet(tmp_path, tags=[["B-PER", "O"], ["O"]], ids=[[1, 0], [0]], x=[1.5, float("nan")])
+    tags, ids, x = read_profile(tmp_path, made, "a.parquet")["columns"]
     assert (tags["type"], tags["elements"]) == ("json", ["B-PER", "O"])
+    assert (ids["type"], ids["list_items"], ids["elements"]) == ("json", "integers", ["0", "1"])
+    assert ids["lists"] == tags["lists"]
     assert (x["range"], x["nulls"]["count"]) == ([1.5, 1.5], 1)

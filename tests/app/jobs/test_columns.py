@@ -141,7 +141,8 @@ def test_tokens_and_tags_are_token_classification():
         (BASE, {"tokens": "a b", "tags": ["O", "B-X"]}, "not_lists"),
         (BASE, {"tokens": ["a", 3], "tags": ["O", "B-X"]}, "not_lists"),
         (BASE, {"tokens": {"a": 1}, "tags": ["O", "B-X"]}, "not_lists"),
-        (BASE, {"tokens": ["a", "b"], "tags": [0, 1]}, "not_lists"),
+        (BASE, {"tokens": ["a", "b"], "tags": [0, 1]}, "not_lists"),  # others are words
+        (BASE, {"tokens": [0, 1], "tags": ["O", "B-X"]}, "not_lists"),
         (BASE, {"tokens": ["a", "b"], "tags": ["O", "B-X", "O"]}, "lengths_differ"),
         (BASE, {"text": CAT, "label": "a"}, "not_text"),
         (BASE, {"text": "x", "label": CAT}, "not_text"),
@@ -170,6 +171,59 @@ def test_cells_that_no_trainer_can_read_are_refused_before_they_cost_anything(
     with pytest.raises(ApiError) as refused:
         planning.plan(request, base, training, None, DEFAULTS)
     assert (refused.value.code, refused.value.param) == (code, "training_file")
+
+
+def tagged(*found: str, **changes: Any) -> FileFacts:
+    """Tokens, and tags that are integers."""
+    lists = {"type": "json", "lists": "some digest"}
+    tags = {**column("ner_tags"), **lists, "list_items": "integers", "elements": sorted(found)}
+    return file(columns=({**column("tokens"), **lists, "list_items": "strings", "elements": None}, tags), **changes)
+
+
+NAMES = ["O", "B-PER", "I-PER"]
+
+
+@pytest.mark.parametrize(
+    ("found", "labels", "wanted"),
+    [
+        (("0", "1", "2"), NAMES, (NAMES, "declared", {"label_ids": True})),
+        (("0", "2"), NAMES, (NAMES, "declared", {"label_ids": True})),
+        (("0", "10", "2"), None, (["0", "2", "10"], "file", {})),  # the place of a number is the number, without gaps
+        (("0", "1", "2"), ["2", "1", "0"], (["2", "1", "0"], "declared", {})),  # these are their names
+        (("0", "3"), NAMES, "label_not_declared"),
+        (("-100", "0", "1"), NAMES, "label_not_declared"),
+        (("0", "1", "2"), ["1", "2", "3"], "label_not_declared"),
+        (("0", "1", "2"), ["1", "2", "good"], "label_not_declared"),
+        (("0",), NAMES, "one_class_only"),
+    ],
+)
+def test_tags_that_are_integers_are_the_places_of_declared_names(
+    found: tuple[str, ...], labels: list[str] | None, wanted: Any
+):
+    task = {} if labels is None else {"labels": labels}
+    if isinstance(wanted, str):
+        assert refusal(tagged(*found), task=task)[0] == wanted
+        return
+    resolved = plan(tagged(*found), task=task).resolved["task"]
+    assert resolved["type"] == "token_classification"
+    assert (resolved["labels"], resolved["labels_source"], resolved["options"]) == wanted
+
+
+def test_both_files_say_numbers_or_both_say_names():
+    other = {"param": "validation_file", "id": "file-2"}
+    options = plan(tagged("0", "1"), tagged("0", "2", **other), task={"labels": NAMES}).resolved["task"]["options"]
+    assert options == {"label_ids": True}
+    for training, held_out in ((("0", "1"), ("O", "B-PER")), (("O", "B-PER"), ("0", "1")), (("0", "1"), ("3",))):
+        assert refusal(tagged(*training), tagged(*held_out, **other), task={"labels": NAMES})[0] == "label_not_declared"
+
+
+def test_classes_of_texts_may_be_numbers_too():
+    numbers = file(columns=(column("text"), column("label", ["0", "1"])))
+    resolved = plan(numbers, task={"labels": ["negative", "positive"]}).resolved["task"]
+    assert (resolved["labels"], resolved["options"]) == (["negative", "positive"], {"label_ids": True})
+    several = {**column("labels"), "type": "json", "lists": "x", "list_items": "integers", "elements": ["0", "1", "27"]}
+    resolved = plan(file(columns=(column("text"), several))).resolved["task"]
+    assert (resolved["labels"], resolved["options"]) == (["0", "1", "27"], {"multi_label": True})
 
 
 def test_an_option_of_another_task_is_refused_by_name():

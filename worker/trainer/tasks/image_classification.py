@@ -44,7 +44,7 @@ class ImageClassification:
 
     def encode(self, columns: Mapping[str, Sequence[Any]]) -> Examples:
         """Roles `image`: bytes of a PNG or JPEG, and `label`."""
-        index = {name: position for position, name in enumerate(self.labels)}
+        index = self.spec.class_index
         images, names = columns["image"], columns["label"]
         if not all(isinstance(image, bytes) for image in images) or not all(name in index for name in names):
             raise TrainerFailure("data_mismatch", "an image is missing or a label is not a declared class")

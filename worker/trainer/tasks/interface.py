@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -217,6 +218,11 @@ def require_texts(cells: Sequence[Any]) -> list[str]:
     if not all(isinstance(cell, str) for cell in cells):
         raise TrainerFailure("data_mismatch", "a text is missing")
     return list(cells)
+
+
+def classes_in(cell: str) -> list[str]:
+    """Of a JSON list of strings or of integers, as text. ValueError or TypeError where it is none."""
+    return [str(each) for each in json.loads(cell)]
 
 
 def mean_over_tokens(values: Tensor, mask: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -21,7 +20,7 @@ from worker.trainer.tasks.confusion import (
     confusion_metrics,
 )
 from worker.trainer.tasks.examples import Examples, Indices, lengths_of
-from worker.trainer.tasks.interface import Batch, TextTask, on_device, text_inputs
+from worker.trainer.tasks.interface import Batch, TextTask, classes_in, on_device, text_inputs
 
 
 class TextClassification(TextTask):
@@ -37,12 +36,12 @@ class TextClassification(TextTask):
     def encode(self, columns: Mapping[str, Sequence[Any]]) -> Examples:
         """Roles `text`, `text_pair`, `label`: a class, or a JSON list of classes."""
         inputs, lost = self.encode_texts(columns)
-        index = {name: position for position, name in enumerate(self.labels)}
+        index = self.spec.class_index
         try:
             if self.multi_label:
                 labels = torch.zeros(len(columns["label"]), len(self.labels))
                 for row, cell in enumerate(columns["label"]):
-                    labels[row, [index[name] for name in json.loads(cell)]] = 1.0
+                    labels[row, [index[name] for name in classes_in(cell)]] = 1.0
             else:
                 labels = torch.tensor([index[name] for name in columns["label"]], dtype=torch.int64)
         except (KeyError, TypeError, ValueError):

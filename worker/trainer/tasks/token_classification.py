@@ -21,7 +21,15 @@ from worker.trainer.failure import TrainerFailure
 from worker.trainer.tasks import entities
 from worker.trainer.tasks.confusion import card_lines, confusion_metrics
 from worker.trainer.tasks.examples import Examples, Indices, lengths_of
-from worker.trainer.tasks.interface import IGNORED, Batch, TextTask, mean_over_tokens, on_device, text_inputs
+from worker.trainer.tasks.interface import (
+    IGNORED,
+    Batch,
+    TextTask,
+    classes_in,
+    mean_over_tokens,
+    on_device,
+    text_inputs,
+)
 
 #: Of one forward pass for the entities.
 _ROWS_AT_ONCE = 32
@@ -33,14 +41,14 @@ class TokenClassification(TextTask):
     pipeline_tag: ClassVar[str] = "token-classification"
 
     def encode(self, columns: Mapping[str, Sequence[Any]]) -> Examples:
-        """Roles `tokens`, `tags`: JSON lists of strings, of equal lengths in a row."""
-        index = {name: position for position, name in enumerate(self.labels)}
+        """Roles `tokens`, `tags`: JSON lists of strings, and of classes, of equal lengths in a row."""
+        index = self.spec.class_index
         texts: list[list[str]] = []
         ids: list[npt.NDArray[np.int64]] = []
         labels: list[npt.NDArray[np.int64]] = []
         for tokens_cell, tags_cell in zip(columns["tokens"], columns["tags"], strict=True):
             try:
-                tokens, tags = json.loads(tokens_cell), [index[tag] for tag in json.loads(tags_cell)]
+                tokens, tags = json.loads(tokens_cell), [index[tag] for tag in classes_in(tags_cell)]
                 if len(tokens) != len(tags) or not all(isinstance(token, str) for token in tokens):
                     raise ValueError
             except (KeyError, TypeError, ValueError):
