@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.catalog import languages
@@ -21,10 +21,12 @@ def tell(
     if FAMILIES[base.family].language_tokens:
         _tell_codes(block, base, columns, options, files)
     else:
-        _tell_words(block, base, columns, options)
+        _tell_words(block, base, columns, options, files)
 
 
-def _tell_words(block: TaskBlock, base: BaseModel, columns: dict[str, str], options: dict[str, Any]) -> None:
+def _tell_words(
+    block: TaskBlock, base: BaseModel, columns: dict[str, str], options: dict[str, Any], files: Sequence[FileFacts]
+) -> None:
     """Completes the options of a translation by the words that tell its base the languages; `languages_of` names the
     base's family where each row has languages of its own. Columns of languages that nobody named are left out where the
     base has no words for them. Raises InvalidRequest `invalid_languages`."""
@@ -37,6 +39,7 @@ def _tell_words(block: TaskBlock, base: BaseModel, columns: dict[str, str], opti
         if _is_told(base) and roles <= columns.keys():
             if said := sorted((roles | {"source_prefix"}) & options.keys()):
                 raise _no_languages(f"task.{said[0]}", "The languages are said by columns already.")
+            _require_in_rows(base, columns, files)
             options["languages_of"] = base.family
         elif named:
             raise _no_languages("task.columns", "This base model is told languages by two columns, or not at all.")
@@ -58,14 +61,10 @@ def _tell_words(block: TaskBlock, base: BaseModel, columns: dict[str, str], opti
                 )
         return
     for role in sorted(roles):
-        said_language = options.get(role)
-        known = base.languages if base.family == "marian" else languages.NAMES
-        if said_language is None:
+        if role not in options:
             raise _no_languages(f"task.{role}", "Give the languages of both sides.")
-        if base.family == "marian" and role == "source_lang":
-            continue  # it is not told
-        if said_language not in known and (base.family == "marian" or len(said_language) < 4):
-            raise _no_languages(f"task.{role}", "This language is not known; a name in English is, of T5 and mT5.")
+        if not _has_words(base, role, options[role]):
+            raise _no_languages(f"task.{role}", f"This language is not known. {_known(base)}")
     options["source_prefix"] = languages.prefix(base.family, options["source_lang"], options["target_lang"])
 
 
@@ -75,15 +74,11 @@ def _tell_codes(
     """Completes the options of a translation by the codes of a base that needs them, as its tokenizer has them; where
     each row has languages of its own, `languages_of` names the family. Raises InvalidRequest `invalid_languages`."""
     roles = ("source_lang", "target_lang")
-    how = "This base model knows the languages that GET /v1/base_models/{id} lists, by those codes."
     if "source_prefix" in options:
         raise _no_languages("task.source_prefix", "This base model is told languages by their codes alone.")
     said = [role for role in roles if role in options]
     if not said and all(role in columns for role in roles):
-        for role, file in ((role, file) for role in roles for file in files):
-            found = (file.column(columns[role]) or {}).get("classes")
-            if found is None or not set(found) <= set(base.languages):
-                raise _no_languages(file.param, f"A row's {role} is none of this base model's. {how}")
+        _require_in_rows(base, columns, files)
         options["languages_of"] = base.family
         return
     for role in roles:
@@ -93,8 +88,31 @@ def _tell_codes(
         code = languages.code(options.get(role, ""), base.languages)
         if code is None:
             missing = "Say" if role not in options else "It has no such language: say"
-            raise _no_languages(f"task.{role}", f"{missing} task.source_lang and task.target_lang. {how}")
+            raise _no_languages(f"task.{role}", f"{missing} task.source_lang and task.target_lang. {_known(base)}")
         options[role] = code
+
+
+def _require_in_rows(base: BaseModel, columns: Mapping[str, str], files: Sequence[FileFacts]) -> None:
+    """Raises InvalidRequest `invalid_languages` where a row says a language that a job may not say either."""
+    for role, file in ((role, file) for role in ("source_lang", "target_lang") for file in files):
+        found = (file.column(columns[role]) or {}).get("classes")
+        if found is None or not all(_has_words(base, role, said) for said in found):
+            raise _no_languages(file.param, f"A row's {role} is not known. {_known(base)}")
+
+
+def _has_words(base: BaseModel, role: str, said: str) -> bool:
+    """Whether the base can be told that language, as it is said; of a base with codes of its own as a row says it."""
+    if base.family == "marian":
+        return role == "source_lang" or said in base.languages  # the source's is not told
+    if FAMILIES[base.family].language_tokens:
+        return said in base.languages
+    return said in languages.NAMES or len(said) >= 4
+
+
+def _known(base: BaseModel) -> str:
+    if base.family == "marian" or FAMILIES[base.family].language_tokens:
+        return "This base model knows the languages that GET /v1/base_models/{id} lists, by those codes."
+    return "Codes of ISO 639-1 are, and names in English."
 
 
 def _is_told(base: BaseModel) -> bool:

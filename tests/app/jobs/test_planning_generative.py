@@ -166,13 +166,45 @@ def test_a_translator_for_one_pair_may_be_told_it_and_no_other(said: tuple[str, 
     assert (by_row["columns"].keys(), by_row["options"]) == ({"source", "target"}, {"max_target_length": 128})
 
 
+def in_languages(*pair: list[str] | None) -> list[dict[str, Any]]:
+    """Columns of a file whose rows say their languages: these."""
+    return [*map(column, ("source", "target")), *map(column, ("source_lang", "target_lang"), pair)]
+
+
 def test_each_row_may_have_languages_of_its_own() -> None:
-    columns = [column(name) for name in ("source", "target", "source_lang", "target_lang")]
+    columns = in_languages(["en"], ["Esperanto", "de"])
     resolved = plan("t5", *columns, task={"type": "translation"}).resolved["task"]
     assert resolved["columns"] == {name: name for name in ("source", "target", "source_lang", "target_lang")}
     assert resolved["options"] == {"max_target_length": 128, "languages_of": "t5"}
     other = plan("bart", *columns, task={"type": "translation"}).resolved["task"]  # has no words for them
     assert (other["columns"].keys(), other["options"]) == ({"source", "target"}, {"max_target_length": 128})
+    for code in ("en", "zzz"):  # of its source Marian is told nothing
+        rows = in_languages([code], ["fra", "ron"])
+        told = plan("marian", *rows, languages=("fra", "ron", "spa"), task={"type": "translation"}).resolved["task"]
+        assert told["options"] == {"max_target_length": 128, "languages_of": "marian"}
+
+
+@pytest.mark.parametrize(
+    ("family", "pair", "role"),
+    [
+        ("marian", (["en"], ["fra", "fr"]), "target_lang"),  # `>>fr<<` would be read as what no vocabulary has
+        ("marian", (["en"], None), "target_lang"),
+        ("t5", (["en"], ["de", "qx"]), "target_lang"),
+        ("mt5", (["qx"], ["de"]), "source_lang"),
+        ("t5", (["en"], None), "target_lang"),
+    ],
+)
+def test_a_language_of_a_row_that_the_base_does_not_know_is_refused(
+    family: str, pair: tuple[list[str] | None, list[str] | None], role: str
+) -> None:
+    languages = ("fra", "ron") if family == "marian" else ()
+    with pytest.raises(ApiError, match=f"A row's {role}") as refused:
+        plan(family, *in_languages(*pair), languages=languages, task={"type": "translation"})
+    assert (refused.value.code, refused.value.param) == ("invalid_languages", "training_file")
+    assert "qx" not in refused.value.message
+    if pair[1] is not None:  # one that is not read is not refused
+        resolved = plan("bart", *in_languages(*pair), task={"type": "translation"}).resolved["task"]
+        assert resolved["columns"].keys() == {"source", "target"}
 
 
 NLLB = ("deu_Latn", "eng_Latn", "zho_Hans", "zho_Hant")
