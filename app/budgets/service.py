@@ -226,6 +226,7 @@ def settle(
     session: Session, job_id: str, charged: Mapping[str, tuple[Mapping[str, Any], float]] | None, actor: str
 ) -> None:
     """Turns what the job holds into what it is charged, and gives the rest back. A job that holds nothing: no effect.
+    What a reconciliation charged meanwhile stays charged.
 
     charged: budget id → (event of what was executed, its ρ); a budget left out is charged nothing. None: everything
     that was reserved, as a failure is. Raises ValueError where a charge exceeds its reservation.
@@ -233,6 +234,9 @@ def settle(
     """
     for reservation in repository.unsettled(session, job_id):
         budget = lock(session, reservation.budget_id)
+        session.refresh(reservation)
+        if reservation.state == "settled":
+            continue  # a reconciliation held the budget's lock, and charged it in full
         if charged is None:
             event, rho = reservation.dp_event, reservation.rho
         elif reservation.budget_id in charged:

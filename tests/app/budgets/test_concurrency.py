@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from app.budgets import service
+from app.budgets import owner, service
 from app.budgets.service import Charge
 from app.budgets.tables import PrivacyBudget
 from app.db.session import Database
@@ -74,6 +75,35 @@ def test_plans_over_two_budgets_do_not_wait_for_each_other_for_ever(
         assert used(database, budget_id).charged == THREADS * 3 * plain_charge(one, 0.01).rho
         assert broken(database, budget_id) is None
         assert len(chain(database, budget_id)) == 1 + THREADS * 6 * 2
+
+
+@pytest.mark.every_database
+def test_a_job_that_ends_while_its_budget_is_reconciled_gives_nothing_back(
+    database: Database, make_budget: Callable[..., str]
+):
+    """The cancel has seen its reservation, and waits for the budget; the reconciliation charges that in full first."""
+    budget_id = make_budget()
+    charge = plain_charge(budget_id, 0.5)
+    with database.writing() as session:
+        service.reserve(session, "ftjob-1", [charge], actor="test")
+        evidence = {"sequence": 9, "hash": "f" * 64, "rho": charge.rho, "object_sha256": "0" * 64}
+        owner.lock_for(session, budget_id, evidence)
+
+    def cancel() -> None:
+        executed = {budget_id: (charge.dp_event, charge.rho / 2)}
+        with database.writing() as session:
+            service.settle(session, "ftjob-1", executed, actor="test")
+
+    with ThreadPoolExecutor(1) as pool:
+        with database.writing() as session:
+            budget = service.lock(session, budget_id)
+            cancelled = pool.submit(cancel)
+            time.sleep(0.5)
+            owner.reconcile(session, budget, None, None, "test", store=None)
+        cancelled.result()
+    assert used(database, budget_id).charged == charge.rho
+    assert [entry.kind for entry in chain(database, budget_id)][-2:] == ["charged", "reconciled"]
+    assert broken(database, budget_id) is None
 
 
 @pytest.mark.every_database
