@@ -40,10 +40,12 @@ _NEAREST_TRIES = 24
 
 @dataclass(frozen=True, slots=True)
 class PlannedCharge:
-    """A charge, and the datasets of the plan's parts that it covers."""
+    """A charge, and the datasets of the plan's parts that it covers. epsilon: at most what these parts cost, at the
+    target δ, as the request has it."""
 
     charge: Charge
     datasets: tuple[Dataset, ...]
+    epsilon: float
 
     def to_dict(self) -> dict[str, Any]:
         """As `tables.Job.charges` has it."""
@@ -285,8 +287,7 @@ def _with_overrides(body: CreateJob, recipe: Recipe) -> Recipe:
 
 def _noised_statistics(request: _Request, target: Target) -> GaussianRelease:
     """The noise on the sums that all metrics follow from, at the evaluation's share of ε."""
-    block = request.evaluation or EvaluationBlock()
-    epsilon = block.epsilon or target.epsilon * (block.epsilon_share or DEFAULT_EPSILON_SHARE)
+    epsilon = _evaluation_epsilon(request, target.epsilon)
     if request.one_budget and epsilon >= target.epsilon:
         raise InvalidRequest(
             "invalid_evaluation",
@@ -322,8 +323,17 @@ def _charges(request: _Request, privacy_plan: PrivacyPlan) -> tuple[PlannedCharg
         if not budget.accounting.admits(budget.usage.total, rho) and budget.usage.total == 0.0:
             # Only as the first plan on its budget can it be admitted: by PLD, at the budget's own δ.
             charge = dataclasses.replace(charge, first_plan_epsilon=pld_epsilon(event, budget.accounting.delta).epsilon)
-        charges.append(PlannedCharge(charge, datasets))
+        assert privacy_plan.target_epsilon is not None
+        epsilon = privacy_plan.target_epsilon
+        if datasets == ("validation",):
+            epsilon = _evaluation_epsilon(request, epsilon)
+        charges.append(PlannedCharge(charge, datasets, epsilon))
     return tuple(charges)
+
+
+def _evaluation_epsilon(request: _Request, target_epsilon: float) -> float:
+    block = request.evaluation or EvaluationBlock()
+    return block.epsilon or target_epsilon * (block.epsilon_share or DEFAULT_EPSILON_SHARE)
 
 
 def _fits(planned: PlannedCharge, request: _Request) -> bool:

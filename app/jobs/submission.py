@@ -31,7 +31,7 @@ from app.ids import new_id
 from app.jobs import inputs, keys, planning, repository, settlement
 from app.jobs.facts import BudgetFacts, Defaults
 from app.jobs.inputs import Inputs, Stale
-from app.jobs.planning import Planned
+from app.jobs.planning import Planned, PlannedCharge
 from app.jobs.schemas import CreateJob, hyperparameters_of, parsed
 from app.jobs.tables import Job
 from app.models import service as models
@@ -195,23 +195,29 @@ def _plan(body: CreateJob, facts: Inputs, settings: Settings, by_admin: bool) ->
     defaults = Defaults(settings.default_epsilon, settings.default_delta)
     planned = planning.plan(body, facts.base, facts.training, facts.validation, defaults, by_admin)
     for charge in planned.charges:
-        _require_terms(planned, facts.budgets[charge.charge.budget_id])
+        _require_terms(planned, charge, facts.budgets[charge.charge.budget_id])
     if body.export is not None:
         exports.check_adaptation(body.export.formats, planned.resolved["phases"], "export.formats")
     return planned
 
 
-def _require_terms(planned: Planned, budget: BudgetFacts) -> None:
+def _require_terms(planned: Planned, charge: PlannedCharge, budget: BudgetFacts) -> None:
     """Raises what the owner of the budget has ruled out: another privacy unit, too large a promise for one job."""
     plan, policy = planned.plan, budget.policy or {}
     budgets.require_unit(budget.id, budget.unit_column, plan.privacy_unit.column)
-    for param, promised in (("target_epsilon", plan.target_epsilon), ("target_delta", plan.target_delta)):
-        most = policy.get(f"max_{param}")
+    # Of a validation file under a budget of its own only the evaluation is charged there, with an ε of its own.
+    epsilon = "privacy.target_epsilon" if "training" in charge.datasets else "evaluation.epsilon"
+    terms = (
+        ("max_target_epsilon", epsilon, charge.epsilon),
+        ("max_target_delta", "privacy.target_delta", plan.target_delta),
+    )
+    for limit, param, promised in terms:
+        most = policy.get(limit)
         if most is not None and promised is not None and promised > most:
             raise InvalidRequest(
                 "budget_policy",
                 f"The privacy budget's policy allows at most {most:g} in one job.",
-                param=f"privacy.{param}",
+                param=param,
                 privacy_budget=budget.id,
             )
 

@@ -157,6 +157,23 @@ def test_an_owner_bounds_what_one_job_may_promise(client: TestClient, budget_id:
     assert kinds(client, budget_id)[1:] == ["policy_changed", "reserved", "policy_changed", "reserved"]
 
 
+def test_what_one_job_may_promise_holds_for_a_validation_file_under_another_budget(
+    client: TestClient, make_file: Callable[..., str]
+):
+    """An evaluation there has an ε of its own, which may be larger than the job's, and is all that is charged there."""
+    policy = {"max_target_epsilon": 2.0}
+    other = client.post("/v1/privacy_budgets", json={**BUDGET, "epsilon_limit": 10.0, "policy": policy}).json()["id"]
+    files = {"training_file": make_file(), "validation_file": make_file(budget_id=other)}
+
+    def submit(evaluation: float, target: float, verb: str = "") -> Any:
+        asked = {"privacy": {"target_epsilon": target}, "evaluation": {"epsilon": evaluation}}
+        return client.post(f"/v1/fine_tuning/jobs{verb}", json={"model": MODEL, **files, **asked})
+
+    for verb in ("", "/estimate"):
+        assert refused(submit(6.0, 1.0, verb), "budget_policy")["param"] == "evaluation.epsilon"
+    assert submit(2.0, 3.0).status_code == 200  # the target is a promise about the training file alone
+
+
 def test_a_budget_of_people_takes_no_job_on_records(
     client: TestClient, watched: Database, make_file: Callable[..., str]
 ):
