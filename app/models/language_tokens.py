@@ -7,7 +7,7 @@ al. 2020; Tang et al. 2020; Fan et al. 2021; NLLB Team 2022.)
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.catalog.families import Family
@@ -15,7 +15,7 @@ from app.catalog.languages import M2M_100, MBART_50, WMT_21
 from app.models import sentencepiece_file
 from app.models.folder_reader import TOKENIZER, VOCABULARY, Reader, Refused
 from app.models.sentencepiece_file import InvalidPieces, Pieces
-from app.models.tokenizer_files import MAX_LANGUAGES, MAX_PARSED_BYTES, check_fairseq, json_of, vocabulary
+from app.models.tokenizer_files import MAX_LANGUAGES, MAX_PARSED_BYTES, fairseq_ids, json_of, vocabulary
 
 #: Of each family, tokenizers that say both languages in front. (mBART-25's and others say them elsewhere.)
 _CLASSES = {"mbart": ("MBart50Tokenizer",), "m2m_100": ("M2M100Tokenizer", "NllbTokenizer")}
@@ -31,17 +31,19 @@ _M2M_CODES = {"m2m100": M2M_100, "wmt21": WMT_21}
 
 def read(
     reader: Reader, family: Family, config: Mapping[str, Any], small: Mapping[str, bytes]
-) -> tuple[dict[str, bytes], tuple[str, ...]]:
-    """The files that the tokenizer is made from beside `small`, and the codes of its languages. Raises Refused."""
+) -> tuple[dict[str, bytes], tuple[str, ...], dict[str, int], Sequence[str]]:
+    """The files that the tokenizer is made from beside `small`, the codes of its languages, ids by token (none where
+    tokenizer.json has them), and tokens that its class puts beside them. Raises Refused."""
     size = config["vocab_size"]
     kind = _tokenizer_class(family, config, small)
     if kind not in _CLASSES[family.model_type]:
         raise Refused("invalid_tokenizer", f"its tokenizer is none of {', '.join(_CLASSES[family.model_type])}")
     found: dict[str, bytes] = {}
+    ids: dict[str, int] = {}
     if kind == "M2M100Tokenizer":
         name, content, _ = _pieces(reader, family)
         found[name] = content
-        languages = _behind_vocabulary(small, size)
+        ids, languages = _behind_vocabulary(small, size)
     elif TOKENIZER in small:
         known = _added(small[TOKENIZER], size)
         languages = tuple(code for code in known if kind == "NllbTokenizer" and _NLLB_CODE.fullmatch(code))
@@ -51,13 +53,11 @@ def read(
     else:
         name, content, pieces = _pieces(reader, family)
         found[name] = content
-        check_fairseq(name, pieces, size, len(MBART_50) + 2)
-        if set(MBART_50) & {*pieces.texts}:
-            raise Refused("invalid_tokenizer", f"{name} has a language for a piece")
-        languages = MBART_50
+        ids, languages = fairseq_ids(name, pieces, (*MBART_50, "<mask>")), MBART_50
     if not languages:
         raise Refused("invalid_tokenizer", f"{TOKENIZER} has no token for a language")
-    return found, tuple(sorted(languages)[:MAX_LANGUAGES])
+    always = (*MBART_50, "<mask>") if kind == "MBart50Tokenizer" else ()
+    return found, tuple(sorted(languages)[:MAX_LANGUAGES]), ids, always
 
 
 def _tokenizer_class(family: Family, config: Mapping[str, Any], small: Mapping[str, bytes]) -> str:
@@ -76,8 +76,8 @@ def _pieces(reader: Reader, family: Family) -> tuple[str, bytes, Pieces]:
         raise Refused("invalid_tokenizer", f"{name}: {error}") from error
 
 
-def _behind_vocabulary(small: Mapping[str, bytes], size: int) -> tuple[str, ...]:
-    """M2M-100's codes: their tokens have the ids behind those of vocab.json, which leaves none out."""
+def _behind_vocabulary(small: Mapping[str, bytes], size: int) -> tuple[dict[str, int], tuple[str, ...]]:
+    """M2M-100's ids and codes: those of languages stand behind those of vocab.json, which leaves none out."""
     ids = vocabulary(small, VOCABULARY, size, _M2M_TOKENS)
     told = json_of(small, "tokenizer_config.json").get("language_codes", "m2m100")
     codes = _M2M_CODES.get(str(told))
@@ -85,7 +85,7 @@ def _behind_vocabulary(small: Mapping[str, bytes], size: int) -> tuple[str, ...]
         raise Refused("invalid_tokenizer", f"language_codes is none of {', '.join(_M2M_CODES)}")
     if max(ids.values()) != len(ids) - 1 or len(ids) + len(codes) > size:
         raise Refused("config_mismatch", f"{VOCABULARY} and the languages' tokens are not those of the weights")
-    return codes
+    return ids | {f"__{code}__": len(ids) + place for place, code in enumerate(codes)}, codes
 
 
 def _added(tokenizer: bytes, size: int) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from app.catalog.bases import BaseModel, Source
 from app.catalog.families import COMMON_KEYS, FAMILIES, Family
 from app.catalog.tasks import TASKS
-from app.models import language_tokens, plain_vocabulary, tokenizer_files
+from app.models import language_tokens, plain_vocabulary, token_ids, tokenizer_files
 from app.models.folder_reader import (
     CLASS_NAME,
     CONFIG,
@@ -41,7 +41,7 @@ MARKER = "privtune"
 READABLE = frozenset(
     {
         CONFIG, WEIGHTS, *PLAIN_FILES, *tokenizer_files.SENTENCEPIECE_FILES, "tokenizer_config.json",
-        "special_tokens_map.json", "generation_config.json", "preprocessor_config.json",
+        "special_tokens_map.json", token_ids.ADDED_TOKENS, "generation_config.json", "preprocessor_config.json",
     }
 )  # fmt: skip
 
@@ -133,14 +133,8 @@ def inspect(folder: Path, root: Path, base_id: str, source: Source = "folder") -
     if family.kind == "image" and _PROCESSOR not in small:
         raise Refused("no_image_processor", f"there is no {_PROCESSOR}")
     languages: tuple[str, ...] = ()
-    if family.language_tokens:
-        pieces, languages = language_tokens.read(reader, family, config, small)
-        small |= pieces
-    elif TOKENIZER not in small and plain_vocabulary.is_enough(family):
-        plain_vocabulary.check(family, config, small)
-    elif family.kind != "image":
-        small |= tokenizer_files.sentencepiece(reader, family, config, small)
-        languages = tokenizer_files.languages(small) if family.kind == "seq2seq" else ()
+    if family.kind != "image":
+        languages = _tokenizer(reader, family, config, small)
     noted = config.get(MARKER)
     marker: Mapping[str, Any] = noted if isinstance(noted, dict) else {}
     tasks = tuple(name for name in family.tasks if _has_head(name, config, family, tensors))
@@ -174,6 +168,28 @@ def inspect(folder: Path, root: Path, base_id: str, source: Source = "folder") -
         path=str(folder),
     )
     return ModelFolder(base, small, weights)
+
+
+def _tokenizer(reader: Reader, family: Family, config: Mapping[str, Any], small: dict[str, bytes]) -> tuple[str, ...]:
+    """Adds what the tokenizer is made from beside `small`. The languages that a translation can be told; of a model
+    that reads and writes. Raises Refused where it is none, or gives ids that the weights have no rows for."""
+    small |= token_ids.added_tokens(reader, small)
+    languages: tuple[str, ...] = ()
+    more: Iterable[str] = ()
+    if family.language_tokens:
+        found, languages, ids, more = language_tokens.read(reader, family, config, small)
+    elif TOKENIZER not in small and plain_vocabulary.is_enough(family):
+        found = {}
+        ids, more = plain_vocabulary.read(family, config, small)
+    else:
+        found, ids = tokenizer_files.sentencepiece(reader, family, config, small)
+        languages = tokenizer_files.languages(small) if family.kind == "seq2seq" else ()
+    small |= found
+    if not ids and TOKENIZER in small:
+        ids = token_ids.of_tokenizer_json(small[TOKENIZER])
+    if ids:
+        token_ids.check(ids, small, config["vocab_size"], more)
+    return languages
 
 
 def _image_processor(reader: Reader) -> dict[str, bytes]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from app.catalog.families import Family
 from app.models.folder_reader import VOCABULARY, Refused
+from app.models.token_ids import text_of
 from app.models.tokenizer_files import MAX_PARSED_BYTES, json_of, vocabulary
 
 WORD_PIECES, MERGES = "vocab.txt", "merges.txt"
@@ -41,9 +42,9 @@ def is_enough(family: Family) -> bool:
     return family.model_type in _DEFAULTS
 
 
-def check(family: Family, config: Mapping[str, Any], small: Mapping[str, bytes]) -> None:
-    """Of a folder without tokenizer.json. Raises Refused where its lists are none that the libraries would take, or do
-    not fit the weights."""
+def read(family: Family, config: Mapping[str, Any], small: Mapping[str, bytes]) -> tuple[dict[str, int], set[str]]:
+    """Of a folder without tokenizer.json: ids by token, and tokens that its tokenizer's class puts beside them. Raises
+    Refused where its lists are none that the libraries would take, or do not fit the weights."""
     said = {**json_of(small, "special_tokens_map.json"), **json_of(small, "tokenizer_config.json")}
     kind = str(said.get("tokenizer_class") or config.get("tokenizer_class") or _DEFAULTS[family.model_type])
     tokens = _TOKENS.get(kind.removesuffix("Fast"))
@@ -52,29 +53,19 @@ def check(family: Family, config: Mapping[str, Any], small: Mapping[str, bytes])
             "no_tokenizer", f"there is no tokenizer.json, without which none is made but {', '.join(_TOKENS)}"
         )
     size = config["vocab_size"]
-    needed = {_text(said.get(name)) or default for name, default in tokens.items()}
+    needed = {text_of(said.get(name)) or default for name, default in tokens.items()}
     if tokens is _OF_BERT:
-        known = _word_pieces(small, size)
-        if lacking := needed - known:
+        ids = _word_pieces(small, size)
+        if lacking := needed - ids.keys():
             raise Refused("invalid_tokenizer", f"{WORD_PIECES} lacks one of {', '.join(sorted(lacking))}")
     else:
-        known = {*vocabulary(small, VOCABULARY, size, needed)}
-        _check_merges(small, known)
-    # These are added, where they are not there.
-    more = said.get("additional_special_tokens")
-    also = [said.get("mask_token") or _MASKS.get(tokens["unk_token"]), *(more if isinstance(more, list) else ())]
-    added = {*map(_text, also)} - {""}
-    if len(known) + len(added - known) > size:
-        raise Refused("config_mismatch", "the tokenizer has more tokens than the weights")
+        ids = vocabulary(small, VOCABULARY, size, needed)
+        _check_merges(small, {*ids})
+    mask = _MASKS.get(tokens["unk_token"])
+    return ids, {mask} if mask and not said.get("mask_token") else set()
 
 
-def _text(token: Any) -> str:
-    """Of a special token, which may be written with more about it."""
-    content = token.get("content") if isinstance(token, dict) else token
-    return content if isinstance(content, str) else ""
-
-
-def _word_pieces(small: Mapping[str, bytes], size: int) -> set[str]:
+def _word_pieces(small: Mapping[str, bytes], size: int) -> dict[str, int]:
     if WORD_PIECES not in small:
         raise Refused("no_tokenizer", f"there is no tokenizer.json, and no {WORD_PIECES}")
     content = small[WORD_PIECES]
@@ -86,7 +77,7 @@ def _word_pieces(small: Mapping[str, bytes], size: int) -> set[str]:
     if len(lines) > size:
         raise Refused("config_mismatch", f"{WORD_PIECES} has more tokens than the weights")
     try:
-        return {line.decode() for line in lines}
+        return {line.decode(): index for index, line in enumerate(lines)}
     except UnicodeDecodeError as error:
         raise Refused("invalid_tokenizer", f"{WORD_PIECES} is not UTF-8") from error
 

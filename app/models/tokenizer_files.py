@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from app.catalog.families import FAMILIES, Family
@@ -20,26 +20,27 @@ _LANGUAGE = re.compile(rb'">>([A-Za-z][A-Za-z_-]{1,15})<<"')
 _LANGUAGE_CODE = re.compile(r"[A-Za-z][A-Za-z_-]{1,15}")
 #: What Marian's tokenizer and its models cannot do without.
 _MARIAN_TOKENS = frozenset({"</s>", "<unk>", "<pad>"})
-_FAIRSEQ_PIECES = ("<unk>", "<s>", "</s>")
+_FAIRSEQ_PIECES, _FAIRSEQ_TOKENS = ("<unk>", "<s>", "</s>"), ("<s>", "<pad>", "</s>", "<unk>")
 #: T5's tokenizer takes this id for what is unknown, and adds so many tokens where it is not told otherwise.
 _T5_UNKNOWN, _T5_EXTRA_IDS = 2, 100
 
 
 def sentencepiece(
     reader: Reader, family: Family, config: Mapping[str, Any], small: Mapping[str, bytes]
-) -> dict[str, bytes]:
-    """The files that the tokenizer is made from, looked at; none where tokenizer.json stands for them. (Marian's own
-    tokenizer reads none, so that both may be needed.) Raises Refused where there is neither."""
+) -> tuple[dict[str, bytes], dict[str, int]]:
+    """The files that the tokenizer is made from, looked at, and ids by token; none where tokenizer.json stands for
+    them. (Marian's own tokenizer reads none, so that both may be needed.) Raises Refused where there is neither."""
     if TOKENIZER in small and family.model_type != "marian":
-        return {}
+        return {}, {}
     read = {name: reader.content(name, MAX_PARSED_BYTES) for name in family.sentencepiece}
     found = {name: content for name, content in read.items() if content is not None}
     if not found or found.keys() < read.keys():
         if TOKENIZER in small:
-            return {}
+            return {}, {}
         names = (*family.sentencepiece, VOCABULARY) if family.model_type == "marian" else family.sentencepiece
         instead = f", and not all of {', '.join(names)}" if names else ""
         raise Refused("no_tokenizer", f"there is no tokenizer.json{instead}")
+    ids: dict[str, int] = {}
     for name, content in found.items():
         try:
             pieces = sentencepiece_file.read(content)
@@ -48,25 +49,28 @@ def sentencepiece(
         if family.model_type == "marian":
             continue
         if family.model_type == "xlm-roberta":
-            check_fairseq(name, pieces, config["vocab_size"], 2)
+            ids = fairseq_ids(name, pieces, ("<mask>",))
             continue
         extra = json_of(small, "tokenizer_config.json").get("extra_ids", _T5_EXTRA_IDS)
         if not pieces.unigram or pieces.unknown != _T5_UNKNOWN:
             raise Refused("invalid_tokenizer", f"{name} is no unigram model whose piece {_T5_UNKNOWN} is the unknown")
         if type(extra) is not int or not 0 <= extra <= config["vocab_size"] - len(pieces.texts):
             raise Refused("config_mismatch", f"{name} and extra_ids have more tokens than the weights")
+        named = [*pieces.texts, *(f"<extra_id_{number}>" for number in reversed(range(extra)))]
+        ids = {token: index for index, token in enumerate(named)}
     if family.model_type == "marian":
-        _check_vocabularies(small, config)
-    return found
+        ids = _vocabularies(small, config)
+    return found, ids
 
 
-def check_fairseq(name: str, pieces: Pieces, size: int, more: int) -> None:
-    """Of XLM-R and mBART, whose tokenizers move the first pieces. more: tokens that are put beside the pieces, padding
-    and a mask among them. Raises Refused."""
+def fairseq_ids(name: str, pieces: Pieces, behind: Sequence[str]) -> dict[str, int]:
+    """Of XLM-R and mBART, whose tokenizers move the first pieces. behind: tokens that stand behind them. Raises
+    Refused."""
     if not pieces.unigram or pieces.texts[:3] != _FAIRSEQ_PIECES:
         raise Refused("invalid_tokenizer", f"{name} is no unigram model that begins with {', '.join(_FAIRSEQ_PIECES)}")
-    if len(pieces.texts) + more > size:
-        raise Refused("config_mismatch", f"{name} and what is put beside it have more tokens than the weights")
+    if {*behind} & {*pieces.texts}:
+        raise Refused("invalid_tokenizer", f"{name} has a piece for what is put behind its pieces")
+    return {token: index for index, token in enumerate((*_FAIRSEQ_TOKENS, *pieces.texts[3:], *behind))}
 
 
 def written_size(config: Mapping[str, Any]) -> Any:
@@ -75,8 +79,9 @@ def written_size(config: Mapping[str, Any]) -> Any:
     return own or config.get("vocab_size")
 
 
-def _check_vocabularies(small: Mapping[str, bytes], config: Mapping[str, Any]) -> None:
-    """Marian's: one for both sides, or one for each, which have the same ids for what transformers has once."""
+def _vocabularies(small: Mapping[str, bytes], config: Mapping[str, Any]) -> dict[str, int]:
+    """Marian's: one for both sides, or one for each, which have the same ids for what transformers has once. Ids of
+    what is read."""
     read, written = config["vocab_size"], written_size(config)
     if json_of(small, "tokenizer_config.json").get("separate_vocabs"):
         ids = vocabulary(small, VOCABULARY, read, _MARIAN_TOKENS)
@@ -84,10 +89,11 @@ def _check_vocabularies(small: Mapping[str, bytes], config: Mapping[str, Any]) -
         if other := sorted(token for token in _MARIAN_TOKENS if ids[token] != target[token]):
             raise Refused("invalid_tokenizer", f"{other[0]} has another id in {TARGET_VOCABULARY}")
     else:
-        vocabulary(small, VOCABULARY, min(read, written), _MARIAN_TOKENS)
+        ids = vocabulary(small, VOCABULARY, min(read, written), _MARIAN_TOKENS)
     for key in ("pad_token_id", "decoder_start_token_id"):
         if type(config.get(key, 0)) is not int or not 0 <= config.get(key, 0) < min(read, written):
             raise Refused("config_mismatch", f"{key} is none of the weights'")
+    return ids
 
 
 def vocabulary(small: Mapping[str, bytes], name: str, size: int, needed: Set[str]) -> dict[str, int]:

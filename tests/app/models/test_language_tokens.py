@@ -67,6 +67,10 @@ def added(**ids: int) -> dict[str, Any]:
     return {"version": "1.0", "added_tokens": [{"id": index, "content": token} for token, index in ids.items()]}
 
 
+#: As many as a tokenizer of mBART-50's adds where they are missing.
+ALL = {code: index for index, code in enumerate(MBART_50, 20)}
+
+
 def nllb(folder: Path, **files: Any) -> Path:
     standard = {
         "tokenizer__json": added(eng_Latn=20, zho_Hans=21, en_XX=22),
@@ -88,10 +92,8 @@ def test_they_are_offered_with_their_files_and_languages(tmp_path: Path) -> None
         assert found.base.language_pair == ()
         assert {*found.small} == {"config.json", "generation_config.json", "tokenizer_config.json", *names}
         assert not {"sp_model_kwargs", "vocab_file"} & json.loads(found.small["tokenizer_config.json"]).keys()
-    saved = mbart(
-        tmp_path / "saved", tokenizer__json=added(en_XX=30, de_DE=31, fr_XX=99), sentencepiece__bpe__model=None
-    )
-    assert inspect(saved, tmp_path, "saved").base.languages == ("de_DE", "en_XX")  # fr_XX has no weight
+    saved = mbart(tmp_path / "saved", tokenizer__json=added(**ALL), sentencepiece__bpe__model=None)
+    assert inspect(saved, tmp_path, "saved").base.languages == tuple(sorted(MBART_50))
     wmt = m2m(tmp_path / "wmt", size=14, tokenizer_config__json={"language_codes": "wmt21"})
     assert len(inspect(wmt, tmp_path, "wmt").base.languages) == 8
 
@@ -124,6 +126,13 @@ REFUSED: dict[str, tuple[str, Callable[..., Path], dict[str, Any]]] = {
     "a table of positions that is too short": (
         "config_mismatch", mbart, {"model__safetensors": _weights(len(sentencepiece_file.read(pieces()).texts) + 54)},
     ),
+    "mBART's languages beyond the weights": (
+        "config_mismatch", mbart, {"tokenizer__json": added(**{**ALL, "fr_XX": 99})},
+    ),
+    "languages that tokenizer.json lacks": (
+        "config_mismatch", mbart, {"tokenizer__json": added(en_XX=60, de_DE=61)},  # the rest is put behind them
+    ),
+    "NLLB's tokens beyond the weights": ("config_mismatch", nllb, {"tokenizer__json": added(eng_Latn=20, more=114)}),
     "tokenizer.json without languages": ("invalid_tokenizer", mbart, {"tokenizer__json": added(mask=3)}),
     "no vocab.json": ("no_tokenizer", m2m, {"vocab__json": None}),
     "no file of M2M-100's": ("no_tokenizer", m2m, {"sentencepiece__bpe__model": None}),

@@ -41,7 +41,8 @@ class TrainerTask(Protocol):
     processor: Any
 
     def prepare(self, model: PreTrainedModel) -> None:
-        """Writes into the loaded model's configuration of generating what the job says of it; nothing, for most."""
+        """Writes into the loaded model's configuration of generating what the job says of it; nothing, for most.
+        TrainerFailure `base_model_invalid` where the model cannot read what the task makes of rows."""
         ...
 
     def encode(self, columns: Mapping[str, Sequence[Any]]) -> Examples:
@@ -106,7 +107,11 @@ class TextTask:
         self.processor = load_tokenizer(base)
 
     def prepare(self, model: PreTrainedModel) -> None:
-        """Nothing, for most tasks."""
+        """TrainerFailure `base_model_invalid` where the tokenizer has a token without an embedding: what the service
+        cannot see of it in its files."""
+        rows: Any = model.get_input_embeddings()
+        if max(self.processor.get_vocab().values(), default=0) >= rows.num_embeddings:
+            raise TrainerFailure("base_model_invalid", "the tokenizer has more tokens than the weights")
 
     def finish(self, head: nn.Module) -> None:
         """Nothing, for most tasks."""

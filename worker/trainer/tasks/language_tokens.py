@@ -8,20 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import PreTrainedModel
-
 from worker.trainer.failure import TrainerFailure
 
 
 def are_read(tokenizer: Any) -> bool:
     """Whether it is such a tokenizer."""
     return hasattr(tokenizer, "src_lang")
-
-
-def require_fitting(tokenizer: Any, model: PreTrainedModel) -> None:
-    """TrainerFailure `base_model_invalid` where it has more tokens than the model: languages are added to it."""
-    if len(tokenizer) > int(model.config.vocab_size):
-        raise TrainerFailure("base_model_invalid", "the tokenizer has more tokens than the weights")
 
 
 def tell(tokenizer: Any, source: str, target: str) -> None:

@@ -54,8 +54,8 @@ class TextToText(TextTask):
 
     def prepare(self, model: PreTrainedModel) -> None:
         """Makes the model write the job's target language. TrainerFailure `base_model_invalid`."""
+        super().prepare(model)
         if language_tokens.are_read(self.processor):
-            language_tokens.require_fitting(self.processor, model)
             generating: Any = model.generation_config
             generating.forced_bos_token_id = (
                 None if self.pair is None else language_tokens.token_id(self.processor, self.pair[1])
