@@ -17,7 +17,8 @@ Source = Literal["package", "folder", "hub", "fine_tuned"]
 class BaseModel:
     """A pretrained model that jobs start from. Every fact comes from its config and the header of its weights.
 
-    parameters: all weights. layer_parameters: of one block of the body; bias_parameters: of all bias terms.
+    parameters: all weights, each once, however many names it has. layer_parameters: of one block of the body;
+      bias_parameters: of all bias terms.
     max_length: longest input, in tokens, that the position embeddings carry.
     licence: an SPDX name in lower case; `unknown` where its files state none.
     digest: SHA-256 of model.safetensors (of the `sha256sum` listing, where the weights are in several files); the

@@ -142,14 +142,18 @@ def inspect(folder: Path, root: Path, base_id: str, source: Source = "folder") -
         raise Refused("no_head", f"the weights have no {family.head}, and config.json does not tie it to the embedding")
     template = "chat_template.jinja" in small or b'"chat_template"' in small.get("tokenizer_config.json", b"")
     pools = bool(marker.get("pooling_layer"))
+    repeated = _repeated(config, family, tensors)
+    counted = {
+        name: tensor for name, tensor in tensors.items() if name not in repeated and not name.endswith(family.fixed)
+    }
     base = BaseModel(
         id=base_id,
         title=_title(config, family, sizes["num_layers"] - pools),
         family=family.model_type,
         tasks=tasks,
-        parameters=sum(tensor.size for tensor in tensors.values()),
+        parameters=sum(tensor.size for tensor in counted.values()),
         layer_parameters=_layer_parameters(tensors),
-        bias_parameters=sum(tensor.size for name, tensor in tensors.items() if name.endswith(_BIAS)),
+        bias_parameters=sum(tensor.size for name, tensor in counted.items() if name.endswith(_BIAS)),
         hidden_size=sizes["hidden_size"],
         num_layers=sizes["num_layers"] - pools,
         max_length=sizes["max_length"] - family.position_offset,
@@ -245,6 +249,24 @@ def _tensors(reader: Reader, weights: Mapping[str, Path], family: Family) -> dic
     if not all(tensor.dtype in ("F64", "F32", "F16", "BF16") for tensor in learnt):
         raise Refused("quantized", "the weights are not floating-point numbers")
     return tensors
+
+
+def _repeated(config: Mapping[str, Any], family: Family, tensors: Mapping[str, TensorInfo]) -> set[str]:
+    """Tensors that stand for another one once more: an embedding that the model has in several places, and a head that
+    is tied to it, with its bias. (What is tied and yet different, transformers takes apart.) Raises OSError."""
+    seen: set[tuple[Any, ...]] = set()
+    repeated = set()
+    sizes = {config.get("vocab_size"), tokenizer_files.written_size(config)}
+    untied = family.kind != "encoder" and not config.get("tie_word_embeddings", family.tied)
+    for name, tensor in tensors.items():
+        if not tensor.shape or tensor.shape[0] not in sizes or (untied and name.endswith(family.head)):
+            continue
+        if len(tensor.shape) == 2 or name.endswith(_BIAS):
+            content = (tensor.dtype, tensor.shape, *tensor.ends())
+            if content in seen:
+                repeated.add(name)
+            seen.add(content)
+    return repeated
 
 
 def _check_shapes(

@@ -16,6 +16,7 @@ from typing import Any
 MAX_HEADER_BYTES = 8 << 20
 MAX_TENSORS = 100_000
 _MAX_RANK = 8
+_COMPARED = 64 << 10
 
 _BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1, "U64": 8,
@@ -29,15 +30,26 @@ class InvalidWeights(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """dtype: as the format spells it (F32, BF16, …)."""
+    """dtype: as the format spells it (F32, BF16, …). start: of its data, in bytes of the file."""
 
     dtype: str
     shape: tuple[int, ...]
+    path: Path
+    start: int
 
     @property
     def size(self) -> int:
         """Numbers in it."""
         return math.prod(self.shape)
+
+    def ends(self) -> tuple[bytes, bytes]:
+        """The first and the last bytes of its data, by which learnt tensors differ. Raises OSError."""
+        length = self.size * _BYTES[self.dtype]
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            first = file.read(min(length, _COMPARED))
+            file.seek(self.start + length - len(first))
+            return first, file.read(len(first))
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
@@ -59,7 +71,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         raise InvalidWeights("no tensors, or too many")
     tensors, places = {}, []
     for name, entry in header.items():
-        tensors[name], place = _tensor(entry)
+        tensors[name], place = _tensor(entry, path, 8 + length)
         places.append(place)
     end = 0
     for start, stop in sorted(places):
@@ -71,7 +83,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _tensor(entry: Any) -> tuple[TensorInfo, tuple[int, int]]:
+def _tensor(entry: Any, path: Path, data: int) -> tuple[TensorInfo, tuple[int, int]]:
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(stop)]}:
             pass
@@ -79,7 +91,7 @@ def _tensor(entry: Any) -> tuple[TensorInfo, tuple[int, int]]:
             raise InvalidWeights("a tensor is not described")
     if dtype not in _BYTES or len(shape) > _MAX_RANK or not all(type(n) is int and 0 <= n < 1 << 40 for n in shape):
         raise InvalidWeights("a tensor of unknown type or absurd shape")
-    info = TensorInfo(dtype, tuple(shape))
+    info = TensorInfo(dtype, tuple(shape), path, data + start)
     if start < 0 or stop - start != info.size * _BYTES[dtype]:
         raise InvalidWeights("a tensor's place is not of its size")
     return info, (start, stop)

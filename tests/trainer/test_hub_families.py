@@ -9,8 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoModelForImageClassification, AutoTokenizer
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+)
 
 from app.catalog.adaptations import Freeze
 from app.catalog.families import FAMILIES
@@ -19,7 +26,8 @@ from app.models.model_folder import inspect
 from tests.trainer.hub_families import MAKERS, make_hub_base
 from tests.trainer.images import make_image_job
 from tests.trainer.jobs import ADAPTATIONS, KEY, MadeJob, make_job, rows
-from tests.trainer.seq2seq import translations
+from tests.trainer.seq2seq import FAMILIES as SEQ2SEQ
+from tests.trainer.seq2seq import make_seq2seq_base, translations
 from tests.trainer.test_hub_folders import laid_out
 from worker.trainer.adaptations.registry import ADAPTERS
 from worker.trainer.control import Control
@@ -138,3 +146,27 @@ def test_norms_under_their_first_names_are_read_counted_and_frozen(hub: dict[str
     trained = ADAPTERS["freeze"].parameters(model, family, Freeze(("*.gamma",)))
     assert "bert.embeddings.LayerNorm.bias" in trained
     assert not any(name.endswith("LayerNorm.weight") for name in trained)
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "gpt2", "llama", "bart", "t5", "mt5", "marian"])
+def test_a_weight_that_a_file_has_under_several_names_is_counted_once(tmp_path: Path, family: str) -> None:
+    """As in files that were converted from pickles; the model that plain transformers loads says how many there are."""
+    folder = tmp_path / "mine"
+    make: Any = make_seq2seq_base if family in SEQ2SEQ else make_hub_base
+    make(folder, family)
+    kind = FAMILIES[family].kind
+    auto: Any = {"encoder": AutoModelForMaskedLM, "causal": AutoModelForCausalLM}.get(kind, AutoModelForSeq2SeqLM)
+    model = auto.from_pretrained(folder, dtype=torch.float32)
+    before = inspect(folder, tmp_path, "mine").base
+    for path in folder.glob("model*"):
+        path.unlink()
+    everything = {name: value.clone() for name, value in model.state_dict().items()}
+    save_file(everything, folder / "model.safetensors", {"format": "pt"})
+    after = inspect(folder, tmp_path, "mine").base
+    assert len(after.parameter_names) > len([*model.parameters()])
+    buffers = sum(value.numel() for name, value in model.named_buffers() if name in everything)
+    computed = FAMILIES[family].fixed  # positions, say
+    learnt = sum(value.numel() for name, value in model.named_parameters() if not name.endswith(computed))
+    assert after.parameters == learnt + buffers
+    if family != "bert":  # whose file has what a model for the masked alone leaves out
+        assert (before.parameters, before.bias_parameters) == (after.parameters, after.bias_parameters)
