@@ -87,8 +87,12 @@ class AttentiveHead:
 
     def of(self, depth: int, *, pairs: bool = False, pools: bool = False) -> AttentiveHead:
         """With the number of blocks spelt out, for a base of so many. pairs: of texts. pools: see `BaseModel`."""
-        usual = depth if pools else max(1, round(depth * (1 / 2 if pairs else 2 / 3)))
-        return AttentiveHead(usual if self.num_layers is None else min(self.num_layers, depth))
+        return AttentiveHead(_blocks_read(self.num_layers, depth, pairs=pairs, pools=pools))
+
+
+def _blocks_read(asked: int | None, depth: int, *, pairs: bool, pools: bool) -> int:
+    usual = depth if pools else max(1, round(depth * (1 / 2 if pairs else 2 / 3)))
+    return usual if asked is None else min(asked, depth)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,30 @@ class Lora:
 
 
 @dataclass(frozen=True, slots=True)
+class AttentiveLora:
+    """An attentive head, and then low-rank updates of every matrix of the blocks that it reads, together with it.
+
+    num_layers: as of `AttentiveHead`. rank, alpha: as of `Lora`, but of each update only the factor that starts at zero
+    trains (Sun et al. 2024). Merged on export.
+    """
+
+    type: ClassVar[str] = "attentive_lora"
+    num_layers: int | None = None
+    rank: int = 16
+    alpha: float = 32.0
+
+    def __post_init__(self) -> None:
+        if self.num_layers is not None and self.num_layers < 1:
+            raise ValueError("num_layers must be at least 1")
+        if self.rank < 1 or self.alpha <= 0:
+            raise ValueError("rank and alpha must be positive")
+
+    def of(self, depth: int, *, pairs: bool = False, pools: bool = False) -> AttentiveLora:
+        """As `AttentiveHead.of`."""
+        return dataclasses.replace(self, num_layers=_blocks_read(self.num_layers, depth, pairs=pairs, pools=pools))
+
+
+@dataclass(frozen=True, slots=True)
 class BitFit:
     """The bias terms (Zaken et al. 2022), and the head."""
 
@@ -116,10 +144,10 @@ class BitFit:
     batch_norm: BatchNorm = "frozen"
 
 
-Adaptation = Full | Freeze | LastLayers | Head | AttentiveHead | Lora | BitFit
+Adaptation = Full | Freeze | LastLayers | Head | AttentiveHead | Lora | AttentiveLora | BitFit
 
 ADAPTATIONS: dict[str, type[Adaptation]] = {
-    cls.type: cls for cls in (Full, Freeze, LastLayers, Head, AttentiveHead, Lora, BitFit)
+    cls.type: cls for cls in (Full, Freeze, LastLayers, Head, AttentiveHead, Lora, AttentiveLora, BitFit)
 }
 
 

@@ -11,12 +11,25 @@ The rule, in float32:
 
 from __future__ import annotations
 
-from app.catalog.adaptations import ADAPTATIONS, Adaptation, AttentiveHead, BitFit, Freeze, Full, Head, LastLayers, Lora
+from app.catalog.adaptations import (
+    ADAPTATIONS,
+    Adaptation,
+    AttentiveHead,
+    AttentiveLora,
+    BitFit,
+    Freeze,
+    Full,
+    Head,
+    LastLayers,
+    Lora,
+)
 from app.catalog.bases import BaseModel
 
 _WEIGHT, _TRAINED = 4, 16
 _KEPT, _KEPT_FOR_CLIPPING, _KEPT_FOR_SMALL = 17, 9, 4
 _PROCESS = 500 << 20
+# Of all matrices of a block, in widths: four square ones, one to a width four times as long, and one back.
+_OUTPUTS = 4 + 4 + 1
 
 
 def trained_parameters(base: BaseModel, adaptation: Adaptation) -> int:
@@ -28,11 +41,17 @@ def trained_parameters(base: BaseModel, adaptation: Adaptation) -> int:
             return min(num_layers, base.num_layers) * base.layer_parameters
         case Lora(rank):
             return base.num_layers * 2 * rank * 2 * base.hidden_size
+        case AttentiveLora(rank=rank):
+            return base.hidden_size * (1 + _read(base, adaptation) * rank * _OUTPUTS)
         case BitFit():
             return base.bias_parameters
         case AttentiveHead():
             return base.hidden_size
     return 0
+
+
+def _read(base: BaseModel, adaptation: AttentiveLora) -> int:
+    return adaptation.of(base.num_layers, pools=base.pools).num_layers or base.num_layers
 
 
 #: The largest physical batch that a trainer chooses by itself. More is not faster: on a CPU products of this many rows
@@ -55,6 +74,8 @@ def training_bytes(base: BaseModel, adaptation: Adaptation, batch_tokens: int) -
             blocks = min(num_layers, base.num_layers)
         case Lora() | BitFit():
             kept = _KEPT + _KEPT_FOR_SMALL
+        case AttentiveLora():
+            blocks = _read(base, adaptation)
     activations = 4 * batch_tokens * base.hidden_size * blocks * kept
     return _PROCESS + _WEIGHT * base.parameters + _TRAINED * trained + activations
 

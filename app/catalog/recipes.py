@@ -15,6 +15,7 @@ from typing import Any, Literal
 from app.catalog.adaptations import (
     Adaptation,
     AttentiveHead,
+    AttentiveLora,
     Head,
     LastLayers,
     Lora,
@@ -127,6 +128,13 @@ HEAD_UNITS = 20_000
 #: Beyond what was measured (43,410 units), the body trains.
 ATTENTIVE_UNITS, MOST_ATTENTIVE_UNITS = 1_000, 50_000
 
+#: From so many units times ε on, `auto` adapts the blocks that an attentive head of single texts' classes reads, too:
+#: the noise on a mean over units goes with the inverse of that product. Measured at 55,000, a gain; at 21,000, none.
+LITTLE_NOISE = 50_000
+
+#: At most so many units times weights of those blocks: an hour of one CPU core.
+MOST_WORK = 10**11
+
 #: Below this ε `auto` stays with the head at any size: the noise falls on its few weights only.
 HEAD_EPSILON = 1.0
 
@@ -150,6 +158,11 @@ _PRIVATE_LEARNING_RATES = {"lora": 1e-3, "bitfit": 2e-3, "last_layers": 5e-4, "f
 # Where the base brings its own head, LoRA at so many times either rate: see docs/recipes.md.
 _PRETRAINED_LORA = 4.0
 
+# Behind an attentive head: see docs/recipes.md.
+_ATTENTIVE_WARM_STEPS, _ATTENTIVE_WARM_NOISE_RATIO = 100, 1.6
+_ATTENTIVE_LORA_SAMPLE_RATE, _ATTENTIVE_LORA_EPOCHS, _ATTENTIVE_LORA_LEARNING_RATE = 1 / 2, 30, 3e-3
+_ATTENTIVE_LORA_AVERAGING, _ATTENTIVE_LORA_WARMUP = 0.9, 6
+
 # Without noise small batches and the usual rates of fine-tuning (Devlin et al. 2019) do better.
 _PUBLIC_LEARNING_RATES = {"lora": 5e-4, "bitfit": 1e-3, "last_layers": 5e-5, "freeze": 3e-5, "full": 3e-5}
 _PUBLIC_HEAD_LEARNING_RATE, _PUBLIC_EXPECTED_BATCH_SIZE = 1e-3, 64
@@ -170,17 +183,18 @@ def recipe_for(
     attentive: bool = False,
     pairs: bool = False,
     num_layers: int = 0,
+    layer_parameters: int = 0,
     pools: bool = False,
 ) -> tuple[Recipe, str]:
-    """The measured recipe, and why this adaptation: `requested`, `few_units`, `small_epsilon`, `many_units` or
-    `pretrained_head`.
+    """The measured recipe, and why this adaptation: `requested`, `few_units`, `small_epsilon`, `little_noise`,
+    `many_units` or `pretrained_head`.
 
     adaptation, n_epochs, batch_size, learning_rate_multiplier: None is the wire's `auto`. batch_size is the expected
     one, q · N; epochs become ⌈epochs / q⌉ steps; both are the last phase's. target_epsilon: None without privacy.
     centred: whether the job centres the base's pooled vectors. width: their squared norm, about: 1 where the base
     scales them. lora: whether the base has matrices for it (`app.catalog.families`). attentive: whether an attention
-    can weigh its tokens. pairs: whether a record has two texts. num_layers: the base's blocks; pools: whether all of
-    them stay, see `BaseModel`.
+    can weigh its tokens. pairs: whether a record has two texts. num_layers: the base's blocks; layer_parameters: of
+    one; pools: whether all of them stay, see `BaseModel`.
     The evaluation's release is the caller's to add. Raises KeyError on an unknown task, ValueError on a number that is
     not positive, or on a new head where the task has none.
     """
@@ -190,11 +204,15 @@ def recipe_for(
         value is not None and value <= 0 for value in (n_epochs, batch_size, learning_rate_multiplier)
     ):
         raise ValueError("units, epochs, batch size and learning rate multiplier must be positive")
-    chosen, reason = (
-        (adaptation, "requested")
-        if adaptation is not None
-        else _auto(head, num_units, target_epsilon, lora, attentive and head == "pooled")
-    )
+    if adaptation is not None:
+        chosen, reason = adaptation, "requested"
+    else:
+        chosen, reason = _auto(head, num_units, target_epsilon, lora, attentive and head == "pooled")
+        deeper = AttentiveLora().of(num_layers, pools=pools)
+        work = num_units * layer_parameters * (deeper.num_layers or 0)
+        measured = isinstance(chosen, AttentiveHead) and task.labelled and not pairs
+        if measured and num_units * (target_epsilon or 0.0) >= LITTLE_NOISE and 0 < work <= MOST_WORK:
+            chosen, reason = deeper, "little_noise"
     if head == "pretrained" and isinstance(chosen, Head):
         raise ValueError("the task trains the base's own head: there is no new one")
     scale = 1.0 if learning_rate_multiplier is None else float(learning_rate_multiplier)
@@ -210,10 +228,26 @@ def recipe_for(
         phases: tuple[Phase, ...] = (_head_phase(rate, steps, _head_rate(task) * head_scale * scale),)
     elif isinstance(chosen, AttentiveHead):
         rate, steps = sized(_ATTENTIVE_SAMPLE_RATE, _ATTENTIVE_EPOCHS)
-        of_head, of_scores = _attentive_rates(task)
-        whole = _head_phase(rate, steps, of_head * head_scale * scale)
         chosen = chosen.of(num_layers, pairs=pairs, pools=pools)
-        phases = (dataclasses.replace(whole, adaptation=chosen, learning_rate=of_scores * scale),)
+        phases = (_attentive_phase(task, chosen, rate, steps, head_scale, scale),)
+    elif isinstance(chosen, AttentiveLora):
+        chosen = chosen.of(num_layers, pairs=pairs, pools=pools)
+        rate, steps = sized(_ATTENTIVE_LORA_SAMPLE_RATE, _ATTENTIVE_LORA_EPOCHS)
+        read = AttentiveHead(chosen.num_layers)
+        warm = _attentive_phase(task, read, _ATTENTIVE_SAMPLE_RATE, _ATTENTIVE_WARM_STEPS, head_scale)
+        phases = (
+            dataclasses.replace(warm, noise_ratio=_ATTENTIVE_WARM_NOISE_RATIO),
+            Phase(
+                name=MAIN_PHASE,
+                adaptation=chosen,
+                sample_rate=rate,
+                num_steps=steps,
+                learning_rate=_ATTENTIVE_LORA_LEARNING_RATE * scale,
+                head_learning_rate=_MAIN_HEAD_LEARNING_RATE * head_scale * scale,
+                averaging=_ATTENTIVE_LORA_AVERAGING,
+                num_warmup_steps=steps // _ATTENTIVE_LORA_WARMUP,
+            ),
+        )
     else:
         private = target_epsilon is not None
         rate, steps = sized(_main_sample_rate(num_units, private), _MAIN_EPOCHS)
@@ -258,11 +292,14 @@ def _head_rate(task: Task) -> float:
     return _HEAD_LEARNING_RATE if task.labelled else _REGRESSION_HEAD_LEARNING_RATE
 
 
-def _attentive_rates(task: Task) -> tuple[float, float]:
-    """Of the head, and of the tokens' scores."""
+def _attentive_phase(
+    task: Task, adaptation: AttentiveHead, sample_rate: float, num_steps: int, head_scale: float, scale: float = 1.0
+) -> Phase:
+    of_head, of_scores = _REGRESSION_ATTENTIVE_LEARNING_RATE, _REGRESSION_SCORE_LEARNING_RATE
     if task.labelled:
-        return _HEAD_LEARNING_RATE, _SCORE_LEARNING_RATE
-    return _REGRESSION_ATTENTIVE_LEARNING_RATE, _REGRESSION_SCORE_LEARNING_RATE
+        of_head, of_scores = _HEAD_LEARNING_RATE, _SCORE_LEARNING_RATE
+    phase = _head_phase(sample_rate, num_steps, of_head * head_scale * scale)
+    return dataclasses.replace(phase, adaptation=adaptation, learning_rate=of_scores * scale)
 
 
 def _main_sample_rate(num_units: int, private: bool) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from app.catalog.adaptations import AttentiveHead, Head
+from app.catalog.adaptations import AttentiveHead, AttentiveLora, Head
 from app.catalog.bases import BaseModel
 from app.catalog.families import FAMILIES
 from app.catalog.memory import trained_parameters
@@ -60,13 +60,15 @@ def recommend(
             lora=family.lora,
             attentive=family.attentive,
             num_layers=base.num_layers,
+            layer_parameters=base.layer_parameters,
             pools=base.pools,
         )
-        head_only = all(isinstance(phase.adaptation, Head | AttentiveHead) for phase in recipe.phases)
+        last = recipe.phases[-1].adaptation
         seconds = sum(_operations(base, phase, num_units) for phase in recipe.phases) / FLOPS[device]
-        in_time = seconds <= SECONDS
-        special = _made_for(base, task, head_only)
-        adaptation = recipe.phases[-1].adaptation.type
+        # Of what reads tokens `auto` has bounded the work itself.
+        in_time = seconds <= SECONDS or isinstance(last, AttentiveLora)
+        special = _made_for(base, task, isinstance(last, Head | AttentiveHead | AttentiveLora))
+        adaptation = last.type
         size = -float(base.parameters) if in_time else seconds
         return (0 if in_time else 1, 0 if special and in_time else 1, size, base.id), base, seconds, special, adaptation
 
@@ -83,10 +85,11 @@ def recommend(
     return found
 
 
-def _made_for(base: BaseModel, task: str, head_only: bool) -> bool:
+def _made_for(base: BaseModel, task: str, on_features: bool) -> bool:
+    """on_features: whether a head on frozen features is what the job learns with, or begins with."""
     if task in ("chat", "instruction"):
         return base.chat_template
-    return base.sentence_encoder and head_only
+    return base.sentence_encoder and on_features
 
 
 def _operations(base: BaseModel, phase: Phase, num_units: int) -> float:
@@ -95,4 +98,7 @@ def _operations(base: BaseModel, phase: Phase, num_units: int) -> float:
     if isinstance(phase.adaptation, Head | AttentiveHead):
         return 2.0 * base.parameters * TOKENS * num_units
     records = phase.num_steps * phase.sample_rate * num_units
-    return records * TOKENS * (4.0 * base.parameters + 2.0 * trained_parameters(base, phase.adaptation))
+    passed = base.parameters
+    if isinstance(phase.adaptation, AttentiveLora):
+        passed = base.layer_parameters * (phase.adaptation.num_layers or base.num_layers)
+    return records * TOKENS * (4.0 * passed + 2.0 * trained_parameters(base, phase.adaptation))

@@ -9,6 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from app.catalog.adaptations import AttentiveLora, Lora
 from app.catalog.families import FAMILIES
 from app.catalog.tasks import TASKS
 from app.db.base import now
@@ -25,6 +26,8 @@ from app.privacy import report_format
 
 #: Roles of a public file that a student can learn from: of a model that answers, and of one that writes.
 _TEXT_ROLES, _WRITTEN_ROLES = ("text", "text_pair"), ("source", "target")
+#: Adaptations that change matrices by low rank.
+_LORA = (Lora.type, AttentiveLora.type)
 _LANGUAGE_ROLES = ("source_lang", "target_lang")
 
 
@@ -57,7 +60,7 @@ def check_adaptation(formats: Sequence[str], phases: Sequence[Mapping[str, Any]]
 
 def lora_rank(phases: Sequence[Mapping[str, Any]]) -> int | None:
     """Of a job's phases, as its options are stated; None where it trained no LoRA."""
-    ranks = [phase["adaptation"]["rank"] for phase in phases if phase["adaptation"].get("type") == "lora"]
+    ranks = [phase["adaptation"]["rank"] for phase in phases if phase["adaptation"].get("type") in _LORA]
     return max(ranks, default=None)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from app.catalog.adaptations import (
     Adaptation,
     AttentiveHead,
+    AttentiveLora,
     BitFit,
     Freeze,
     Head,
@@ -31,7 +32,7 @@ def require(adaptation: Adaptation, task: Task, base: BaseModel) -> None:
         raise _unsupported("This base model has no matrices for LoRA.")
     if isinstance(adaptation, Lora):
         _require_matrices(adaptation, task, base)
-    if isinstance(adaptation, AttentiveHead):
+    if isinstance(adaptation, AttentiveHead | AttentiveLora):
         if not (FAMILIES[base.family].attentive and task.head == "pooled"):
             raise _unsupported("An attentive head is for classification and regression of texts by an encoder.")
         if base.pools and adaptation.num_layers is not None and adaptation.num_layers < base.num_layers:

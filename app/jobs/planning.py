@@ -257,6 +257,7 @@ def _recipe(request: _Request, target_epsilon: float | None) -> tuple[Recipe, di
         attentive=family.attentive,
         pairs="text_pair" in request.reading.columns,
         num_layers=request.base.num_layers,
+        layer_parameters=request.base.layer_parameters,
         pools=request.base.pools,
     )
     if sum(phase.num_steps for phase in recipe.phases) > MAX_STEPS:

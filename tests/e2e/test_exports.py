@@ -32,13 +32,17 @@ def public(client: openai.OpenAI, tmp_path_factory: pytest.TempPathFactory) -> A
 @pytest.fixture(scope="module")
 def job(client: openai.OpenAI, dataset: Any) -> Any:
     """A private LoRA job that asked for an adapter."""
+    return _adapted(client, dataset, "lora")
+
+
+def _adapted(client: openai.OpenAI, dataset: Any, adaptation: str) -> Any:
     made = client.fine_tuning.jobs.create(
         model=BASE_MODEL,
         training_file=dataset.id,
         hyperparameters={"n_epochs": 1, "batch_size": 100},
         extra_body={
             "task": {"type": "text_classification", "labels": ["negative", "positive"], "max_length": 32},
-            "adaptation": {"type": "lora", "rank": 4},
+            "adaptation": {"type": adaptation, "rank": 4},
             "privacy": {"target_epsilon": 8.0, "target_delta": 1e-5},
             "evaluation": "none",
             "export": {"formats": ["adapter"]},
@@ -47,12 +51,6 @@ def job(client: openai.OpenAI, dataset: Any) -> Any:
     ended = wait_for_job(client, made.id, 250)
     assert ended.status == "succeeded", ended.error
     return ended
-
-
-@pytest.fixture(scope="module")
-def bundle(http: httpx.Client, job: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The job's model, unpacked."""
-    return unpacked(http, f"/models/{job.fine_tuned_model}", tmp_path_factory.mktemp("bundle"))
 
 
 def unpacked(http: httpx.Client, url: str, folder: Path) -> Path:
@@ -77,8 +75,15 @@ def finished(http: httpx.Client, job: Any, format_: str, **fields: Any) -> Any:
     return done
 
 
+@pytest.mark.parametrize("adaptation", ["lora", "attentive_lora"])
 def test_an_adapter_follows_the_job_and_answers_as_its_model_does(
-    client: openai.OpenAI, http: httpx.Client, job: Any, bundle: Path, tmp_path: Path, service: Running
+    request: pytest.FixtureRequest,
+    client: openai.OpenAI,
+    http: httpx.Client,
+    dataset: Any,
+    tmp_path: Path,
+    service: Running,
+    adaptation: str,
 ) -> None:
     import torch
     from peft import PeftModel
@@ -87,13 +92,15 @@ def test_an_adapter_follows_the_job_and_answers_as_its_model_does(
     from app.catalog.bases import BASES
     from app.models.catalog import base_path
 
+    job = request.getfixturevalue("job") if adaptation == "lora" else _adapted(client, dataset, adaptation)
+    bundle = unpacked(http, f"/models/{job.fine_tuned_model}", tmp_path / "bundle")
     export = finished(http, job, "adapter")  # the one that the job asked for
     (entry,) = client.fine_tuning.jobs.retrieve(job.id).model_extra["exports"]
     assert entry == export
     model: Any = client.models.retrieve(job.fine_tuned_model)
     assert model.metrics["exports"] == {"adapter": export["metrics"]}
     assert export["metrics"]["compression"] > 8.0
-    folder = unpacked(http, f"/models/{model.id}/exports/{export['id']}", tmp_path)
+    folder = unpacked(http, f"/models/{model.id}/exports/{export['id']}", tmp_path / "export")
     record = json.loads((folder / "export.json").read_text())
     assert (record["job"], record["privacy"]["epsilon"]) == (job.id, 0.0)
     assert json.loads((folder / "privacy_report.json").read_text()) == model.privacy_report

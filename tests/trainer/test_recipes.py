@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.catalog.adaptations import ADAPTATIONS, AttentiveHead, BitFit, Full, Head, Lora
+from app.catalog.adaptations import ADAPTATIONS, AttentiveHead, AttentiveLora, BitFit, Full, Head, Lora
 from app.catalog.recipes import recipe_for
 from app.privacy.calibration import calibrate
 from app.privacy.plan import GaussianRelease, SampledGaussian
@@ -82,6 +82,45 @@ def test_the_measured_attentive_head() -> None:
         assert AttentiveHead(asked).of(depth) == AttentiveHead(expected)
 
 
+def _reason(units: int, epsilon: float | None, task: str = "text_classification", **facts: object) -> str:
+    known = {"attentive": True, "num_layers": 6, "layer_parameters": 1_774_464, **facts}
+    recipe, reason = recipe_for(task, None, units, epsilon, **known)
+    assert isinstance(recipe.phases[-1].adaptation, AttentiveLora) == (reason == "little_noise")
+    return reason
+
+
+@pytest.mark.parametrize(
+    ("units", "epsilon", "reason"),
+    [
+        (6_920, 8.0, "little_noise"),
+        (6_920, 7.2, "few_units"),  # fewer than 50,000 units · ε
+        (14_000, 8.0, "little_noise"),
+        (14_100, 8.0, "few_units"),  # longer than an hour
+        (14_000, None, "few_units"),
+        (900, 100.0, "few_units"),
+    ],
+)
+def test_auto_adapts_the_blocks_too_where_little_noise_falls_on_them(
+    units: int, epsilon: float | None, reason: str
+) -> None:
+    assert _reason(units, epsilon) == reason
+    assert _reason(units, epsilon, "text_regression") == "few_units"
+    assert _reason(units, epsilon, pairs=True) == "few_units"
+    assert _reason(units, epsilon, attentive=False) == "few_units"
+    assert _reason(units, epsilon, num_layers=24, layer_parameters=12_000_000) == "few_units"
+
+
+def test_the_measured_lora_behind_an_attentive_head() -> None:
+    recipe, reason = _recipe(AttentiveLora(rank=4), epsilon=8.0, num_layers=6, learning_rate_multiplier=2.0)
+    warm, main = recipe.phases
+    assert (warm.adaptation, main.adaptation, reason) == (AttentiveHead(4), AttentiveLora(4, rank=4), "requested")
+    assert (warm.sample_rate, warm.num_steps, warm.noise_ratio) == (1 / 4, 100, 1.6)
+    assert (warm.learning_rate, warm.head_learning_rate) == (0.02, 0.2)
+    assert (main.sample_rate, main.num_steps, main.num_warmup_steps, main.averaging) == (1 / 2, 60, 10, 0.9)
+    assert (main.learning_rate, main.head_learning_rate, main.noise_ratio) == (6e-3, 1e-2, 1.0)
+    assert [part.name for part in recipe.parts(1.0)] == ["centring", "head", "main"]
+
+
 @pytest.mark.parametrize(("pairs", "num_layers"), [(False, 4), (True, 3)])
 def test_the_measured_attentive_head_for_numbers(pairs: bool, num_layers: int) -> None:
     recipe, _ = recipe_for("text_regression", None, 5749, 3.0, attentive=True, pairs=pairs, num_layers=6)
@@ -92,7 +131,9 @@ def test_the_measured_attentive_head_for_numbers(pairs: bool, num_layers: int) -
     assert AttentiveHead(5).of(6, pairs=True) == AttentiveHead(5)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in ADAPTATIONS if kind not in ("head", "attentive_head")])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in ADAPTATIONS if kind not in ("head", "attentive_head", "attentive_lora")]
+)
 def test_beyond_the_head_a_warm_head_comes_first(kind: str) -> None:
     recipe, reason = _recipe(ADAPTATIONS[kind]())
     warm, main = recipe.phases

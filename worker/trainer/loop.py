@@ -56,6 +56,8 @@ def train(
     last_checkpoint, kept = time.monotonic(), dict(state.executed)
     for prepared, engine in list(zip(phases, engines, strict=True))[resumed:]:
         part, name = prepared.part, prepared.phase.name
+        if not any(later.on_features for later in phases[phases.index(prepared) :]):
+            features = None  # gigabytes, of tokens
         require_gradients(job, prepared)
         optimizer = _optimizer(job, prepared)
         rates = [group["lr"] for group in optimizer.param_groups]

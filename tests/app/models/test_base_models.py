@@ -98,6 +98,10 @@ def test_a_recommendation_is_an_order_with_reasons(client: TestClient) -> None:
     numbers = client.get("/v1/base_models?task=text_regression&num_units=5000&epsilon=3&device=cpu").json()["data"]
     assert numbers[0]["recommendation"]["adaptation"] == "attentive_head"
     assert {entry["reason"] for _, entry in found} <= set(REASONS)
+    url = "/v1/base_models?task=text_classification&num_units=7000&epsilon=8&device=cpu"
+    deeper = client.get(url).json()["data"][0]["recommendation"]
+    assert (deeper["adaptation"], deeper["reason"], deeper["rank"]) == ("attentive_lora", "sentence_encoder", 1)
+    assert 600 < deeper["seconds"] < 7200
     second = client.get(f"/v1/base_models?task=text_classification&limit=1&after={found[0][0]}").json()
     assert [base["id"] for base in second["data"]] == [found[1][0]]
     for query, code in (("task=nothing", "task_not_supported"), ("num_units=10", "invalid_request")):
@@ -135,6 +139,8 @@ def test_memory_follows_the_parameters() -> None:
     assert trained_parameters(MINILM, ADAPTATIONS["full"]()) == MINILM.parameters
     assert trained_parameters(MINILM, ADAPTATIONS["last_layers"](num_layers=2)) == 2 * MINILM.layer_parameters
     assert trained_parameters(MINILM, ADAPTATIONS["lora"](rank=8)) == 6 * 2 * 2 * 8 * 384
+    assert trained_parameters(MINILM, ADAPTATIONS["attentive_lora"](rank=8)) == 4 * 8 * 9 * 384 + 384
+    assert need["head"] < need["attentive_lora"] < need["lora"] < need["full"]  # four blocks of six
     assert training_bytes(MINILM, ADAPTATIONS["full"](), 8192) > need["full"]
 
 

@@ -12,9 +12,14 @@ from worker.trainer.families.interface import AttentiveFamily, Family
 
 
 def _parameters(model: PreTrainedModel, family: Family, adaptation: AttentiveHead) -> list[str]:
+    return [scores(model, family)]
+
+
+def scores(model: PreTrainedModel, family: Family) -> str:
+    """Name of the parameter that weighs the tokens, which is added where it is not there yet."""
     if not isinstance(family, AttentiveFamily):
         raise TrainerFailure("base_model_invalid", "this family has no attention that pools")
-    return [family.attend(model)]
+    return family.attend(model)
 
 
 def _merge(model: PreTrainedModel) -> None:

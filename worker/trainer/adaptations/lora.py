@@ -12,7 +12,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from app.catalog.adaptations import Lora
+from app.catalog.adaptations import AttentiveLora, Lora
 from worker.trainer.adaptations.adapter import Adapter
 from worker.trainer.failure import TrainerFailure
 from worker.trainer.families.interface import Family
@@ -29,6 +29,11 @@ def _parameters(model: PreTrainedModel, family: Family, adaptation: Lora) -> lis
     ]
     if not matrices:
         raise TrainerFailure("base_model_invalid", f"the base has no matrices {targets}")
+    return inject(model, matrices, adaptation)
+
+
+def inject(model: PreTrainedModel, matrices: list[str], adaptation: Lora | AttentiveLora) -> list[str]:
+    """Adds the updates to the matrices of these modules; the names of the factors."""
     # peft takes fractions too, whatever its annotation says.
     alpha: Any = adaptation.alpha
     # GPT-2 keeps its matrices the other way round.
@@ -40,7 +45,8 @@ def _parameters(model: PreTrainedModel, family: Family, adaptation: Lora) -> lis
     return [name for name, _ in model.named_parameters() if ".lora_A." in name or ".lora_B." in name]
 
 
-def _merge(model: PreTrainedModel) -> None:
+def merge(model: PreTrainedModel) -> None:
+    """Adds the updates to the matrices, and takes the factors away."""
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLayer):
             module.merge()
@@ -50,4 +56,4 @@ def _merge(model: PreTrainedModel) -> None:
         del model.peft_config
 
 
-LORA = Adapter(_parameters, _merge)
+LORA = Adapter(_parameters, merge)

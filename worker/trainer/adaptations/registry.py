@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from worker.trainer.adaptations.adapter import Adapter
 from worker.trainer.adaptations.attentive_head import ATTENTIVE_HEAD
+from worker.trainer.adaptations.attentive_lora import ATTENTIVE_LORA
 from worker.trainer.adaptations.bitfit import BITFIT
 from worker.trainer.adaptations.freeze import FREEZE
 from worker.trainer.adaptations.full import FULL
@@ -18,5 +19,6 @@ ADAPTERS: dict[str, Adapter] = {
     "head": HEAD,
     "attentive_head": ATTENTIVE_HEAD,
     "lora": LORA,
+    "attentive_lora": ATTENTIVE_LORA,
     "bitfit": BITFIT,
 }
