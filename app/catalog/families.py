@@ -50,7 +50,7 @@ class Family:
     body: beginnings of the names of the body's weights in its files, behind the name of the body itself, if that is
       there. pretrained_head: the same of the head that predicts tokens. fixed: ends of names of what never trains.
     sentencepiece: the files that its tokenizer is made from where there is no tokenizer.json, as hubs have them.
-    language_tokens: whether both texts begin with a token of their language, so that it can only translate.
+    language_tokens: whether both texts have a token of their language, so that it can only translate.
     batch_norm: whether it has BatchNorm, or had it before a job of this service replaced it.
     auto_map: of an architecture that transformers lacks, the classes that a bundle of ours brings in a file of its own,
       as its config.json names them.
@@ -173,7 +173,7 @@ _BART_KEYS = frozenset(
 _MARIAN_KEYS = _BART_KEYS | {"decoder_vocab_size", "share_encoder_decoder_embeddings", "static_position_embeddings"}
 
 
-#: Of XLM-R, mBART-50 and M2M-100; NLLB-200 comes with tokenizer.json.
+#: Of XLM-R, mBART and M2M-100; NLLB-200 comes with tokenizer.json.
 _ONE_FILE = ("sentencepiece.bpe.model",)
 
 

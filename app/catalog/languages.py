@@ -3,7 +3,8 @@
 T5 was trained on `translate English to German: ` and the like (Raffel et al. 2020, appendix D); mT5 on no such words,
 so that any will do, and those are T5's. A Marian model for several languages reads `>>deu<< ` (Tiedemann & Thottingal
 2020), and knows which. BART has no words for a language. mBART-50, M2M-100 and NLLB-200 begin both texts with a token
-of their language, which their tokenizers put there; each has codes of its own (`en_XX`, `en`, `eng_Latn`).
+of their language, mBART-25 ends them with it; their tokenizers put it there, and each has codes of its own (`en_XX`,
+`en`, `eng_Latn`).
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ MBART_50: tuple[str, ...] = (
     "mn_MN", "mr_IN", "pl_PL", "ps_AF", "pt_XX", "sv_SE", "sw_KE", "ta_IN", "te_IN", "th_TH", "tl_XX", "uk_UA",
     "ur_PK", "xh_ZA", "gl_ES", "sl_SI",
 )  # fmt: skip
+
+#: And mBART-25's (Liu et al. 2020).
+MBART_25: tuple[str, ...] = MBART_50[:25]
 
 #: The same of M2M-100's (Fan et al. 2021), and of those for WMT 2021 that use its tokenizer.
 M2M_100: tuple[str, ...] = (

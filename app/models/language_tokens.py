@@ -1,4 +1,4 @@
-"""Translators for many languages, whose texts begin with a token of their language: mBART-50, M2M-100 and NLLB-200.
+"""Translators for many languages, whose texts have a token of their language: mBART, M2M-100 and NLLB-200.
 
 What their tokenizers are made from is looked at as `tokenizer_files` does it, and which languages they know. (Liu et
 al. 2020; Tang et al. 2020; Fan et al. 2021; NLLB Team 2022.)
@@ -11,14 +11,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.catalog.families import Family
-from app.catalog.languages import M2M_100, MBART_50, WMT_21
+from app.catalog.languages import M2M_100, MBART_25, MBART_50, WMT_21
 from app.models import sentencepiece_file
 from app.models.folder_reader import TOKENIZER, VOCABULARY, Reader, Refused
 from app.models.sentencepiece_file import InvalidPieces, Pieces
 from app.models.tokenizer_files import MAX_LANGUAGES, MAX_PARSED_BYTES, fairseq_ids, json_of, vocabulary
 
-#: Of each family, tokenizers that say both languages in front. (mBART-25's and others say them elsewhere.)
-_CLASSES = {"mbart": ("MBart50Tokenizer",), "m2m_100": ("M2M100Tokenizer", "NllbTokenizer")}
+#: Of each family, tokenizers that say both languages: mBART-25's behind the text, the others in front of it.
+_CLASSES = {"mbart": ("MBart50Tokenizer", "MBartTokenizer"), "m2m_100": ("M2M100Tokenizer", "NllbTokenizer")}
+_MBART = {"MBart50Tokenizer": MBART_50, "MBartTokenizer": MBART_25}
 _DEFAULT = {"mbart": "MBartTokenizer", "m2m_100": "M2M100Tokenizer"}
 
 #: As the tokenizers library writes what was added to a vocabulary.
@@ -47,16 +48,16 @@ def read(
     elif TOKENIZER in small:
         known = _added(small[TOKENIZER], size)
         languages = tuple(code for code in known if kind == "NllbTokenizer" and _NLLB_CODE.fullmatch(code))
-        languages += tuple(code for code in MBART_50 if kind == "MBart50Tokenizer" and code in known)
+        languages += tuple(code for code in _MBART.get(kind, ()) if code in known)
     elif kind == "NllbTokenizer":
         raise Refused("no_tokenizer", f"there is no {TOKENIZER}")
     else:
         name, content, pieces = _pieces(reader, family)
         found[name] = content
-        ids, languages = fairseq_ids(name, pieces, (*MBART_50, "<mask>")), MBART_50
+        ids, languages = fairseq_ids(name, pieces, (*_MBART[kind], "<mask>")), _MBART[kind]
     if not languages:
         raise Refused("invalid_tokenizer", f"{TOKENIZER} has no token for a language")
-    always = (*MBART_50, "<mask>") if kind == "MBart50Tokenizer" else ()
+    always = (*_MBART[kind], "<mask>") if kind in _MBART else ()
     return found, tuple(sorted(languages)[:MAX_LANGUAGES]), ids, always
 
 

@@ -12,7 +12,7 @@ import sentencepiece
 import torch
 import transformers as hf
 
-from app.catalog.languages import M2M_100, MBART_50
+from app.catalog.languages import M2M_100, MBART_25, MBART_50
 from tests.trainer.seq2seq import translations
 
 _SIZES = {
@@ -94,16 +94,16 @@ def make_mt5(folder: Path) -> Path:
     return folder
 
 
-def make_mbart(folder: Path) -> Path:
+def make_mbart(folder: Path, *, tokenizer: str = "MBart50Tokenizer", languages: tuple[str, ...] = MBART_50) -> Path:
     """The layout of facebook/mbart-large-50-many-to-many-mmt: a SentencePiece file and no tokenizer.json."""
     folder.mkdir(parents=True)
     model = _both_sides(vocab_size=60)
     (folder / "sentencepiece.bpe.model").write_bytes(model)
-    _tell(folder, "MBart50Tokenizer", list(MBART_50), language_codes="ML50", src_lang="en_XX", tgt_lang=None)
-    size = sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size() + 1 + len(MBART_50) + 1
+    _tell(folder, tokenizer, list(languages), language_codes="ML50", src_lang="en_XX", tgt_lang=None)
+    size = sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size() + 1 + len(languages) + 1
     torch.manual_seed(7)
     config = hf.MBartConfig(
-        **_SIZES, vocab_size=size, decoder_start_token_id=2, scale_embedding=True, tokenizer_class="MBart50Tokenizer"
+        **_SIZES, vocab_size=size, decoder_start_token_id=2, scale_embedding=True, tokenizer_class=tokenizer
     )
     made = hf.MBartForConditionalGeneration(config)
     made.final_logits_bias.uniform_(-0.1, 0.1)
@@ -111,6 +111,13 @@ def make_mbart(folder: Path) -> Path:
     _rewrite(folder / "config.json", {"add_final_layer_norm": True, "normalize_before": True, "output_past": True})
     _rewrite(folder / "generation_config.json", {"max_length": 200, "num_beams": 5, "early_stopping": True})
     return folder
+
+
+def make_mbart_25(folder: Path) -> Path:
+    """The layout of facebook/mbart-large-cc25, without tokenizer.json."""
+    made = make_mbart(folder, tokenizer="MBartTokenizer", languages=MBART_25)
+    _rewrite(folder / "config.json", {"decoder_start_token_id": None})
+    return made
 
 
 def make_m2m(folder: Path) -> Path:

@@ -20,7 +20,7 @@ import pytest
 from app.catalog.adaptations import Freeze
 from tests.running import until
 from tests.trainer.encoders import MASKED, make_encoder_base
-from tests.trainer.jobs import KEY, make_job, rows
+from tests.trainer.jobs import DEVICE, KEY, make_job, rows
 from worker.allowance import AT_HAND
 from worker.trainer import loop
 from worker.trainer.control import Control
@@ -111,7 +111,7 @@ def test_a_job_tells_its_story(folder: Path, base: Path) -> None:
     assert kinds[-1] == "finished"
     (started,), (cut,) = supervisor.of_type("started"), supervisor.of_type("truncation")
     assert (cut.dataset, cut.rows, cut.cut) == ("training", 60, {"text": {"rows": 0, "tokens": 0}})
-    assert (started.device, started.threads, started.trainable_parameters) == ("cpu", 1, 16 * 2 + 2)
+    assert (started.device, started.threads, started.trainable_parameters) == (DEVICE, 1, 16 * 2 + 2)
     assert [message.step for message in supervisor.of_type("checkpoint")] == [2, 3]
     last = supervisor.of_type("progress")[-1]
     assert (last.step, last.num_steps) == (4, 4)

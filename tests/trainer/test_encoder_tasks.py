@@ -170,8 +170,11 @@ def test_a_persons_gradient_on_kept_vectors_is_the_whole_models_clipped_once(
     for rows_of_unit in training.rows_of_unit:
         losses = []
         for row in rows_of_unit:
-            ids = torch.from_numpy(training.examples.sequences["input_ids"][row])[None]
-            tags = torch.from_numpy(training.examples.sequences["labels"][row])
+            ids, tags = (
+                torch.from_numpy(training.examples.sequences[name][row]).to(job.device.torch_device)
+                for name in ("input_ids", "labels")
+            )
+            ids = ids[None]
             logits = job.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
             losses.append(torch.nn.functional.cross_entropy(logits[tags != IGNORED], tags[tags != IGNORED]))
         found = torch.autograd.grad(torch.stack(losses).mean(), list(prepared.parameters.values()))

@@ -174,11 +174,12 @@ def test_a_unit_is_bounded_whatever_the_task_makes_of_its_rows(
     """S: the plan's sensitivity holds for a task that breaks its word, and for a row that is not finite."""
     made = make_job(tmp_path / "job", base, validation=rows(40))
     job = load_job(made.folder, KEY, Control(None), made.spec, set_up_device(made.spec.runtime))
+    adapt(job)  # which also moves the model to the device
     data = load_data(made.folder, made.spec, job.task, job.randomness).evaluation
     assert data is not None
 
     def broken(outputs: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        return torch.where(batch["labels"][:, None] == 0, torch.tensor([1e6, 0.0, 0.0, 0.0]), torch.nan).double()
+        return torch.where(batch["labels"].cpu()[:, None] == 0, torch.tensor([1e6, 0.0, 0.0, 0.0]), torch.nan).double()
 
     monkeypatch.setattr(job.task, "statistics", broken)
     held = int((data.examples.tensors["labels"] == 0).sum())

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from app.catalog.recipes import MAIN_PHASE, Phase
 from app.models.model_folder import inspect
-from tests.trainer.hub_folders import make_m2m, make_mbart, make_nllb
+from tests.trainer.hub_folders import make_m2m, make_mbart, make_mbart_25, make_nllb
 from tests.trainer.jobs import ADAPTATIONS, KEY, make_job
 from tests.trainer.seq2seq import translations
 from tests.trainer.test_hub_folders import laid_out
@@ -28,9 +28,10 @@ from worker.trainer.spec import TaskSpec
 from worker.trainer.tasks.interface import IGNORED
 from worker.trainer.tasks.text_to_text import Translation
 
-MAKERS = {"mbart": make_mbart, "m2m_100": make_m2m, "nllb": make_nllb}
+MAKERS = {"mbart": make_mbart, "mbart-25": make_mbart_25, "m2m_100": make_m2m, "nllb": make_nllb}
 CODES = {
     "mbart": ("en_XX", "fr_XX", "de_DE"),
+    "mbart-25": ("en_XX", "fr_XX", "de_DE"),
     "m2m_100": ("en", "fr", "de"),
     "nllb": ("eng_Latn", "fra_Latn", "deu_Latn"),
 }
@@ -51,7 +52,12 @@ print(json.dumps([asked["input_ids"].tolist(), written.tolist(), texts, tokenize
 
 
 def family_of(kind: str) -> str:
-    return "m2m_100" if kind == "nllb" else kind
+    return "m2m_100" if kind == "nllb" else kind.removesuffix("-25")
+
+
+def setting_of(kind: str) -> str:
+    """Of generating, which holds the token of the language to write."""
+    return "decoder_start_token_id" if kind == "mbart-25" else "forced_bos_token_id"
 
 
 def spec(kind: str, **options: Any) -> TaskSpec:
@@ -71,11 +77,11 @@ def load_elsewhere(bundle: Path, *texts: str) -> Any:
     return json.loads(subprocess.run(command, capture_output=True, check=True, cwd=bundle, text=True).stdout)
 
 
-@pytest.mark.parametrize("kind", ["mbart", "m2m_100"])
+@pytest.mark.parametrize("kind", ["mbart", "mbart-25", "m2m_100"])
 def test_a_private_job_gives_a_bundle_that_writes_the_language_it_was_trained_for(
     tmp_path: Path, bases: dict[str, Path], kind: str
 ) -> None:
-    adaptation = {"mbart": "full", "m2m_100": "lora"}[kind]
+    adaptation = "lora" if kind == "m2m_100" else "full"
     phases = (Phase(MAIN_PHASE, ADAPTATIONS[adaptation], 0.5, 3, 1e-2, 1e-2),)
     family = family_of(kind)
     job = make_job(tmp_path / "job", bases[kind], family=family, task=spec(kind), phases=phases, data=translations(60))
@@ -95,18 +101,19 @@ def test_a_private_job_gives_a_bundle_that_writes_the_language_it_was_trained_fo
     task = Translation(spec(kind), bases[kind], 32)
     examples = task.encode({"source": ["the cat sleeps"], "target": ["le chat dort"]})
     assert asked[0] == examples.sequences["input_ids"][0].tolist()
-    first = int(examples.sequences["labels"][0][0])
+    first = int(examples.sequences["labels"][0][-1 if kind == "mbart-25" else 0])
     for made in (bundle, job.folder / "taken/2/results/model"):
-        assert json.loads((made / "generation_config.json").read_text())["forced_bos_token_id"] == first
-    assert [row[:2] for row in written] == [[2, first]] * 2  # </s>, then the language's token
-    assert tokens[1] == {"mbart": "fr_XX", "m2m_100": "__fr__"}[kind]
+        assert json.loads((made / "generation_config.json").read_text())[setting_of(kind)] == first
+    begins = [first] if kind == "mbart-25" else [2, first]  # </s>, then the language's token
+    assert [row[: len(begins)] for row in written] == [begins] * 2
+    assert tokens[len(begins) - 1] == {"m2m_100": "__fr__"}.get(kind, "fr_XX")
     assert " ".join(CODES[kind][:2]).replace(" ", " into ") in (bundle / "README.md").read_text()
     again = inspect(bundle, bundle.parent, "again").base  # and it can be trained further
     assert (again.family, set(CODES[kind]) <= {*again.languages}) == (family, True)
     # What its exports are compared on is read, and begun, alike.
     inputs = Reference.load(bundle).inputs
-    assert {*inputs["decoder_input_ids"][:, 0].tolist()} == {2}
-    assert {*inputs["decoder_input_ids"][:, 1].tolist()} == {first}
+    for place, token in enumerate(begins):
+        assert {*inputs["decoder_input_ids"][:, place].tolist()} == {token}
 
 
 @pytest.mark.parametrize("kind", MAKERS)
@@ -123,7 +130,8 @@ def test_a_records_loss_is_transformers_own(bases: dict[str, Path], kind: str) -
     for row in range(5):
         ids, labels = (torch.from_numpy(examples.sequences[name][row])[None] for name in ("input_ids", "labels"))
         torch.testing.assert_close(losses[row], model(input_ids=ids, labels=labels).loss)
-    ends = {tuple(examples.sequences[name][row][[0, -1]].tolist()) for name in ("input_ids",) for row in range(5)}
+    places = [-1, -2] if kind == "mbart-25" else [0, -1]
+    ends = {tuple(examples.sequences["input_ids"][row][places].tolist()) for row in range(5)}
     mark = {"m2m_100": "__{}__"}.get(kind, "{}").format(source)
     assert ends == {(task.processor.convert_tokens_to_ids(mark), 2)}
 
@@ -135,7 +143,7 @@ def test_rows_with_languages_of_their_own_say_them_and_are_answered_in_them(base
     model = family_for(family_of(kind), "translation").load(bases[kind], told)
     task = Translation(told, bases[kind], 32)
     task.prepare(model)
-    assert model.generation_config.forced_bos_token_id is None
+    assert getattr(model.generation_config, setting_of(kind)) is None
     columns = {"source": ["the cat", "the dog", "the cat"], "target": ["le chat"] * 3, "source_lang": [source] * 3}
     examples = task.encode({**columns, "target_lang": [first, second, first]})
     for row, target in enumerate((first, second, first)):
@@ -146,7 +154,7 @@ def test_rows_with_languages_of_their_own_say_them_and_are_answered_in_them(base
         alone.prepare(model)
         assert task._write(model, examples, [row]) == alone._write(model, one, [0])
     assert len(task._write(model, examples, [2, 1, 0])) == 3
-    assert any("forced_bos_token_id" in note for note in task.notes())
+    assert any(setting_of(kind) in note for note in task.notes())
     with pytest.raises(TrainerFailure) as caught:
         task.encode({**columns, "target_lang": [first, "klingon", first]})
     assert caught.value.code == "data_mismatch"

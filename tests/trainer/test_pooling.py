@@ -107,7 +107,7 @@ def test_the_centre_is_the_released_mean_of_unit_vectors(
     monkeypatch.setattr("worker.trainer.run.train", noting)
     job = make_job(tmp_path / "job", base)
     run(job.folder, KEY, Control(None))
-    total, noised = seen
+    total, noised = (each.cpu() for each in seen)
     assert float(total.norm()) <= NUM_ROWS - NUM_HELD_OUT
     assert states[0].tensors["centre"].tolist() == (noised / (NUM_ROWS - NUM_HELD_OUT)).float().tolist()
     # Independently: the mean over the split's training rows only, from the base in float64.

@@ -114,7 +114,7 @@ def test_the_exported_head_is_the_average_of_the_steps_weights(
     class Noting(loop.PrivateStep):
         def run(self, step: int, micro_batches: Any) -> Any:
             released = super().run(step, micro_batches)
-            seen.append(self._parameters["weight"].detach().clone())
+            seen.append(self._parameters["weight"].detach().cpu().clone())
             return released
 
     monkeypatch.setattr(loop, "PrivateStep", Noting)

@@ -192,10 +192,11 @@ def gradients_by_hand(sums: Sums, made: MadeJob) -> list[dict[str, Tensor]]:
     kept = {patient for patients in owners(sums.training) for patient in patients}
     names, parameters = list(sums.prepared.parameters), list(sums.prepared.parameters.values())
     by_patient: dict[str, list[tuple[Tensor, ...]]] = {}
+    device = sums.job.device.torch_device
     for text, label, patient in zip(content["review"], content["mood"], content["patient"], strict=True):
         if int(patient[1:]) in kept:
-            logits = sums.job.model(**tokenizer(text, return_tensors="pt")).logits
-            loss = F.cross_entropy(logits, torch.tensor([LABELS.index(label)]))
+            logits = sums.job.model(**tokenizer(text, return_tensors="pt").to(device)).logits
+            loss = F.cross_entropy(logits, torch.tensor([LABELS.index(label)], device=device))
             by_patient.setdefault(patient, []).append(torch.autograd.grad(loss, parameters))
     return [
         {name: torch.stack([row[index] for row in rows]).mean(0) for index, name in enumerate(names)}

@@ -94,6 +94,9 @@ def test_they_are_offered_with_their_files_and_languages(tmp_path: Path) -> None
         assert not {"sp_model_kwargs", "vocab_file"} & json.loads(found.small["tokenizer_config.json"]).keys()
     saved = mbart(tmp_path / "saved", tokenizer__json=added(**ALL), sentencepiece__bpe__model=None)
     assert inspect(saved, tmp_path, "saved").base.languages == tuple(sorted(MBART_50))
+    for name, said in (("mbart-large-cc25", {}), ("mbart-large-en-ro", {"tokenizer_class": "MBartTokenizer"})):
+        older = mbart(tmp_path / name, size=len(texts()) + 27, tokenizer_config__json=said)
+        assert inspect(older, tmp_path, name).base.languages == tuple(sorted(MBART_50[:25]))
     wmt = m2m(tmp_path / "wmt", size=14, tokenizer_config__json={"language_codes": "wmt21"})
     assert len(inspect(wmt, tmp_path, "wmt").base.languages) == 8
 
@@ -111,8 +114,7 @@ def settings(settings: Settings, tmp_path: Path) -> Settings:
 
 
 REFUSED: dict[str, tuple[str, Callable[..., Path], dict[str, Any]]] = {
-    "mBART-25": ("invalid_tokenizer", mbart, {"tokenizer_config__json": {"tokenizer_class": "MBartTokenizer"}}),
-    "a tokenizer that nobody named": ("invalid_tokenizer", mbart, {"tokenizer_config__json": {}}),
+    "BART's tokenizer": ("invalid_tokenizer", mbart, {"tokenizer_config__json": {"tokenizer_class": "BartTokenizer"}}),
     "another's tokenizer": ("invalid_tokenizer", m2m, {"tokenizer_config__json": {"tokenizer_class": "BertTokenizer"}}),
     "no file of mBART's": ("no_tokenizer", mbart, {"sentencepiece__bpe__model": None}),
     "mBART's of merges": ("invalid_tokenizer", mbart, {"sentencepiece__bpe__model": pieces(model_type="bpe")}),

@@ -1,7 +1,8 @@
-"""Telling a tokenizer, and what generates, the languages of translators whose texts begin with a token of theirs.
+"""Telling a tokenizer, and what generates, the languages of translators whose texts have a token of theirs.
 
 mBART-50's, M2M-100's and NLLB-200's tokenizers put the source's token before it and the target's before the labels;
 the decoder starts with `</s>`, as the model's configuration says, and the first token that it writes is forced.
+mBART-25's puts them behind, and the decoder starts with the target's: labels moved by one begin with their end.
 """
 
 from __future__ import annotations
@@ -14,6 +15,11 @@ from worker.trainer.failure import TrainerFailure
 def are_read(tokenizer: Any) -> bool:
     """Whether it is such a tokenizer."""
     return hasattr(tokenizer, "src_lang")
+
+
+def told_to_write(tokenizer: Any) -> str:
+    """The setting of generating that holds the token of the language to write."""
+    return "decoder_start_token_id" if type(tokenizer).__name__ == "MBartTokenizer" else "forced_bos_token_id"
 
 
 def tell(tokenizer: Any, source: str, target: str) -> None:

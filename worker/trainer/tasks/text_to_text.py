@@ -57,9 +57,12 @@ class TextToText(TextTask):
         super().prepare(model)
         if language_tokens.are_read(self.processor):
             generating: Any = model.generation_config
-            generating.forced_bos_token_id = (
-                None if self.pair is None else language_tokens.token_id(self.processor, self.pair[1])
-            )
+            token = None if self.pair is None else language_tokens.token_id(self.processor, self.pair[1])
+            generating.forced_bos_token_id = None
+            setting = language_tokens.told_to_write(self.processor)
+            setattr(generating, setting, token)
+            if setting == "decoder_start_token_id":  # which older code looks for there
+                model.config.decoder_start_token_id = token
 
     def encode(self, columns: Mapping[str, Sequence[Any]]) -> Examples:
         """Roles `source`, `target`, and both languages where rows have their own.
@@ -141,7 +144,7 @@ class TextToText(TextTask):
         if language_tokens.are_read(self.processor):
             return [
                 "It was trained on several languages: set the tokenizer's src_lang, and give generate() the token of "
-                "the language to write as forced_bos_token_id."
+                f"the language to write as {language_tokens.told_to_write(self.processor)}."
             ]
         says = self.prefix or (self.languages_of and languages.prefix(self.languages_of, "en", "fr"))
         such = "such words as " if self.languages_of else ""
@@ -174,13 +177,16 @@ class TextToText(TextTask):
         """Greedily, a few rows at a time; of rows with languages of their own those of one target's together."""
         longest = min(self.max_target_length, generated_text.MAX_TOKENS)
         written_size = int(getattr(model.config, "decoder_vocab_size", model.config.vocab_size))
-        forced: dict[int | None, list[int]] = {}
+        languages_of: dict[int | None, list[int]] = {}
         several = self.pair is None and language_tokens.are_read(self.processor)
+        setting = language_tokens.told_to_write(self.processor)
+        place = -1 if setting == "decoder_start_token_id" else 0
         for row in rows:
-            forced.setdefault(int(examples.sequences["labels"][row][0]) if several else None, []).append(int(row))
+            token = int(examples.sequences["labels"][row][place]) if several else None
+            languages_of.setdefault(token, []).append(int(row))
         written: dict[int, str] = {}
-        for first, alike in forced.items():
-            how = _greedy(model, longest, first)
+        for token, alike in languages_of.items():
+            how = _greedy(model, longest, {} if token is None else {setting: token})
             how.suppress_tokens = without_token(self.processor, written_size) or None
             for start in range(0, len(alike), generated_text.ROWS_AT_ONCE):
                 chosen = alike[start : start + generated_text.ROWS_AT_ONCE]
@@ -225,14 +231,12 @@ def _decoder_inputs(model: Any, labels: Tensor) -> Tensor:
     return before.masked_fill(before == IGNORED, int(model.config.pad_token_id))
 
 
-def _greedy(model: PreTrainedModel, longest: int, forced: int | None) -> GenerationConfig:
-    """The model's own special tokens, and none of its search. forced: the first token, if it is another."""
+def _greedy(model: PreTrainedModel, longest: int, other: Mapping[str, int]) -> GenerationConfig:
+    """The model's own special tokens, but for others, and none of its search."""
     own = model.generation_config
     assert own is not None
     configuration: Any = GenerationConfig
     names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id")
-    tokens = {name: getattr(own, name, None) for name in names}
-    if forced is not None:
-        tokens["forced_bos_token_id"] = forced
+    tokens = {name: getattr(own, name, None) for name in names} | dict(other)
     made: GenerationConfig = configuration(**tokens, max_new_tokens=longest, do_sample=False, num_beams=1)
     return made
