@@ -46,11 +46,18 @@ class JobFolder:
         return cls(path, lock)
 
     def remove(self) -> None:
-        """Removes the folder and all in it."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        if self.path.exists():
+        """Removes the folder and all in it, and what was kept back beside it."""
+        kept_back = kept_back_from(self.path)
+        for path in (kept_back, self.path):
+            shutil.rmtree(path, ignore_errors=True)
+        if self.path.exists() or kept_back.exists():
             log.error("job_folder_not_removed", folder=self.path.name)
         self._lock.close()
+
+
+def kept_back_from(folder: Path) -> Path:
+    """Beside a job's folder: what its process is not given yet."""
+    return folder.with_name(f"kept-{folder.name}")
 
 
 def folders_root(settings: Settings) -> Path:

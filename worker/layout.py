@@ -42,16 +42,19 @@ class NotBegun(Unworkable):
 
 
 def lay_out(workplace: Workplace, claimed: Claimed, folder: Path, runtime: RuntimeOptions) -> TrainerSpec:
-    """Fills the folder, and clears the store of what earlier attempts left; returns the spec in it.
+    """Fills the folder, and clears the store of what earlier attempts left; returns the spec in it. The rows wait
+    beside it for `give_rows`.
 
     Raises NotBegun (data_mismatch, resume_mismatch, base_model_invalid), Unworkable (resume_mismatch) where steps that
     the database has forgotten were told, and what database and store raise.
     """
     storage, resolved = workplace.storage, claimed.resolved
     training, validation = _files(workplace.database, claimed)
-    _fetch_rows(storage, training.rows_key, resolved["training_digest"], folder / TRAINING_FILE)
+    kept_back = job_folder.kept_back_from(folder)
+    kept_back.mkdir(mode=0o700)
+    _fetch_rows(storage, training.rows_key, resolved["training_digest"], kept_back / TRAINING_FILE)
     if validation is not None:
-        _fetch_rows(storage, validation.rows_key, resolved["validation_digest"], folder / VALIDATION_FILE)
+        _fetch_rows(storage, validation.rows_key, resolved["validation_digest"], kept_back / VALIDATION_FILE)
     # A published checkpoint is in the ledger, which the store has the head of; points of the loss curve are not.
     if _tells_losses(claimed.plan) and leftovers.forgotten(storage, claimed):
         raise Unworkable("resume_mismatch")
@@ -78,6 +81,12 @@ def lay_out(workplace: Workplace, claimed: Claimed, folder: Path, runtime: Runti
     )
     spec.write(folder)
     return spec
+
+
+def give_rows(folder: Path) -> None:
+    """Puts the rows into the folder. Raises OSError."""
+    data = Path(TRAINING_FILE).parent
+    (job_folder.kept_back_from(folder) / data).rename(folder / data)
 
 
 def _tells_losses(plan: PrivacyPlan) -> bool:

@@ -190,8 +190,8 @@ def check(message: Message, plan: PrivacyPlan) -> None:
             sound = _planned(plan, step, executed)
         case Finished(executed):
             sound = _planned(plan, None, executed)
-        case Failed(code, rows_read):
-            sound = isinstance(code, str) and isinstance(rows_read, bool)
+        case Failed(code):
+            sound = isinstance(code, str)
         case Notice(code, data):
             sound = isinstance(code, str) and isinstance(data, Mapping)
         case _:

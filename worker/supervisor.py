@@ -1,7 +1,8 @@
 """One job from claim to settlement: lays out the job folder, follows the trainer, keeps the lease, settles.
 
-The trainer's word is never taken for more than it is: executed steps are checked against the plan by the service, rows
-against their digest, messages against the release gate. Whatever happens here, the database's guarded writes decide.
+The trainer's word is never taken for more than it is: executed steps are checked against the plan and against what it
+was allowed, rows against their digest, messages against the release gate. That it has read no row is known from its
+having been given none. Whatever happens here, the database's guarded writes decide.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ from worker.trainer.messages import (
     Message,
     Notice,
     Progress,
+    Ready,
+    Rows,
     Started,
-    Stop,
     Stopped,
     Truncation,
 )
@@ -106,7 +108,8 @@ class Attempt:
         self._allowance = Allowance(claimed)
         self._reached: int | None = None  # the step to which the trainer has come, once it began to make steps
         self._until: Until | None = None  # what it is to be allowed, until that is written down
-        self._started = self._rows_read = False
+        self._allowed = (claimed.checkpoint or {}).get("step", 0)  # the step to which it may have come, as written down
+        self._started = self._rows_given = False
         self._runtime = RuntimeOptions(
             device=self._settings.device,
             precision=self._settings.precision,
@@ -199,7 +202,24 @@ class Attempt:
                 reporter.check(message, self._claimed.plan)
             except reporter.NotOfThePlan as error:
                 raise BadMessage("not a message of this plan") from error
+            if not (self._rows_given or isinstance(message, Ready | Notice | Failed | Stopped)):
+                raise BadMessage("not a message of one that has no rows")
+            self._require_allowed(message)
             yield message
+
+    def _require_allowed(self, message: Message) -> None:
+        """Raises Unworkable where steps were made that the database does not know of: then the job is charged in full,
+        for no later checkpoint would be known to pass them all."""
+        match message:
+            case Progress(step=step) | Checkpoint(step=step) | Stopped(step=step):
+                ahead = step > self._allowed
+            case Finished(executed):
+                ahead = sum(executed.values()) > self._allowed
+            case _:
+                ahead = False
+        if ahead:
+            log.error("trainer_went_beyond_its_allowance")
+            raise Unworkable("trainer_error")
 
     def _interrupt_where_due(self) -> None:
         if self._lease.lost.is_set():
@@ -209,12 +229,18 @@ class Attempt:
         if self._lease.cancel_requested.is_set():
             self._cancel()
         if time.monotonic() > self._deadline:
-            raise Unworkable("time_limit")
+            raise self._ended_by("time_limit")
+
+    def _ended_by(self, code: str) -> Unworkable:
+        return Unworkable(code) if self._rows_given else NotBegun(code)
 
     def _relay(self, message: Message) -> bool:
         """Passes one message on; whether it was the last."""
-        self._rows_read |= not isinstance(message, Notice | Failed)
         match message:
+            case Ready() if not self._rows_given:
+                self._rows_given = True
+                layout.give_rows(self._folder)
+                self._trainer.tell(Rows())
             case Started():
                 self._started = True
                 self._freeze_what_runs(message)
@@ -233,9 +259,9 @@ class Attempt:
                 self._store.commit_checkpoint(message, self._runtime)
             case Finished():
                 return True
-            case Failed(code, rows_read):
-                self._trainer_failed(code, rows_read=rows_read or self._rows_read)
-            case Stopped() | Stop() | Allowed():  # nobody asked
+            case Failed(code):
+                self._trainer_failed(code)
+            case _:  # nobody asked
                 raise Unworkable("trainer_error")
         return False
 
@@ -253,7 +279,8 @@ class Attempt:
             # The trainer waits, and so do we: as long as the lease lasts.
             log.warning("allowance_not_written", exc_info=True)
         else:
-            self._trainer.allow(self._until.told)
+            self._allowed = self._until.noted
+            self._trainer.tell(Allowed(self._until.told))
             self._until = None
 
     def _record(self, code: str, data: Mapping[str, Any]) -> None:
@@ -323,23 +350,23 @@ class Attempt:
         except TrainerGone:
             pass
         except BadMessage:
-            self._started = True  # it may have said so behind what cannot be read: nothing is known
+            self._started = self._rows_given  # it may have said so behind what cannot be read: nothing is known
         finally:
             self._trainer.kill()
         return None
 
-    def _trainer_failed(self, code: str, *, rows_read: bool) -> NoReturn:
+    def _trainer_failed(self, code: str) -> NoReturn:
         """A failure that the trainer told. Only an out-of-memory is tried again, with half of the physical batch."""
         code = code if code in FAILURES else "trainer_error"  # it is logged: never a text of the trainer's own
         log.warning("trainer_failed", code=code, **self._trainer.where_it_failed())
         tokens = self._runtime.max_physical_batch_tokens // 2
         if code != "out_of_memory" or tokens < _SMALLEST_BATCH_TOKENS:
-            raise Unworkable(code) if rows_read else NotBegun(code)
+            raise self._ended_by(code)
         claimed, smaller = self._claimed, dataclasses.replace(self._runtime, max_physical_batch_tokens=tokens)
         with self._workplace.database.writing() as session:
             lifecycle.freeze_runtime(session, claimed.job_id, claimed.fence, dataclasses.asdict(smaller), replace=True)
             reporter.record(session, claimed, "batch_size_reduced", {"max_physical_batch_tokens": tokens})
-        self._abandon(code, rows_read=rows_read)
+        self._abandon(code)
 
     def _crashed(self) -> NoReturn:
         if self._lease.lost.is_set():
@@ -347,7 +374,7 @@ class Attempt:
         log.warning("trainer_crashed", status=self._trainer.process.poll(), **self._trainer.where_it_failed())
         self._abandon("trainer_error")
 
-    def _abandon(self, code: str, *, rows_read: bool = True) -> NoReturn:
+    def _abandon(self, code: str) -> NoReturn:
         """The attempt is lost, not the job: the next claim resumes it, as long as attempts are left."""
         self._lease.end()
         claimed, seconds = self._claimed, self._settings.lease_seconds
@@ -355,7 +382,7 @@ class Attempt:
             # How far it is known to have come: the next beat would have told.
             lifecycle.heartbeat(session, claimed.job_id, claimed.fence, seconds, self._lease.progress)
             queued = lifecycle.abandon(
-                session, claimed.job_id, claimed.fence, self._settings, code, rows_read=rows_read
+                session, claimed.job_id, claimed.fence, self._settings, code, rows_read=self._rows_given
             )
         if queued:
             self._workplace.queue.hint_job(self._claimed.job_id)

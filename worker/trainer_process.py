@@ -21,7 +21,7 @@ import structlog
 
 from app import tether
 from worker.job_folder import JobFolder
-from worker.trainer.messages import Allowed, Message, Stop, decode, encode
+from worker.trainer.messages import Allowed, Message, Rows, Stop, decode, encode
 from worker.trainer.spec import LOG_FILE, SOCKET_FILE
 
 log = structlog.get_logger(__name__)
@@ -129,13 +129,13 @@ class TrainerProcess:
             except OSError:
                 log.info("trainer_gone_before_stop")
 
-    def allow(self, step: int) -> None:
-        """Lets it execute steps up to this one."""
+    def tell(self, message: Rows | Allowed) -> None:
+        """Answers what it waits for."""
         if self._connection is not None:
             try:
-                self._connection.sendall(encode(Allowed(step)))
+                self._connection.sendall(encode(message))
             except OSError:
-                log.info("trainer_gone_before_it_was_allowed_more")
+                log.info("trainer_gone_before_it_was_told")
 
     def kill(self) -> None:
         """Ends it at once, with all that it started."""

@@ -24,7 +24,7 @@ from tests.trainer.jobs import DEVICE, KEY, make_job, rows
 from worker.allowance import AT_HAND
 from worker.trainer import loop
 from worker.trainer.control import Control
-from worker.trainer.messages import Allowed, Failed, Message, Notice, Stop, decode, encode
+from worker.trainer.messages import Allowed, Failed, Message, Notice, Ready, Rows, Stop, decode, encode
 from worker.trainer.run import attempt
 
 
@@ -36,28 +36,34 @@ def folder() -> Iterator[Path]:
 
 
 class Supervisor:
-    """The other end of the socket: notes every message, and says Stop after the first that `stop_on` accepts.
+    """The other end of the socket: notes every message, and says Stop after the first that `stop_on` accepts. Gives the
+    rows to whoever is ready for them.
 
     allowed: how many steps it lets the job make.
     """
 
     def __init__(self, folder: Path, stop_on: Any = None, *, allowed: int = 10**6) -> None:
+        if (folder / "data").exists():
+            (folder / "data").rename(folder / "kept back")
         self.messages: list[Message] = []
         self._stop_on = stop_on
         self._allowed = allowed
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(folder / "control.sock"))
         self._listener.listen()
-        self._thread = threading.Thread(target=self._serve)
+        self._thread = threading.Thread(target=self._serve, args=(folder,))
         self._thread.start()
 
-    def _serve(self) -> None:
+    def _serve(self, folder: Path) -> None:
         connection, _ = self._listener.accept()
         with connection, connection.makefile("rb") as lines:
             self.allow = lambda step: connection.sendall(encode(Allowed(step)))
             self.allow(self._allowed)
             for line in lines:
                 self.messages.append(decode(line))
+                if isinstance(self.messages[-1], Ready):
+                    (folder / "kept back").rename(folder / "data")
+                    connection.sendall(encode(Rows()))
                 if self._stop_on is not None and self._stop_on(self.messages[-1]):
                     connection.sendall(encode(Stop()))
                     self._stop_on = None
@@ -74,12 +80,14 @@ class Supervisor:
 @pytest.mark.parametrize(
     ("broken", "failed"),
     [
-        ("adaptation", Failed("nothing_to_train", rows_read=False)),
-        ("base", Failed("base_model_invalid", rows_read=False)),
-        ("label", Failed("data_mismatch", rows_read=True)),
+        ("adaptation", [Failed("nothing_to_train")]),
+        ("base", [Failed("base_model_invalid")]),
+        ("label", [Ready(), Failed("data_mismatch")]),
     ],
 )
-def test_a_failure_says_whether_rows_had_been_read(tmp_path: Path, folder: Path, broken: str, failed: Failed) -> None:
+def test_what_needs_no_row_is_done_before_they_are_there(
+    tmp_path: Path, folder: Path, broken: str, failed: list[Message]
+) -> None:
     """What fails before depends on none of them: nothing is charged for it."""
     data = [(text, "neither") if broken == "label" else (text, label) for text, label in rows()]
     base = make_encoder_base(tmp_path / "base", "masked", "bert")
@@ -96,8 +104,7 @@ def test_a_failure_says_whether_rows_had_been_read(tmp_path: Path, folder: Path,
     control = Control.connect(folder)
     assert not attempt(folder, KEY, control)
     control.close()
-    assert supervisor.finish()[-1] == failed
-    assert supervisor.of_type("started") == []
+    assert [told for told in supervisor.finish() if told.type != "notice"] == failed
 
 
 def test_a_job_tells_its_story(folder: Path, base: Path) -> None:
@@ -107,7 +114,7 @@ def test_a_job_tells_its_story(folder: Path, base: Path) -> None:
     assert attempt(folder, KEY, control)
     control.close()
     kinds = [message.type for message in supervisor.finish()]
-    assert kinds[:3] == ["truncation", "started", "notice"]
+    assert kinds[:4] == ["ready", "truncation", "started", "notice"]
     assert kinds[-1] == "finished"
     (started,), (cut,) = supervisor.of_type("started"), supervisor.of_type("truncation")
     assert (cut.dataset, cut.rows, cut.cut) == ("training", 60, {"text": {"rows": 0, "tokens": 0}})

@@ -26,7 +26,7 @@ from worker.trainer import ranks as ranks_module
 from worker.trainer.control import Control
 from worker.trainer.dp.randomness import JobRandomness
 from worker.trainer.dp.sampler import poisson_batch
-from worker.trainer.messages import Failed, Finished, Message, Notice, Stopped, encode
+from worker.trainer.messages import Allowed, Failed, Finished, Message, Notice, Rows, Stopped, encode
 from worker.trainer.ranks import Order, Ranks, receive
 from worker.trainer.run import run
 from worker.trainer_process import TrainerGone, TrainerProcess
@@ -136,7 +136,8 @@ def together(base: Path) -> Iterator[tuple[MadeJob, list[Message]]]:
         messages: list[Message] = []
         while not any(message.type == "checkpoint" for message in messages):
             messages += trainer.read(1.0)
-            trainer.allow(10**6)
+            trainer.tell(Rows())
+            trainer.tell(Allowed(10**6))
         (child,) = _children(trainer.process.pid)
         proc = Path(f"/proc/{child}")
         assert "Seccomp:\t2" in (proc / "status").read_text(), "every rank is shut off"

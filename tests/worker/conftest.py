@@ -29,7 +29,8 @@ Read = Callable[[], Job]
 
 SUCCESS = "started(); progress({'head': 1}); results(); finish()"
 
-#: What scripts may call: the whole plan as executed steps, a checkpoint, results as a trainer leaves them.
+#: What scripts may call: the whole plan as executed steps, a checkpoint, results as a trainer leaves them. They obey:
+#: no row before `ready`, no step before it is allowed.
 TOOLS = (
     OPENING
     + """
@@ -37,12 +38,39 @@ folder = order["folder"]
 spec = json.load(open(os.path.join(folder, "spec.json")))
 whole = {part["name"]: part.get("num_steps", 1) for part in spec["plan"]["parts"]}
 total = sum(whole.values())
+lines, allowed, has_rows = control.makefile(), 0, False
+def hear():
+    global allowed, has_rows
+    heard = json.loads(lines.readline())
+    allowed, has_rows = max(allowed, heard.get("step", 0)), has_rows or heard["type"] == "rows"
+    return heard["type"]
+def ready():
+    say(type="ready")
+    while not has_rows:
+        hear()
 def started():
+    if not has_rows:
+        ready()
     say(type="started", device="cpu", trainable_parameters=1, total_parameters=2,
         max_physical_batch_tokens=spec["runtime"]["max_physical_batch_tokens"], threads=1, ranks=2)
+def await_allowed(executed):
+    step = sum(executed.values())
+    while allowed < step:
+        if allowed:
+            tell(allowed, executed)
+        hear()
+def tell(step, executed):
+    done, left = {}, step
+    for name, count in executed.items():
+        done[name], left = min(count, left), left - min(count, left)
+    stands(done)
 def progress(executed):
+    await_allowed(executed)
+    stands(executed)
+def stands(executed):
     say(type="progress", step=sum(executed.values()), num_steps=total, phase=list(executed)[-1], executed=executed)
 def checkpoint(executed, losses=()):
+    await_allowed(executed)
     step = sum(executed.values())
     path = os.path.join(folder, "checkpoints", str(step))
     os.makedirs(path)
@@ -51,8 +79,7 @@ def checkpoint(executed, losses=()):
 def point(step, train_loss):
     return {"phase": "head", "step": step, "train_loss": train_loss, "train_loss_noise_std": 9.0}
 def wait_for_stop():
-    lines = control.makefile()
-    while json.loads(lines.readline())["type"] != "stop":
+    while hear() != "stop":
         pass
 def write(name, text):
     path = os.path.join(folder, "results", name)
@@ -63,6 +90,7 @@ def results(metrics=None):
         write("model/" + name, name)
     write("metrics.json", json.dumps(metrics or {"released": "none"}))
 def finish(executed=None):
+    await_allowed(executed or whole)
     say(type="finished", executed=executed or whole, train_seconds=1.0)
 """
 )

@@ -105,6 +105,30 @@ def test_a_database_that_does_not_answer_for_a_moment_keeps_the_trainer_waiting_
     assert (job().status, job().attempts) == ("succeeded", 1)
 
 
+@pytest.mark.parametrize(
+    "beyond",
+    [
+        "stands({'centring': 1, 'head': 30})",
+        "allowed = 10**9; checkpoint({'centring': 1, 'head': 30})",
+        "allowed = 10**9; results(); finish()",
+        "wait_for_stop(); say(type='stopped', step=31, executed={'centring': 1, 'head': 30})",
+    ],
+    ids=["progress", "checkpoint", "finished", "stopped"],
+)
+def test_a_trainer_that_went_beyond_its_allowance_ends_the_job_and_is_charged_in_full(
+    work: Work, job: Read, client: TestClient, beyond: str
+) -> None:
+    """Had worker and database been lost with it, nobody would have known of those steps."""
+    worker = threading.Thread(target=work, args=(f"started(); {beyond}; time.sleep(60)",))
+    worker.start()
+    if "stop" in beyond:
+        until(lambda: (job().progress or {}).get("allowed"))
+        client.post(f"/v1/fine_tuning/jobs/{job().id}/cancel")
+    worker.join()
+    assert (job().status, job().error["code"]) == ("failed", "trainer_error")  # type: ignore[index]
+    assert (job().interrupted, job().checkpoint, job().fine_tuned_model) == (True, None, None)
+
+
 def steps_allowed(seconds_a_step: float, num_steps: int = 2000) -> list[Until]:
     """To a trainer that takes as long for each step, and tells five times a second, or where it waits."""
     clock = [0.0]

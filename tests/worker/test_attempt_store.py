@@ -169,7 +169,7 @@ def test_what_a_killed_worker_stored_of_what_was_cut_is_swept(
     ],
 )
 def test_what_was_cut_is_told_in_numbers_only(work: Work, job: Read, stored: Any, said: str) -> None:
-    work(f"say(type='truncation', {said}); started(); results(); finish()")
+    work(f"ready(); say(type='truncation', {said}); started(); results(); finish()")
     assert job().status == "queued"  # as a crash
     assert stored("truncation") == []
 

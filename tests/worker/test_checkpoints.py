@@ -114,7 +114,7 @@ def test_what_a_crash_leaves_before_its_commit_is_never_seen(
     assert len({key.rpartition("/")[0] for key in stored("models/")}) == 3
 
 
-BEFORE_ANY_ROW = "say(type='failed', code='base_model_invalid', rows_read=False)"
+BEFORE_ANY_ROW = "say(type='failed', code='base_model_invalid')"
 
 
 @pytest.mark.parametrize("end", ["cancelled", "failed", "failed before any row", "crashed, then failed before any row"])

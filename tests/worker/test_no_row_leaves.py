@@ -23,7 +23,7 @@ Read = Callable[[], Job]
 
 ROW = "text number 17"  # of the file that `submitted` uploads
 QUOTE = (
-    "import os, sys; import pyarrow.parquet as pq;"
+    "ready(); import os, sys; import pyarrow.parquet as pq;"
     "table = pq.read_table(open(os.path.join(folder, 'data/training.parquet'), 'rb'));"
     "row = table.column('text')[17].as_py();"
 )

@@ -27,7 +27,7 @@ def test_out_of_memory_halves_the_physical_batch_and_tries_again(
     assert "batch_size_reduced" in history
 
 
-OOM_BEFORE_ANY_ROW = "say(type='failed', code='out_of_memory', rows_read=False)"
+OOM_BEFORE_ANY_ROW = "say(type='failed', code='out_of_memory')"
 
 
 def test_memory_that_does_not_even_hold_the_model_costs_attempts_but_no_budget(
@@ -43,7 +43,7 @@ def test_memory_that_does_not_even_hold_the_model_costs_attempts_but_no_budget(
     assert charged_nothing(reservation())
 
 
-@pytest.mark.parametrize("read", ["say(type='failed', code='out_of_memory')", "started();" + OOM_BEFORE_ANY_ROW])
+@pytest.mark.parametrize("read", ["ready();" + OOM_BEFORE_ANY_ROW, "started();" + OOM_BEFORE_ANY_ROW])
 def test_one_attempt_that_ran_out_of_memory_over_rows_is_charged_in_full_whatever_came_after(
     work: Work, job: Read, workplace: Workplace, reservation: Any, read: str
 ) -> None:

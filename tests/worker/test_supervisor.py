@@ -65,7 +65,10 @@ def test_a_bundle_that_names_other_code_than_ours_is_not_published(
     assert (job().fine_tuned_model, stored("models/")) == (None, [])
 
 
-CUT = "say(type='truncation', dataset='training', rows=60, tokens=987654321, cut={'text': {'rows': 7, 'tokens': 77}});"
+CUT = (
+    "ready();"
+    "say(type='truncation', dataset='training', rows=60, tokens=987654321, cut={'text': {'rows': 7, 'tokens': 77}});"
+)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +93,7 @@ def test_a_failure_is_told_by_its_code_and_charged_in_full(
     assert job().fine_tuned_model is None
 
 
-BEFORE_ANY_ROW = "say(type='failed', code='nothing_to_train', rows_read=False)"
+BEFORE_ANY_ROW = "say(type='failed', code='nothing_to_train')"
 
 
 def test_a_failure_before_any_row_was_read_costs_nothing(
@@ -103,11 +106,43 @@ def test_a_failure_before_any_row_was_read_costs_nothing(
     assert (shown["epsilon_spent"], shown["charged_in_full"]) == (0.0, False)
 
 
-@pytest.mark.parametrize("read", [CUT, "started();", CUT + "started(); progress({'centring': 1});"])
-def test_a_trainer_that_has_spoken_of_rows_has_read_them(work: Work, job: Read, reservation: Any, read: str) -> None:
+@pytest.mark.parametrize("read", ["ready();", CUT, "started();", CUT + "started(); progress({'centring': 1});"])
+def test_a_trainer_that_was_given_the_rows_may_have_read_them(
+    work: Work, job: Read, reservation: Any, read: str
+) -> None:
     work(read + BEFORE_ANY_ROW)
     assert job().status == "failed"
     assert charged_in_full(reservation())
+
+
+NO_ROWS = "assert not os.path.exists(os.path.join(folder, 'data'));"
+ROWS = "assert os.listdir(os.path.join(folder, 'data')) == ['training.parquet'];"
+
+
+def test_a_trainer_has_no_row_before_it_has_said_that_it_needs_none(work: Work, job: Read) -> None:
+    work(
+        NO_ROWS
+        + "say(type='notice', code='sandbox_unavailable', data={}); time.sleep(0.3);"
+        + NO_ROWS
+        + "ready();"
+        + ROWS
+        + SUCCESS
+    )
+    assert job().status == "succeeded"
+
+
+@pytest.mark.parametrize(
+    "spoken", [CUT.replace("ready();", ""), "say(type='started', device='cpu', threads=1, ranks=1, **sizes);"]
+)
+def test_whoever_speaks_of_rows_without_any_is_not_believed(
+    work: Work, job: Read, reservation: Any, spoken: str
+) -> None:
+    """It cannot have read one, whatever it says: attempts are lost, nothing is charged."""
+    sizes = "sizes = dict(trainable_parameters=1, total_parameters=2, max_physical_batch_tokens=64);"
+    for _ in range(3):
+        work(sizes + spoken + "wait_for_stop()")
+    assert (job().status, job().attempts) == ("failed", 3)
+    assert charged_nothing(reservation())
 
 
 def test_a_failure_before_any_row_is_charged_what_attempts_before_executed(
@@ -153,32 +188,40 @@ def test_a_crash_is_known_to_have_come_as_far_as_its_trainer_said(
 
 
 @pytest.mark.parametrize(
-    "script",
-    ["started(); os.kill(os.getpid(), 9)", "control.sendall(b'hello\\n')", "raise SystemExit(1)"],
-    ids=["killed", "no-message", "before-it-started"],
+    ("script", "read"),
+    [
+        ("started(); os.kill(os.getpid(), 9)", True),
+        ("ready(); control.sendall(b'hello\\n')", True),
+        ("ready(); raise SystemExit(1)", True),
+        ("os.kill(os.getpid(), 9)", False),
+        ("control.sendall(b'hello\\n')", False),
+        ("raise SystemExit(1)", False),
+    ],
+    ids=["killed", "no-message", "before-it-started", "killed-before", "no-message-before", "before-any-row"],
 )
 def test_a_crash_gives_the_job_back_until_the_attempts_are_used_up(
-    work: Work, job: Read, reservation: Any, script: str
+    work: Work, job: Read, reservation: Any, script: str, read: bool
 ) -> None:
+    """A trainer that had no row yet was killed for nothing that is in one: memory for the model alone, for instance."""
     for attempt in (1, 2):
         work(script)
         assert (job().status, job().attempts) == ("queued", attempt)
         assert reservation().state == "reserved"
     work(script)
     assert (job().status, job().attempts) == ("failed", 3)
-    assert charged_in_full(reservation())
+    assert charged_in_full(reservation()) if read else charged_nothing(reservation())
 
 
 @pytest.mark.parametrize(
     "script",
     [
-        "started(); progress({'head': 10**6}); time.sleep(60)",
-        "started(); progress({'Mrs Patient': 1}); time.sleep(60)",
+        "started(); stands({'head': 10**6}); time.sleep(60)",
+        "started(); stands({'Mrs Patient': 1}); time.sleep(60)",
         "started(); say(type='progress', step=1, num_steps=total, phase='Mrs Patient', executed={'head': 1});"
         "time.sleep(60)",
         "started(); say(type='progress', step=7, num_steps=total, phase='head', executed={'head': 1}); time.sleep(60)",
         "started(); say(type='checkpoint', step='../../data', executed={'head': 1}); time.sleep(60)",
-        "started(); checkpoint({'head': 10**6}); time.sleep(60)",
+        "started(); allowed = 10**9; checkpoint({'head': 10**6}); time.sleep(60)",
     ],
     ids=["too-many-steps", "another-part", "another-phase", "another-sum", "step-is-a-path", "checkpoint-too-far"],
 )
@@ -330,8 +373,11 @@ def test_a_store_that_does_not_answer_costs_an_attempt_not_the_job(
     assert job().status == "succeeded"
 
 
-def test_a_job_that_takes_too_long_fails(work: Work, job: Read, workplace: Workplace, reservation: Any) -> None:
-    object.__setattr__(workplace.settings, "max_job_seconds", 0.5)
-    work("started(); time.sleep(60)")
+@pytest.mark.parametrize(("script", "read"), [("started(); time.sleep(60)", True), ("time.sleep(60)", False)])
+def test_a_job_that_takes_too_long_fails(
+    work: Work, job: Read, workplace: Workplace, reservation: Any, script: str, read: bool
+) -> None:
+    object.__setattr__(workplace.settings, "max_job_seconds", 2.0)
+    work(script)
     assert (job().status, job().error["code"]) == ("failed", "time_limit")  # type: ignore[index]
-    assert charged_in_full(reservation())
+    assert charged_in_full(reservation()) if read else charged_nothing(reservation())

@@ -1,4 +1,5 @@
-"""The trainer's end of the job folder's Unix socket: messages out, Stop and Allowed in. Without, it runs alone."""
+"""The trainer's end of the job folder's Unix socket: messages out; Rows, Allowed and Stop in. Without, it runs
+alone."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from worker.trainer.dp.reduce import from_first_rank
 from worker.trainer.failure import StopRequested
-from worker.trainer.messages import Allowed, Failed, Message, Progress, Stop, decode, encode
+from worker.trainer.messages import Allowed, Failed, Message, Progress, Ready, Rows, Stop, decode, encode
 from worker.trainer.spec import SOCKET_FILE
 
 #: Seconds between two progress messages of a phase, at least.
@@ -20,14 +21,16 @@ PROGRESS_INTERVAL = 0.2
 class Control:
     """Sends messages in the order of the calls; a thread listens. A lost supervisor counts as Stop.
 
-    supervised: whether the other end says how far the job may go; else it may go to its end.
+    supervised: whether the other end gives the rows and says how far the job may go; else they are there, and it may go
+    to its end.
     """
 
     def __init__(self, connection: socket.socket | None, *, supervised: bool = False) -> None:
         self._connection = connection
         self._stop = threading.Event()
         self._allowed: float = 0 if supervised else math.inf
-        self._allowed_more = threading.Condition()
+        self._has_rows = not supervised
+        self._answered = threading.Condition()
         self._sending = threading.Lock()
         self.failed = False  # whether Failed was sent
         self._last_progress, self._last_phase = float("-inf"), ""
@@ -70,14 +73,23 @@ class Control:
             self._last_progress, self._last_phase = now, message.phase
             self.send(message)
 
+    def await_rows(self) -> None:
+        """Once all is done that needs none: returns when they are in the folder. A collective; as `check`, raises
+        StopRequested."""
+        if not (self._has_rows or self._stop.is_set()):
+            self.send(Ready())
+            with self._answered:
+                self._answered.wait_for(lambda: self._has_rows or self._stop.is_set())
+        self.check()
+
     def await_allowed(self, standing: Progress) -> None:
         """Before the step after `standing` is executed: returns once the supervisor has it in the database that it may
         have been, or asked to stop, as it would in the middle of a step."""
         if standing.step < self._allowed:
             return
         self.send(standing)
-        with self._allowed_more:
-            self._allowed_more.wait_for(lambda: standing.step < self._allowed or self._stop.is_set())
+        with self._answered:
+            self._answered.wait_for(lambda: standing.step < self._allowed or self._stop.is_set())
 
     @property
     def stop_requested(self) -> bool:
@@ -111,15 +123,16 @@ class Control:
                     message = decode(line)
                     if isinstance(message, Stop):
                         break
-                    if isinstance(message, Allowed):
-                        with self._allowed_more:
+                    with self._answered:
+                        if isinstance(message, Allowed):
                             self._allowed = max(self._allowed, message.step)
-                            self._allowed_more.notify_all()
+                        self._has_rows |= isinstance(message, Rows)
+                        self._answered.notify_all()
             except (OSError, ValueError):
                 pass
         self._stopped()
 
     def _stopped(self) -> None:
         self._stop.set()
-        with self._allowed_more:
-            self._allowed_more.notify_all()
+        with self._answered:
+            self._answered.notify_all()

@@ -9,7 +9,15 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """All that needs no row is done: the answer is Rows. What fails before costs no budget, whatever the trainer says,
+    since it has none."""
+
+    type: ClassVar[str] = "ready"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +102,17 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """code: one of FAILURES; never a text from the run. rows_read: whether a row may have been read before."""
+    """code: one of FAILURES; never a text from the run."""
 
     type: ClassVar[str] = "failed"
     code: str
-    rows_read: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """From the supervisor, once the trainer is Ready: the rows are in the folder."""
+
+    type: ClassVar[str] = "rows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +145,11 @@ FAILURES: dict[str, str] = {
     "trainer_error": "The training process failed.",
 }
 
-Message = Started | Notice | Truncation | Progress | Checkpoint | Stopped | Finished | Failed | Stop | Allowed
+Message = (
+    Ready | Started | Notice | Truncation | Progress | Checkpoint | Stopped | Finished | Failed | Rows | Stop | Allowed
+)
 
-_MESSAGES: dict[str, type[Message]] = {
-    cls.type: cls
-    for cls in (Started, Notice, Truncation, Progress, Checkpoint, Stopped, Finished, Failed, Stop, Allowed)
-}
+_MESSAGES: dict[str, type[Message]] = {cls.type: cls for cls in get_args(Message)}
 
 
 def encode(message: Message) -> bytes:

@@ -68,11 +68,16 @@ def prepare(folder: Path, key: bytes, control: Control) -> Prepared:
 
 
 def execute(prepared: Prepared) -> None:
-    """Reads the rows, then loop, evaluation and export."""
+    """Asks for the rows and reads them, then loop, evaluation and export."""
     job, phases, engines = prepared.job, prepared.phases, prepared.engines
     control, device = job.control, job.device
-    data = load_data(job.folder, job.spec, job.task, job.randomness)
     state = read_checkpoint(job.folder, job.spec) or State()
+    try:
+        control.await_rows()
+    except StopRequested:
+        control.send(Stopped(state.step, dict(state.executed)))
+        return
+    data = load_data(job.folder, job.spec, job.task, job.randomness)
     for told in data.truncation:
         control.send(told)
     control.send(
@@ -113,18 +118,15 @@ def check(job: Job, phases: tuple[PreparedPhase, ...]) -> list[GradientEngine]:
 
 def attempt(folder: Path, key: bytes, control: Control) -> bool:
     """`run`, with every failure as a fixed code for the user and its traceback on standard error. True: no failure."""
-    rows_read = False
     try:
-        prepared = prepare(folder, key, control)
-        rows_read = True
-        execute(prepared)
+        run(folder, key, control)
         return True
     except RankLost:  # as a crash: its code, where it has one, is the other rank's to tell
         traceback.print_exc(file=sys.stderr)
         return False
     except Exception as error:  # the one place where a failure becomes a code
         traceback.print_exc(file=sys.stderr)
-        control.send(Failed(_code(error), rows_read))
+        control.send(Failed(_code(error)))
         return False
 
 
