@@ -23,6 +23,9 @@ MAX_IMAGE_SIDE = 512
 #: Classes are taken from columns with at most so many distinct values, of at most so many characters.
 MAX_CLASSES = 1000
 MAX_CLASS_LENGTH = 64
+#: Whether a list of classes holds all of a column's values is told by a refusal: keys without the scope admin may
+#: declare so many different lists for one file, or they could find out the values one by one.
+MAX_LABEL_LISTS = 20
 #: Records of a privacy unit are counted one by one up to here; a job never takes more of a unit into a step.
 MAX_RECORDS_PER_UNIT = 256
 #: Of a unit's records, those that a step takes where the job names no other number: their mean is nearly as good as

@@ -20,7 +20,7 @@ from app.db.base import now
 from app.db.session import Database
 from app.errors import Conflict, InvalidRequest, NotFound, PermissionDenied
 from app.files import repository
-from app.files.limits import MAX_RECEIVING_SECONDS
+from app.files.limits import MAX_LABEL_LISTS, MAX_RECEIVING_SECONDS
 from app.files.processing import process, report_key
 from app.files.schemas import UnitColumn
 from app.files.tables import File, FileUse
@@ -37,6 +37,7 @@ __all__ = [
     "get",
     "hold",
     "look",
+    "note_labels",
     "process",
     "release",
     "report_of",
@@ -247,6 +248,26 @@ def hold(session: Session, file_id: str, job_id: str) -> None:
     if session.get(FileUse, (file_id, job_id)) is None:
         session.add(FileUse(file_id=file_id, job_id=job_id))
         session.flush()
+
+
+def note_labels(session: Session, project_id: str, file_id: str, digest: str) -> None:
+    """A list of classes was declared for this file's rows, and what a refusal tells is told of it. InvalidRequest
+    (too_many_label_lists) where there were too many others before; NotFound."""
+    file = repository.lock(session, project_id, file_id)
+    if file is None:
+        raise NotFound("file", param="training_file")
+    known = file.label_lists or []
+    if digest in known:
+        return
+    if len(known) >= MAX_LABEL_LISTS:
+        raise InvalidRequest(
+            "too_many_label_lists",
+            f"{MAX_LABEL_LISTS} other lists of classes were declared for this file: take one of them, or an admin key. "
+            "Each tells whether it holds all that is in the rows.",
+            param="task.labels",
+        )
+    file.label_lists = [*known, digest]
+    session.flush()
 
 
 def release(session: Session, job_id: str) -> None:

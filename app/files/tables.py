@@ -20,6 +20,7 @@ class File(Base):
     used_at: when a job first held it: from then on its bytes keep their unit.
     columns: [{name, type, distinct, classes, lists, list_items, elements, chat, range, nulls}], see
       `app.files.profile`; in the service only, since all but names and types comes from private rows.
+    label_lists: digests of the lists of classes that keys without the scope admin declared for its rows.
     error: {code, message, line, column, row}. source_key, rows_key: in the storage.
     bytes_read: how far the reader is, of `bytes`.
     attempts, claimed_until: of the processing; a claim that ran out is another attempt's.
@@ -53,6 +54,7 @@ class File(Base):
     records_per_unit: Mapped[list[list[int]] | None] = mapped_column(Json)
     rows_digest: Mapped[str | None] = mapped_column(String(64))
     columns: Mapped[list[dict[str, Any]] | None] = mapped_column(Json)
+    label_lists: Mapped[list[str] | None] = mapped_column(Json)
     source_key: Mapped[str] = mapped_column(String(255))
     rows_key: Mapped[str | None] = mapped_column(String(255))
     bytes_read: Mapped[int] = mapped_column(BigInteger, default=0)

@@ -29,6 +29,7 @@ class FileFacts:
     unit_column, num_units: its privacy units, by default each row. Of persons, num_rows is private: nothing that is
     told, or that a plan holds, may follow from it.
 
+    label_lists: as `app.files.tables.File` has them.
     columns: [{name, distinct, classes, nulls, …}] as `app.files.tables.File` has them. They come from private rows:
     they decide whether a job can be, and none of their values is ever told.
     """
@@ -41,6 +42,7 @@ class FileFacts:
     budget: BudgetFacts | None
     unit_column: str | None = None
     num_units: int | None = None
+    label_lists: tuple[str, ...] = ()
 
     @property
     def units(self) -> int:

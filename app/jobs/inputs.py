@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
 from app.budgets import service as budgets
 from app.catalog.bases import BaseModel
+from app.catalog.tasks import TASKS
 from app.db.session import Database
 from app.errors import Conflict, InvalidRequest, NotFound
 from app.exports import service as exports
@@ -106,6 +109,7 @@ def _file(session: Session, project_id: str, file_id: str, param: str) -> FileFa
         budget=budget,
         unit_column=file.unit_column,
         num_units=file.num_units,
+        label_lists=tuple(file.label_lists or ()),
     )
 
 
@@ -114,6 +118,20 @@ def _find(session: Session, project_id: str, file_id: str, param: str) -> File:
         return files.get(session, project_id, file_id)
     except NotFound as error:
         raise NotFound("file", param=param) from error
+
+
+def note_labels(database: Database, project_id: str, body: CreateJob, inputs: Inputs) -> None:
+    """Before a list of classes is compared with private rows for a key that may not see them: whether it holds all of
+    their classes is told, but not of as many lists as one likes. Raises InvalidRequest (too_many_label_lists)."""
+    if body.task is None or body.task.labels is None:
+        return
+    columns = sorted(body.task.columns.items())
+    compared = [column for role, column in columns if role in {task.class_role for task in TASKS.values()}]
+    digest = hashlib.sha256(json.dumps([compared, sorted(set(body.task.labels))]).encode()).hexdigest()
+    for file in (inputs.training, inputs.validation):
+        if file is not None and not file.public and digest not in file.label_lists:
+            with database.writing() as session:
+                files.note_labels(session, project_id, file.id, digest)
 
 
 def require_unchanged(session: Session, project_id: str, inputs: Inputs) -> None:

@@ -90,7 +90,7 @@ def _submit(
     for remaining in reversed(range(_TRIES)):
         facts = inputs.read(database, settings, caller.project_id, body)
         heads.require_sound(database, facts.budgets)
-        planned = _plan(body, facts, settings, caller.may("admin"))
+        planned = _plan(database, caller.project_id, body, facts, settings, caller.may("admin"))
         try:
             with database.writing() as session:
                 return _store(session, secret, queue, caller, body, facts, planned, idempotency_key)
@@ -101,10 +101,10 @@ def _submit(
 
 
 def estimate(database: Database, settings: Settings, caller: Caller, body: CreateJob) -> Planned:
-    """What a submit would plan, with nothing stored. Raises what it would raise; Conflict while a file is read."""
+    """What a submit would plan, with no job stored. Raises what it would raise; Conflict while a file is read."""
     parsed(body)
     facts = inputs.read(database, settings, caller.project_id, body)
-    planned = _plan(body, facts, settings, caller.may("admin"))
+    planned = _plan(database, caller.project_id, body, facts, settings, caller.may("admin"))
     if planned is None:
         raise Conflict("file_not_processed", "A file is still being read; try again soon.", param="training_file")
     return planned
@@ -141,7 +141,7 @@ def _plan_one(database: Database, settings: Settings, secret: bytes, job_id: str
                 by_admin = _is_admin(session, job.key_id)
             facts = inputs.read(database, settings, job.project_id, body)
             heads.require_sound(database, facts.budgets)
-            planned = _plan(body, facts, settings, by_admin)
+            planned = _plan(database, job.project_id, body, facts, settings, by_admin)
         except (BudgetLocked, ServiceUnavailable):
             return False  # it waits until an admin has reconciled, or the store answers again
         except ApiError as error:
@@ -189,9 +189,13 @@ def _take_waiting(session: Session, job_id: str) -> Job | None:
     ).one_or_none()
 
 
-def _plan(body: CreateJob, facts: Inputs, settings: Settings, by_admin: bool) -> Planned | None:
+def _plan(
+    database: Database, project_id: str, body: CreateJob, facts: Inputs, settings: Settings, by_admin: bool
+) -> Planned | None:
     if facts.training is None:
         return None
+    if not by_admin:
+        inputs.note_labels(database, project_id, body, facts)
     defaults = Defaults(settings.default_epsilon, settings.default_delta)
     planned = planning.plan(body, facts.base, facts.training, facts.validation, defaults, by_admin)
     for charge in planned.charges:
