@@ -147,14 +147,16 @@ def retrieve_file(session: Reading, caller: Reader, file_id: str) -> FileOut:
 
 @router.get("/files/{file_id}/units")
 def retrieve_units(
-    session: Reading,
+    session: Writing,
     caller: Admin,
     file_id: str,
     max_records_per_unit: Annotated[int, Query(ge=1, le=MAX_RECORDS_PER_UNIT)] = DEFAULT_RECORDS_PER_UNIT,
 ) -> FileUnits:
-    """How many records a bound on records per unit leaves out of each step: counts of private rows, so admin keys
-    only."""
-    return render_units(service.get(session, caller.project_id, file_id), max_records_per_unit)
+    """How many records a bound on records per unit leaves out of each step: counts of private rows, so admin keys only,
+    and each look is an entry of the ledger of the file's budget."""
+    file = service.get(session, caller.project_id, file_id)
+    service.look(session, caller, file, "report_read")
+    return render_units(file, max_records_per_unit)
 
 
 @router.get("/files/{file_id}/report")

@@ -93,10 +93,10 @@ def test_each_look_at_what_is_not_private_is_audited(
     upload: Upload, process: Process, client: TestClient, database: Database, make_key: Callable[..., str]
 ) -> None:
     file = process(upload(LINES, "data.jsonl")["id"])
-    paths = [f"/v1/files/{file['id']}/{what}" for what in ("report", "content")]
+    paths = [f"/v1/files/{file['id']}/{what}" for what in ("report", "content", "units")]
     for scope in ("read", "submit"):
         answers = [client.get(path, headers={"authorization": f"Bearer {make_key(scope)}"}) for path in paths]
-        assert [(a.status_code, a.json()["error"]["code"]) for a in answers] == [(403, "insufficient_scope")] * 2
+        assert [(a.status_code, a.json()["error"]["code"]) for a in answers] == [(403, "insufficient_scope")] * 3
     stranger = {"authorization": f"Bearer {make_key('admin', project='other')}"}
     missing = client.get("/v1/files/file-none/report", headers=stranger)
     foreign = client.get(paths[0], headers=stranger)
@@ -106,7 +106,8 @@ def test_each_look_at_what_is_not_private_is_audited(
     for path in paths:
         assert client.get(path).status_code == 200
     of = {"file_id": file["id"]}
-    assert looks(database, file["privacy_budget"]) == [("report_read", of), ("content_read", of)]
+    looked = [("report_read", of), ("content_read", of), ("report_read", of)]
+    assert looks(database, file["privacy_budget"]) == looked
     assert client.get(f"/v1/privacy_budgets/{file['privacy_budget']}/audit").json()["intact"]
 
 
