@@ -55,7 +55,8 @@ class Method(_Strict):
 
 
 class TaskBlock(_Strict):
-    """columns: role → column name; labels: the classes, in the order of the model's outputs; max_length: in tokens.
+    """columns: role → column name; labels: the classes, in the order of the model's outputs (where rows have numbers,
+    the names of these, from 0 on); max_length: in tokens.
 
     multi_label: a row has any number of the classes. range: [low, high] of a regression's targets, declared since their
     true extremes are somebody's own; targets beyond it are cut off. source_prefix: what every source of a text-to-text
