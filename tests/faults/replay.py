@@ -14,9 +14,14 @@ from app.jobs import lifecycle
 from tests.running import Running, until
 
 
+def rows_given(service: Running) -> Path:
+    """The folder of the running trainer, once it has the rows."""
+    return until(lambda: next((path.parent for path in (service.data_dir / "jobs").glob("job-*/data")), None))
+
+
 def record(service: Running, job_id: str, target: Path) -> bytes:
     """Copies the job's spec and rows out of its running trainer's folder; its secret key, before it is erased."""
-    folder = until(lambda: next((path.parent for path in (service.data_dir / "jobs").glob("job-*/spec.json")), None))
+    folder = rows_given(service)
     shutil.copytree(folder / "data", target / "data")
     shutil.copy(folder / "spec.json", target / "spec.json")
     secret = bytes.fromhex((service.data_dir / "secret_key").read_text())

@@ -153,23 +153,31 @@ def test_trainer_and_worker_killed_broker_flushed_hints_repeated(start: Start, t
         assert leftovers == []
 
 
-def test_a_job_whose_trainer_always_dies_fails_and_is_charged_in_full(start: Start, tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_rows", [True, False])
+def test_a_job_whose_trainer_always_dies_fails_and_is_charged_in_full_if_it_had_the_rows(
+    start: Start, tmp_path: Path, has_rows: bool
+) -> None:
     service = start(PRIVTUNE_MAX_ATTEMPTS="2")
     with service.client() as client:
         job = submit(client, upload(client, tmp_path).id)
         for attempt in (1, 2):
-            os.kill(service.training(attempt), signal.SIGKILL)
+            trainer = service.training(attempt)
+            if has_rows:
+                replay.rows_given(service)
+            os.kill(trainer, signal.SIGKILL)
         ended = wait_for_job(client, job.id)
         assert (ended.status, ended.error.code) == ("failed", "trainer_error")
         assert ended.fine_tuned_model is None
-        assert charged_in_full(client, ended)
-        assert ended.model_extra["privacy"]["epsilon_spent"] == ended.model_extra["privacy"]["epsilon"]
+        assert charged_in_full(client, ended) == has_rows
+        promised = ended.model_extra["privacy"]["epsilon"]
+        assert ended.model_extra["privacy"]["epsilon_spent"] == (promised if has_rows else 0.0)
 
 
 def test_a_job_that_takes_too_long_fails_and_is_charged_in_full(start: Start, tmp_path: Path) -> None:
-    service = start(PRIVTUNE_MAX_JOB_SECONDS="2")
+    service = start(PRIVTUNE_MAX_JOB_SECONDS="8")
     with service.client() as client:
-        job = submit(client, upload(client, tmp_path).id, hyperparameters={"n_epochs": 200, "batch_size": 20})
+        job = submit(client, upload(client, tmp_path).id, hyperparameters={"n_epochs": 1000, "batch_size": 20})
+        replay.rows_given(service)
         ended = wait_for_job(client, job.id)
         assert (ended.status, ended.error.code) == ("failed", "time_limit")
         assert charged_in_full(client, ended)
