@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,14 @@ ADAPTATIONS: dict[str, Adaptation] = {
     "freeze": Freeze(("embeddings.*", "encoder.layer.0.*.dense.*", "*.1.attention.self.query.weight")),
     "full": Full(),
 }
+
+
+def as_its_card_says(bundle: Path) -> Any:
+    """`run`, by the model card's own lines of Python."""
+    (code,) = re.findall(r"```python\n(.*?)```", (bundle / "README.md").read_text(), re.DOTALL)
+    defined: dict[str, Any] = {}
+    exec(code.replace("PATH_OF_THIS_FOLDER", str(bundle)), defined)
+    return defined["run"]
 
 
 def make_base(folder: Path, family: str = "bert") -> Path:

@@ -28,7 +28,7 @@ from app.catalog.tasks import TASKS
 from tests.trainer.dp.checks import distance
 from tests.trainer.dp.oracles import clipped_sum, norm
 from tests.trainer.encoders import MASKED, REGRESSION, SPECS, TOKENS, make_encoder_base, toy_table
-from tests.trainer.jobs import ADAPTATIONS, KEY, MadeJob, make_job, rows
+from tests.trainer.jobs import ADAPTATIONS, KEY, MadeJob, as_its_card_says, make_job, rows
 from worker.trainer import loop
 from worker.trainer.control import Control
 from worker.trainer.data import load_data
@@ -93,6 +93,11 @@ def test_a_private_job_gives_a_bundle_that_plain_transformers_loads(
     inputs = tokenizer("the film was great", return_tensors="pt")
     with torch.no_grad():
         assert not torch.allclose(model(**inputs).logits, before(**inputs).logits, atol=1e-4)
+    long = "the film was great " * 40  # the base has 34 positions
+    asked = {"pair": {"text": long, "text_pair": long}, "masked": f"the [MASK] {long}"}.get(name, long)
+    told = as_its_card_says(bundle)([asked])
+    assert len(told) == (5 if name == "masked" else 1)  # a pipeline's guesses at what is hidden
+    assert name != "multi" or {each["label"] for each in told[0]} == {*SPECS[name].labels}
 
 
 @pytest.mark.parametrize(

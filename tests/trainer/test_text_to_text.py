@@ -15,7 +15,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from app.catalog.recipes import MAIN_PHASE, Phase
 from app.models.model_folder import inspect
-from tests.trainer.jobs import ADAPTATIONS, KEY, make_job
+from tests.trainer.jobs import ADAPTATIONS, KEY, as_its_card_says, make_job
 from tests.trainer.seq2seq import FAMILIES, WORDS, make_seq2seq_base, translations
 from worker.trainer.control import Control
 from worker.trainer.families.registry import family_for
@@ -96,6 +96,7 @@ def test_a_private_job_gives_a_bundle_that_plain_transformers_loads(
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(bundle), AutoTokenizer.from_pretrained(bundle)
     answer = model.generate(**tokenizer("the cat", return_tensors="pt"), max_new_tokens=3, min_new_tokens=3)
     assert answer.shape == (1, 4)
+    assert len(as_its_card_says(bundle)("the cat " * 40, min_new_tokens=3).split()) <= 16  # BART's has 32 positions
     assert (bundle / "generation_config.json").is_file()
     before, after = load_file(bases[family] / "model.safetensors"), load_file(bundle / "model.safetensors")
     assert before.keys() == after.keys()

@@ -14,12 +14,6 @@ from app.privacy.plan import GaussianRelease, PrivacyPlan, SampledGaussian
 from worker.trainer.spec import BaseSpec, TrainerSpec
 from worker.trainer.tasks.interface import TrainerTask
 
-_USE = """```python
-from transformers import pipeline
-
-run = pipeline("{tag}", model="PATH_OF_THIS_FOLDER"{trust})
-```"""
-
 _GROUP_NORM = """
 GroupNorm stands in place of BatchNorm in the layers that `group_norm_layers` in `config.json` lists. transformers has
 no class for that, so this folder brings one: read `{code}`, and let transformers run it by `trust_remote_code=True`;
@@ -52,7 +46,7 @@ def model_card(
             f"---\n{front}\n---\n",
             f"# {spec.base.id}, fine-tuned: {kind.title.lower()}\n",
             said + " ".join(task.notes()) + "\n",
-            _USE.format(tag=task.pipeline_tag, trust=", trust_remote_code=True" if code else "") + "\n",
+            f"```python\n{task.usage(', trust_remote_code=True' if code else '')}\n```\n",
             *([] if step is None else [_checkpoint(spec.plan, step)]),
             "## Privacy\n",
             *_privacy(spec.plan, metrics["released"]),

@@ -20,7 +20,7 @@ from worker.trainer.failure import TrainerFailure
 from worker.trainer.spec import TaskSpec
 from worker.trainer.tasks.confusion import card_lines, confusion_cells, confusion_metrics
 from worker.trainer.tasks.examples import Examples, Indices
-from worker.trainer.tasks.interface import Batch, on_device
+from worker.trainer.tasks.interface import Batch, by_pipeline, on_device
 
 #: Pixels that take as much of a physical batch as a token of text does.
 _PIXELS_PER_TOKEN = 256
@@ -121,3 +121,7 @@ class ImageClassification:
     def notes(self) -> list[str]:
         """How images are scaled."""
         return ["Images are scaled as preprocessor_config.json says."]
+
+    def usage(self, options: str = "") -> str:
+        """By a pipeline."""
+        return by_pipeline(self.pipeline_tag, options)

@@ -26,6 +26,9 @@ IGNORED = -100
 #: Texts handed to the tokenizer at once.
 _CHUNK = 4096
 
+#: For the bundle's folder, in the model card's lines of Python.
+FOLDER = "PATH_OF_THIS_FOLDER"
+
 
 class TrainerTask(Protocol):
     """A task, bound to one job's base, columns and classes. Constructed as cls(spec, base folder, max_length).
@@ -33,7 +36,7 @@ class TrainerTask(Protocol):
     A task can hand in no batch mean: its loss is one value per record. What it measures leaves as one noised sum over
     units of `statistics`, whose norm the plan bounds; metrics are made of that sum alone.
 
-    pipeline_tag: of the model card, a task of transformers' pipelines.
+    pipeline_tag: of the model card, a task as the hub names it.
     """
 
     pipeline_tag: ClassVar[str]
@@ -96,9 +99,25 @@ class TrainerTask(Protocol):
         """What the model's users must know about its inputs, as sentences of the model card."""
         ...
 
+    def usage(self, options: str = "") -> str:
+        """Lines of Python of the model card, which define `run`. options: that loading needs, `, name=value`."""
+        ...
+
+
+def by_pipeline(tag: str, options: str) -> str:
+    """`TrainerTask.usage` by one of transformers' pipelines."""
+    return f'from transformers import pipeline\n\nrun = pipeline("{tag}", model="{FOLDER}"{options})'
+
+
+def of_texts(usage: str, spec: TaskSpec) -> str:
+    """The same, with a line on how two texts are given, where the model reads two."""
+    return f'{usage}\n# Two texts: run({{"text": "…", "text_pair": "…"}})' if "text_pair" in spec.columns else usage
+
 
 class TextTask:
     """What tasks on text share: the tokenizer, and batches of padded token ids."""
+
+    pipeline_tag: ClassVar[str]
 
     def __init__(self, spec: TaskSpec, base: Path, max_length: int) -> None:
         self.spec = spec
@@ -123,6 +142,10 @@ class TextTask:
     def notes(self) -> list[str]:
         """Where inputs are cut."""
         return [f"Inputs are cut to {self.max_length} tokens."]
+
+    def usage(self, options: str = "") -> str:
+        """By a pipeline."""
+        return by_pipeline(self.pipeline_tag, options)
 
     @property
     def padding(self) -> int:

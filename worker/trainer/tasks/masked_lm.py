@@ -30,6 +30,10 @@ class MaskedLanguageModeling(TextTask):
 
     pipeline_tag: ClassVar[str] = "fill-mask"
 
+    def usage(self, options: str = "") -> str:
+        """By a pipeline, which cuts nothing unless it is told to."""
+        return super().usage(', tokenizer_kwargs={"truncation": True}' + options)
+
     def encode(self, columns: Mapping[str, Sequence[Any]]) -> Examples:
         """Role `text`."""
         inputs, labels = [], []

@@ -20,7 +20,7 @@ from worker.trainer.tasks.confusion import (
     confusion_metrics,
 )
 from worker.trainer.tasks.examples import Examples, Indices, lengths_of
-from worker.trainer.tasks.interface import Batch, TextTask, classes_in, on_device, text_inputs
+from worker.trainer.tasks.interface import Batch, TextTask, classes_in, of_texts, on_device, text_inputs
 
 
 class TextClassification(TextTask):
@@ -32,6 +32,11 @@ class TextClassification(TextTask):
     def multi_label(self) -> bool:
         """Whether a row has any number of the classes."""
         return bool(self.spec.options.get("multi_label"))
+
+    def usage(self, options: str = "") -> str:
+        """By a pipeline: of several labels it tells the score of each."""
+        every = ", top_k=None" if self.multi_label else ""
+        return of_texts(super().usage(f", truncation=True{every}{options}"), self.spec)
 
     def encode(self, columns: Mapping[str, Sequence[Any]]) -> Examples:
         """Roles `text`, `text_pair`, `label`: a class, or a JSON list of classes."""

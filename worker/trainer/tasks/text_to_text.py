@@ -7,6 +7,7 @@ other columns. BLEU, chrF and ROUGE cannot be bounded a record: they are compute
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +22,7 @@ from worker.trainer.spec import TaskSpec
 from worker.trainer.tasks import generated_text, language_tokens
 from worker.trainer.tasks.examples import Examples, Indices, lengths_of
 from worker.trainer.tasks.interface import (
+    FOLDER,
     IGNORED,
     Batch,
     TextTask,
@@ -33,6 +35,17 @@ from worker.trainer.tasks.interface import (
 from worker.trainer.tasks.language_modeling import loss_and_accuracy, loss_lines, loss_metrics, token_losses
 
 _CHUNK = 4096
+
+_USAGE = """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+model = AutoModelForSeq2SeqLM.from_pretrained("{folder}"{options})
+
+
+def run(source, **how):
+    inputs = tokenizer({source}, truncation=True, max_length={read}, return_tensors="pt")
+    written = model.generate(**inputs, max_new_tokens={written}, **how)
+    return tokenizer.decode(written[0], skip_special_tokens=True)"""
 
 
 class TextToText(TextTask):
@@ -136,6 +149,17 @@ class TextToText(TextTask):
             *self._told(),
         ]
 
+    def usage(self, options: str = "") -> str:
+        """By generate(): transformers' pipelines for such models are gone (5.0)."""
+        says = self._says()
+        return _USAGE.format(
+            folder=FOLDER,
+            options=options,
+            source=f"{json.dumps(says, ensure_ascii=False)} + source" if says else "source",
+            read=self.max_length,
+            written=self.max_target_length,
+        )
+
     def _told(self) -> list[str]:
         if self.pair is not None:
             return [
@@ -146,9 +170,15 @@ class TextToText(TextTask):
                 "It was trained on several languages: set the tokenizer's src_lang, and give generate() the token of "
                 f"the language to write as {language_tokens.told_to_write(self.processor)}."
             ]
-        says = self.prefix or (self.languages_of and languages.prefix(self.languages_of, "en", "fr"))
+        says = self._says()
         such = "such words as " if self.languages_of else ""
         return [f"Every source must begin with {such}{says!r}, as in training."] if says else []
+
+    def _says(self) -> str:
+        """What stands before a source; an example where rows have languages of their own."""
+        if self.pair is not None or language_tokens.are_read(self.processor):
+            return ""
+        return self.prefix or (self.languages_of and languages.prefix(self.languages_of, "en", "fr"))
 
     def _in_one_language(self, columns: Mapping[str, Sequence[Any]], count: int) -> Iterator[list[int]]:
         """Rows that the tokenizer reads alike, which is told so before each group; mostly all of them."""
