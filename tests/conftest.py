@@ -31,6 +31,7 @@ from app.logging import without_exception_text
 from app.main import create_app
 from app.processes import valkey
 from app.settings import Settings
+from tests.answers import Documentation
 from tests.postgres import Postgres
 
 _DATABASES = ("sqlite", "postgresql")
@@ -215,8 +216,20 @@ def app(settings: Settings, api_key: str) -> Iterator[FastAPI]:
 
 @pytest.fixture
 def client(app: FastAPI, api_key: str) -> Iterator[TestClient]:
-    """Requests with the admin key; another one goes into `headers={"authorization": f"Bearer {key}"}`."""
+    """Requests with the admin key; another one goes into `headers={"authorization": f"Bearer {key}"}`. Whatever a
+    test asks, the answer is as the documentation says."""
+    documentation = Documentation(app.openapi())
+
+    def check(response: Any) -> None:
+        media = response.headers.get("content-type", "")
+        if media == "application/json" and response.request.method != "HEAD":
+            response.read()
+            documentation.require(
+                response.request.method, response.request.url.path, response.status_code, media, response.json()
+            )
+
     with TestClient(app, headers={"authorization": f"Bearer {api_key}"}) as opened:
+        opened.event_hooks = {"response": [check]}
         yield opened
 
 

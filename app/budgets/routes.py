@@ -15,11 +15,12 @@ from app.db.session import Database
 from app.errors import InvalidRequest
 from app.http.deps import Admin, DatabaseDep, Reader, Reading, StorageDep
 from app.http.pagination import Page, list_response, paginate
+from app.http.problems import answered
 
 router = APIRouter(prefix="/privacy_budgets", tags=["privacy budgets"])
 
 
-@router.post("")
+@router.post("", **answered(schemas.BudgetOut))
 def create_budget(body: schemas.CreateBudget, caller: Admin, database: DatabaseDep) -> dict[str, Any]:
     """Makes a budget. Files attach to it at upload."""
     with database.writing() as session:
@@ -36,7 +37,7 @@ def create_budget(body: schemas.CreateBudget, caller: Admin, database: DatabaseD
     return _retrieved(database, caller, budget.id)
 
 
-@router.get("")
+@router.get("", **answered(schemas.BudgetList))
 def list_budgets(caller: Reader, database: DatabaseDep, page: Page) -> dict[str, Any]:
     """The project's budgets, newest first."""
     with database.reading() as session:
@@ -45,13 +46,13 @@ def list_budgets(caller: Reader, database: DatabaseDep, page: Page) -> dict[str,
     return list_response(_rendered(rows, states), has_more)
 
 
-@router.get("/{budget_id}")
+@router.get("/{budget_id}", **answered(schemas.BudgetOut))
 def retrieve_budget(budget_id: str, caller: Reader, database: DatabaseDep) -> dict[str, Any]:
     """Limit, δ, spent, reserved, remaining, and what would still fit."""
     return _retrieved(database, caller, budget_id)
 
 
-@router.post("/{budget_id}")
+@router.post("/{budget_id}", **answered(schemas.BudgetOut))
 def update_budget(budget_id: str, body: schemas.UpdateBudget, caller: Admin, database: DatabaseDep) -> dict[str, Any]:
     """Another name, limit or policy: entries of the ledger, all or none. A limit is never below what is spent."""
     with database.writing() as session:
@@ -65,7 +66,7 @@ def update_budget(budget_id: str, body: schemas.UpdateBudget, caller: Admin, dat
     return _retrieved(database, caller, budget_id)
 
 
-@router.post("/{budget_id}/close")
+@router.post("/{budget_id}/close", **answered(schemas.BudgetOut))
 def close_budget(budget_id: str, caller: Admin, database: DatabaseDep) -> dict[str, Any]:
     """No further job is admitted; those that were go on. There is no way back."""
     with database.writing() as session:
@@ -73,7 +74,7 @@ def close_budget(budget_id: str, caller: Admin, database: DatabaseDep) -> dict[s
     return _retrieved(database, caller, budget_id)
 
 
-@router.post("/{budget_id}/reconcile")
+@router.post("/{budget_id}/reconcile", **answered(schemas.BudgetOut))
 def reconcile_budget(
     budget_id: str, caller: Admin, database: DatabaseDep, storage: StorageDep, body: schemas.Reconcile | None = None
 ) -> dict[str, Any]:
@@ -86,7 +87,7 @@ def reconcile_budget(
     return _retrieved(database, caller, budget_id)
 
 
-@router.get("/{budget_id}/entries")
+@router.get("/{budget_id}/entries", **answered(schemas.EntryList))
 def list_entries(budget_id: str, caller: Reader, session: Reading, page: Page) -> dict[str, Any]:
     """The ledger, newest first; `order=asc` reads it as it was written."""
     budget = service.get(session, caller.project_id, budget_id)
@@ -94,7 +95,7 @@ def list_entries(budget_id: str, caller: Reader, session: Reading, page: Page) -
     return list_response([views.render_entry(entry) for entry in rows], has_more)
 
 
-@router.get("/{budget_id}/timeline")
+@router.get("/{budget_id}/timeline", **answered(schemas.Timeline))
 def read_timeline(
     budget_id: str,
     caller: Reader,
@@ -118,7 +119,7 @@ def read_timeline(
     }
 
 
-@router.get("/{budget_id}/audit")
+@router.get("/{budget_id}/audit", **answered(schemas.AuditOut))
 def audit_ledger(budget_id: str, caller: Reader, session: Reading) -> dict[str, Any]:
     """Every hash of the chain computed again, and its sums compared with what admission counts."""
     budget = service.get(session, caller.project_id, budget_id)

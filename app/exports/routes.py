@@ -23,6 +23,7 @@ from app.exports.schemas import (
 )
 from app.exports.tables import Export
 from app.http.deps import QueueDep, Reader, Reading, StorageDep, Submitter, Writing
+from app.http.downloads import A_FILE, AN_ARCHIVE
 from app.models import bundles
 from app.models import service as models
 from app.models.bundles import ArchiveName
@@ -86,7 +87,7 @@ def _finished(session: Session, caller: Caller, model_id: str, export_id: str) -
 
 
 @router.head("/{export_id}/files/{path:path}", include_in_schema=False)
-@router.get("/{export_id}/files/{path:path}", response_class=Response)
+@router.get("/{export_id}/files/{path:path}", **A_FILE)
 def download_export_file(
     request: Request,
     session: Reading,
@@ -102,7 +103,7 @@ def download_export_file(
 
 
 @router.head("/{export_id}/download", include_in_schema=False)
-@router.get("/{export_id}/download", response_class=Response)
+@router.get("/{export_id}/download", **AN_ARCHIVE)
 def download_export(
     request: Request,
     session: Reading,

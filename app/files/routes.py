@@ -28,7 +28,7 @@ from app.files.schemas import (
 from app.files.tables import File
 from app.files.upload import Form, receive
 from app.http.deps import Admin, DatabaseDep, QueueDep, Reader, Reading, SettingsDep, StorageDep, Submitter, Writing
-from app.http.downloads import Download, respond
+from app.http.downloads import A_FILE, Download, respond
 from app.http.pagination import Page, paginate
 from app.ids import new_id
 
@@ -196,7 +196,7 @@ def _content(request: Request, session: Any, caller: Any, storage: Any, file_id:
     )
 
 
-@router.get("/files/{file_id}/content", response_class=Response)
+@router.get("/files/{file_id}/content", **A_FILE)
 def retrieve_content(request: Request, session: Writing, caller: Admin, storage: StorageDep, file_id: str) -> Response:
     """The bytes as they were uploaded: raw private rows, so admin keys only. Each look is an entry of the ledger of the
     file's budget."""

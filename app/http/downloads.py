@@ -10,13 +10,18 @@ import base64
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
 from app.errors import ApiError
-from app.http.problems import envelope
+from app.http.problems import answered, envelope
+
+#: What the documentation says of routes that answer so.
+A_FILE: dict[str, Any] = {"response_class": Response, **answered(None, "*/*")}
+AN_ARCHIVE: dict[str, Any] = {"response_class": Response, **answered(None, "application/x-tar", "application/zip")}
 
 _RANGE = re.compile(r"bytes=\s*(\d{0,19})-(\d{0,19})\s*", re.ASCII | re.IGNORECASE)
 

@@ -15,7 +15,8 @@ from app.events.stream import stream
 from app.events.tables import JobEvent
 from app.http.deps import DatabaseDep, QueueDep, Reader, Reading, SecretKeyDep, SettingsDep, Submitter, Writing
 from app.http.pagination import Page, list_response, paginate
-from app.jobs import checkpoints, estimates, repository, service, submission
+from app.http.problems import answered
+from app.jobs import answers, checkpoints, estimates, repository, service, submission
 from app.jobs.schemas import CreateJob
 from app.jobs.tables import Job
 from app.models import service as models
@@ -27,7 +28,7 @@ IdempotencyKey = Annotated[
 ]
 
 
-@router.post("")
+@router.post("", **answered(answers.JobOut))
 def create_job(
     body: CreateJob,
     caller: Submitter,
@@ -43,7 +44,7 @@ def create_job(
         return service.render(session, [service.get(session, caller.project_id, job.id)])[0]
 
 
-@router.post("/estimate")
+@router.post("/estimate", **answered(answers.EstimateOut))
 def estimate_job(body: CreateJob, caller: Submitter, database: DatabaseDep, settings: SettingsDep) -> dict[str, Any]:
     """The plan of the same body, with nothing stored; or why there is none, and the nearest that there is.
 
@@ -57,7 +58,7 @@ def estimate_job(body: CreateJob, caller: Submitter, database: DatabaseDep, sett
         return estimates.render(session, caller.project_id, planned)
 
 
-@router.get("")
+@router.get("", **answered(answers.JobList))
 def list_jobs(request: Request, caller: Reader, session: Reading, page: Page) -> dict[str, Any]:
     """The project's jobs, newest first; `metadata[key]=value` filters."""
     statement = repository.with_metadata(session, repository.readable(caller.project_id), _metadata_filter(request))
@@ -65,33 +66,33 @@ def list_jobs(request: Request, caller: Reader, session: Reading, page: Page) ->
     return list_response(service.render(session, rows), has_more)
 
 
-@router.get("/{job_id}")
+@router.get("/{job_id}", **answered(answers.JobOut))
 def retrieve_job(job_id: str, caller: Reader, session: Reading) -> dict[str, Any]:
     """Status, progress, ε spent so far."""
     return service.render(session, [service.get(session, caller.project_id, job_id)])[0]
 
 
-@router.post("/{job_id}/cancel")
+@router.post("/{job_id}/cancel", **answered(answers.JobOut))
 def cancel_job(job_id: str, caller: Submitter, session: Writing) -> dict[str, Any]:
     """At once where the job waits; within a step where it runs."""
     return service.render(session, [service.cancel(session, caller, job_id)])[0]
 
 
-@router.post("/{job_id}/pause")
+@router.post("/{job_id}/pause", **answered(answers.JobOut))
 def pause_job(job_id: str, caller: Submitter, session: Reading) -> dict[str, Any]:
     """Not there yet."""
     service.get(session, caller.project_id, job_id)
     raise InvalidRequest("not_supported", "Jobs cannot be paused yet.")
 
 
-@router.post("/{job_id}/resume")
+@router.post("/{job_id}/resume", **answered(answers.JobOut))
 def resume_job(job_id: str, caller: Submitter, session: Reading) -> dict[str, Any]:
     """Not there yet."""
     service.get(session, caller.project_id, job_id)
     raise InvalidRequest("not_supported", "Jobs cannot be paused and resumed yet.")
 
 
-@router.get("/{job_id}/events", response_model=None)
+@router.get("/{job_id}/events", **answered(answers.EventList, "text/event-stream"))
 def list_events(
     job_id: str,
     request: Request,
@@ -116,7 +117,7 @@ def list_events(
     return list_response([render_event(row) for row in rows], has_more)
 
 
-@router.get("/{job_id}/checkpoints")
+@router.get("/{job_id}/checkpoints", **answered(answers.CheckpointList))
 def list_checkpoints(job_id: str, caller: Reader, session: Reading, page: Page) -> dict[str, Any]:
     """What was published on the way, each a model that can be taken, and the finished model; the latest first."""
     job = service.get(session, caller.project_id, job_id)

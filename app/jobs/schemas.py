@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
 
 from app.catalog.adaptations import ADAPTATIONS, Adaptation
 from app.catalog.recipes import OptimizerName, ScheduleName
@@ -52,6 +53,21 @@ class Method(_Strict):
     supervised: Supervised | None = None
     dpo: Any = None
     reinforcement: Any = None
+
+
+def _documented_adaptations() -> dict[str, Any]:
+    """A schema for each type. `adaptation_of` is what holds requests to them, with a code for each kind of mistake."""
+    kinds: list[dict[str, Any]] = [
+        {"description": "Chosen by measured rules.", "title": "Auto", "properties": {"type": {"const": "auto"}}}
+    ]
+    for cls in ADAPTATIONS.values():
+        schema = TypeAdapter(cls).json_schema()
+        own = {"type": {"const": cls.type}} | schema.get("properties", {})
+        kinds.append({"description": inspect.cleandoc(cls.__doc__ or ""), "title": cls.__name__, "properties": own})
+    return {"oneOf": [{"type": "object", "required": ["type"], **kind} for kind in kinds]}
+
+
+AdaptationBlock = Annotated[dict[str, Any], WithJsonSchema(_documented_adaptations())]
 
 
 class TaskBlock(_Strict):
@@ -160,7 +176,7 @@ class CreateJob(BaseModel):
     hyperparameters: Hyperparameters | None = None
     method: Method | None = None
     task: TaskBlock | None = None
-    adaptation: dict[str, Any] | None = None
+    adaptation: AdaptationBlock | None = None
     privacy: PrivacyBlock = Field(default_factory=PrivacyBlock)
     evaluation: Literal["none"] | EvaluationBlock | None = None
     optimizer: OptimizerBlock | None = None

@@ -23,7 +23,9 @@ from app.http.deps import (
     Submitter,
     Writing,
 )
+from app.http.downloads import A_FILE, AN_ARCHIVE
 from app.http.pagination import PageParams
+from app.http.problems import answered
 from app.models import bundles, listing, report_page, repository, service
 from app.models.bundles import ArchiveName
 from app.models.discovery import FINE_TUNED
@@ -50,6 +52,8 @@ router = APIRouter(tags=["models"])
 bases_in_folders = APIRouter(tags=["models"])
 
 ModelId = Annotated[str, Path(max_length=200)]
+
+_A_REPORT: dict[str, Any] = answered(None, "application/json", "text/html")
 
 _IN_FOLDER = "in_folder"
 
@@ -124,7 +128,7 @@ def list_model_files(session: Reading, caller: Reader, model_id: ModelId) -> Mod
 
 
 @router.head("/models/{model_id}/files/{path:path}", include_in_schema=False)
-@router.get("/models/{model_id}/files/{path:path}", response_class=Response)
+@router.get("/models/{model_id}/files/{path:path}", **A_FILE)
 def download_model_file(
     request: Request, session: Reading, caller: Reader, storage: StorageDep, model_id: ModelId, path: str
 ) -> Response:
@@ -134,7 +138,7 @@ def download_model_file(
 
 
 @router.head("/models/{model_id}/download", include_in_schema=False)
-@router.get("/models/{model_id}/download", response_class=Response)
+@router.get("/models/{model_id}/download", **AN_ARCHIVE)
 def download_model(
     request: Request,
     session: Reading,
@@ -158,7 +162,9 @@ def _prefers_page(accept: str) -> bool:
     return weights.get("text/html", 0.0) > weights.get("application/json", 0.0)
 
 
-@router.get("/models/{model_id}/privacy_report", response_class=Response)
+@router.get(
+    "/models/{model_id}/privacy_report", response_class=Response, **answered(None, "application/json", "text/html")
+)
 def retrieve_privacy_report(request: Request, session: Reading, caller: Reader, model_id: ModelId) -> Response:
     """The signed report as JSON; with `Accept: text/html` as a page for people."""
     model = service.get(session, caller.project_id, model_id)
