@@ -34,6 +34,7 @@ _ERASE_AT_ONCE = 100
 FAILURES: dict[str, str] = {
     "format_not_supported": "Models of this architecture have no export of this format.",
     "export_check_failed": "The export did not load in its runtime, or answered otherwise than the model.",
+    "student_not_smaller": "The student would have as many layers as the model: ask for fewer, by `num_layers`.",
     "student_check_failed": "The student does not follow the model on rows that were held out.",
     "model_invalid": "The model's bundle cannot be loaded.",
     "base_model_invalid": "The base model cannot be loaded.",

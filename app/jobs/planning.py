@@ -20,7 +20,14 @@ from app.catalog.recipes import EVALUATION, Recipe, recipe_for
 from app.errors import BudgetExceeded, InvalidRequest
 from app.jobs import adapting, checkpoints, columns, targets
 from app.jobs.facts import BudgetFacts, Defaults, FileFacts
-from app.jobs.schemas import CreateJob, EvaluationBlock, TaskBlock, adaptation_of, hyperparameters_of
+from app.jobs.schemas import (
+    CreateJob,
+    EvaluationBlock,
+    TaskBlock,
+    adaptation_of,
+    hyperparameters_of,
+    hyperparameters_param,
+)
 from app.jobs.targets import Target
 from app.privacy.accountants import pld_epsilon
 from app.privacy.calibration import CannotCalibrate, calibrate, gaussian_noise_multiplier
@@ -236,8 +243,8 @@ def _recipe(request: _Request, target_epsilon: float | None) -> tuple[Recipe, di
     if batch_size is not None and batch_size > request.num_units:
         raise InvalidRequest(
             "invalid_hyperparameter",
-            f"batch_size is larger than the number of {_plural(request.unit)} to train on.",
-            param="batch_size",
+            f"batch_size is larger than the {request.num_units} {_plural(request.unit)} to train on.",
+            param=f"{hyperparameters_param(request.body)}.batch_size",
         )
     task, adaptation = request.reading.task, adaptation_of(request.body)
     family = FAMILIES[request.base.family]
@@ -264,7 +271,7 @@ def _recipe(request: _Request, target_epsilon: float | None) -> tuple[Recipe, di
         raise InvalidRequest(
             "too_many_steps",
             f"A job has at most {MAX_STEPS} steps: take a larger batch_size or fewer n_epochs.",
-            param="hyperparameters",
+            param=hyperparameters_param(request.body),
         )
     *before, last = recipe.phases
     bound = targets.loss_bound(request.body, request.reading.task.type, len(request.reading.labels))

@@ -219,6 +219,12 @@ def _require_plain_text(body: CreateJob) -> None:
         raise InvalidRequest("invalid_request", "A string of the request is no valid text.")
 
 
+def hyperparameters_param(body: CreateJob) -> str:
+    """Where `hyperparameters_of` finds them."""
+    in_method = body.method is not None and body.method.supervised is not None
+    return "method.supervised.hyperparameters" if in_method else "hyperparameters"
+
+
 def hyperparameters_of(body: CreateJob) -> Hyperparameters:
     """From whichever of the wire's two places holds them."""
     if body.method is not None and body.method.supervised is not None:
@@ -262,6 +268,9 @@ def adaptation_of(body: CreateJob) -> Adaptation | None:
     try:
         return TypeAdapter(cls).validate_python(fields)
     except ValidationError as error:
-        place = error.errors(include_input=False)[0]["loc"]
-        param = ".".join(["adaptation", *(str(part) for part in place[:1])])
-        raise InvalidRequest("invalid_adaptation", f"`{param}` is out of its range.", param=param) from None
+        first = error.errors(include_input=False)[0]
+        param = ".".join(["adaptation", *(str(part) for part in first["loc"][:1])])
+        # A check of ours says what it wants; the words of another could quote the input.
+        own = first.get("ctx", {}).get("error") if first["type"] == "value_error" else None
+        why = f"`{cls.type}`: {own}." if own else f"`{param}` is of another type than it should be."
+        raise InvalidRequest("invalid_adaptation", why, param=param) from None

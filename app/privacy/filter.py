@@ -48,7 +48,7 @@ class RenyiBudget:
         if not (isinstance(self.order, int) and self.order >= 2):
             raise ValueError("order must be an integer of at least 2")
         if self.capacity <= 0.0:
-            raise ValueError("at this order nothing fits the limit")
+            raise ValueError("at the Rényi order that the budget was made with nothing fits so low a limit")
 
     @classmethod
     def create(cls, epsilon_limit: float, delta: float) -> RenyiBudget:

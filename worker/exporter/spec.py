@@ -25,6 +25,7 @@ EXPORT_FOLDER, METRICS_FILE = "results/export", "results/metrics.json"
 FAILURES: dict[str, str] = {
     "format_not_supported": "Models of this architecture have no export of this format.",
     "export_check_failed": "The export did not load in its runtime, or answered otherwise than the model.",
+    "student_not_smaller": "The student would have as many layers as the model: ask for fewer, by `num_layers`.",
     "student_check_failed": "The student does not follow the model on rows that were held out.",
     "model_invalid": "The model's bundle cannot be loaded.",
     "base_model_invalid": "The base model cannot be loaded.",

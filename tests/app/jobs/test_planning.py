@@ -304,7 +304,7 @@ def test_files_that_cannot_be_trained_on(training: FileFacts, code: str, param: 
         ({"adaptation": {"type": "lora", "depth": 3}}, "unknown_parameter", "adaptation.depth"),
         ({"adaptation": {"type": "lora", "rank": 0}}, "invalid_adaptation", "adaptation"),
         ({"adaptation": {"type": "lora", "rank": "many"}}, "invalid_adaptation", "adaptation.rank"),
-        ({"hyperparameters": {"batch_size": 1801}}, "invalid_hyperparameter", "batch_size"),
+        ({"hyperparameters": {"batch_size": 1801}}, "invalid_hyperparameter", "hyperparameters.batch_size"),
         ({"hyperparameters": {"batch_size": 1, "n_epochs": 1000}}, "too_many_steps", "hyperparameters"),
         ({"evaluation": {"epsilon": 3.0}}, "invalid_evaluation", "evaluation.epsilon"),
         ({"evaluation": {"epsilon": 1.0, "epsilon_share": 0.1}}, "invalid_evaluation", "evaluation.epsilon"),

@@ -120,7 +120,13 @@ def test_a_validation_file_counts_by_its_units():
         (persons(num_units=10), None, {}, "too_few_rows", "training_file"),
         # A thousandth is below 1/500 and above 1/2000: units count, not rows.
         (persons(num_units=2000), None, {"privacy": {"target_delta": 1e-3}}, "delta_too_large", "privacy."),
-        (persons(), None, {"hyperparameters": {"batch_size": 451}}, "invalid_hyperparameter", "batch_size"),
+        (
+            persons(),
+            None,
+            {"hyperparameters": {"batch_size": 451}},
+            "invalid_hyperparameter",
+            "hyperparameters.batch_size",
+        ),
         (persons(num_rows=9, num_units=9), other(), {"validation_file": "f"}, "too_few_rows", "training_file"),
     ],
 )

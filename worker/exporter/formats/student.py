@@ -49,7 +49,7 @@ _SHARED = "relative_attention_bias.weight"
 
 
 def make(folder: Path, spec: ExportSpec, reference: Reference, output: Path) -> Made:
-    """Raises ExportFailure `format_not_supported`, `data_mismatch`, `export_check_failed`."""
+    """Raises ExportFailure `format_not_supported`, `student_not_smaller`, `data_mismatch`, `export_check_failed`."""
     assert spec.student is not None
     if reference.tokenizer is None:
         raise ExportFailure("format_not_supported", "no distillation for models of this kind")
@@ -97,12 +97,14 @@ def _texts(path: Path, spec: StudentSpec) -> tuple[list[list[str]], list[list[st
 def drop_layers(model: PreTrainedModel, num_layers: int | None) -> PreTrainedModel:
     """A copy of the model with that many of its layers, evenly spread; the last always stays (it may be the one that
     pools). Of two stacks each keeps so many, or all, if it has not more. Raises ExportFailure `format_not_supported`
-    where layers are not numbered, or none would go."""
+    where layers are not numbered, `student_not_smaller` where none would go."""
     depths = _depths(model)
     config = copy.deepcopy(model.config)
     kept = {stack: _kept(depth, num_layers) for stack, depth in depths.items()}
-    if not depths or all(len(kept[stack]) == depth for stack, depth in depths.items()):
-        raise ExportFailure("format_not_supported", f"{num_layers} layers of {depths}")
+    if not depths:
+        raise ExportFailure("format_not_supported", "no layers are numbered")
+    if all(len(kept[stack]) == depth for stack, depth in depths.items()):
+        raise ExportFailure("student_not_smaller", f"{num_layers} layers of {depths}")
     for stack, chosen in kept.items():
         setattr(config, _depth_key(config, stack), len(chosen))
     if getattr(config, "is_encoder_decoder", False) and "num_hidden_layers" in config.to_dict():
