@@ -86,20 +86,22 @@ class Head(BaseModel):
     hash: str
 
 
-class StoreHead(Head):
-    """The latest entry that was ever published. rho: charged and reserved until there."""
+class StoreHead(BaseModel):
+    """The latest entry that was ever published; null where it cannot be read. rho: charged and reserved until there."""
 
-    rho: float
+    sequence: int | None
+    hash: str | None
+    rho: float | None
 
 
 class LockOut(BaseModel):
     """Why nothing starts on the budget: its database is older than what was published from it. rho_missing: what a
-    reconciliation charges at least."""
+    reconciliation charges at least; null: not known, say it yourself."""
 
     code: Literal["budget_locked"]
     detected_at: int
     store_head: StoreHead
-    rho_missing: float
+    rho_missing: float | None
 
 
 class BudgetOut(BaseModel):

@@ -74,10 +74,10 @@ class EstimatedTask(JobTask):
 
 class Auto(BaseModel):
     """adaptation: why it is this one. `requested`; `few_units`: a head is above all else that was measured at so few;
-    `small_epsilon`: a head, for more would drown in the noise; `many_units`: enough for weights of the body;
-    `pretrained_head`: the task trains the base's own head."""
+    `small_epsilon`: a head, for more would drown in the noise; `little_noise`: LoRA behind such a head; `many_units`:
+    enough for weights of the body; `pretrained_head`: the task trains the base's own head."""
 
-    adaptation: Literal["requested", "few_units", "small_epsilon", "many_units", "pretrained_head"]
+    adaptation: Literal["requested", "few_units", "small_epsilon", "little_noise", "many_units", "pretrained_head"]
 
 
 class JobSchedule(BaseModel):
