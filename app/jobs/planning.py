@@ -15,29 +15,26 @@ from app.budgets.service import Charge
 from app.budgets.status import remaining_epsilon
 from app.catalog.adaptations import adaptation_to_dict
 from app.catalog.bases import BaseModel
-from app.catalog.families import FAMILIES
-from app.catalog.recipes import EVALUATION, Recipe, recipe_for
+from app.catalog.recipes import EVALUATION, Recipe
 from app.errors import BudgetExceeded, InvalidRequest
-from app.jobs import adapting, checkpoints, columns, targets
-from app.jobs.facts import BudgetFacts, Defaults, FileFacts
+from app.jobs import checkpoints, columns, targets
+from app.jobs.facts import Defaults, FileFacts
+from app.jobs.requested import Request, plural, recipe_of, with_overrides
 from app.jobs.schemas import (
     CreateJob,
     EvaluationBlock,
     TaskBlock,
-    adaptation_of,
     hyperparameters_of,
-    hyperparameters_param,
 )
 from app.jobs.targets import Target
 from app.privacy.accountants import pld_epsilon
 from app.privacy.calibration import CannotCalibrate, calibrate, gaussian_noise_multiplier
 from app.privacy.dp_events import event_for, to_json
 from app.privacy.filter import MAX_EPSILON_LIMIT
-from app.privacy.plan import Dataset, GaussianRelease, Part, PrivacyPlan, PrivacyUnit, SampledGaussian
+from app.privacy.plan import Dataset, GaussianRelease, Part, PrivacyPlan, SampledGaussian
 
 #: Fewer units than this train nothing, and their noise would say so at a cost.
 MIN_UNITS = 10
-MAX_STEPS = 200_000
 
 DEFAULT_EPSILON_SHARE = 0.1
 
@@ -96,9 +93,9 @@ def plan(
     num_units = training.units - num_held_out
     if num_units < MIN_UNITS:
         raise InvalidRequest(
-            "too_few_rows", f"Training needs at least {MIN_UNITS} {_plural(unit)}.", param=training.param
+            "too_few_rows", f"Training needs at least {MIN_UNITS} {plural(unit)}.", param=training.param
         )
-    request = _Request(body, base, training, validation, evaluation, reading, unit, num_held_out, num_units)
+    request = Request(body, base, training, validation, evaluation, reading, unit, num_held_out, num_units)
     if body.privacy.mechanism == "none":
         return _not_private(request)
     target = targets.target(body, training, validation, defaults)
@@ -109,54 +106,9 @@ def plan(
     return planned
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """What is fixed before ε is."""
-
-    body: CreateJob
-    base: BaseModel
-    training: FileFacts
-    validation: FileFacts | None
-    evaluation: EvaluationBlock | None
-    reading: columns.Reading
-    unit: PrivacyUnit
-    num_held_out: int
-    num_units: int
-
-    @property
-    def evaluated(self) -> FileFacts:
-        """The file whose rows the metrics come from."""
-        return self.validation or self.training
-
-    @property
-    def num_validation_units(self) -> int:
-        """Units that the metrics come from."""
-        return self.num_held_out if self.validation is None else self.validation.units
-
-    @property
-    def one_budget(self) -> bool:
-        """Whether training and validation rows are charged together."""
-        if self.validation is None:
-            return True
-        mine, other = self.training.budget, self.validation.budget
-        return mine is not None and other is not None and mine.id == other.id
-
-    @property
-    def certified(self) -> tuple[Dataset, ...]:
-        """The datasets whose parts the job's own ε covers."""
-        return ("training", "validation") if self.validation is not None and self.one_budget else ("training",)
-
-    def budget(self, budget_id: str) -> BudgetFacts:
-        """The budget of that id, of the one or two that the job touches."""
-        for file in (self.training, self.validation):
-            if file is not None and file.budget is not None and file.budget.id == budget_id:
-                return file.budget
-        raise KeyError(budget_id)
-
-
-def _private(request: _Request, target: Target) -> Planned:
-    recipe, reasons = _recipe(request, target.epsilon)
-    recipe = _with_overrides(request.body, recipe)
+def _private(request: Request, target: Target) -> Planned:
+    recipe, reasons = recipe_of(request, target.epsilon)
+    recipe = with_overrides(request.body, recipe)
     kind = "none" if request.evaluation is None else "public" if request.evaluated.public else "private"
     if kind == "private":
         recipe = dataclasses.replace(recipe, evaluation=_noised_statistics(request, target))
@@ -182,8 +134,8 @@ def _private(request: _Request, target: Target) -> Planned:
     return _planned(request, recipe, privacy_plan, kind, reasons, _charges(request, privacy_plan))
 
 
-def _not_private(request: _Request) -> Planned:
-    recipe, reasons = _recipe(request, None)
+def _not_private(request: Request) -> Planned:
+    recipe, reasons = recipe_of(request, None)
     privacy_plan = PrivacyPlan(
         mechanism="none",
         num_units=request.num_units,
@@ -195,7 +147,7 @@ def _not_private(request: _Request) -> Planned:
 
 
 def _planned(
-    request: _Request,
+    request: Request,
     recipe: Recipe,
     privacy_plan: PrivacyPlan,
     evaluation: str,
@@ -237,63 +189,7 @@ def _planned(
     return Planned(privacy_plan, charges, resolved, hyperparameters)
 
 
-def _recipe(request: _Request, target_epsilon: float | None) -> tuple[Recipe, dict[str, str]]:
-    asked = hyperparameters_of(request.body)
-    batch_size = None if asked.batch_size == "auto" else asked.batch_size
-    if batch_size is not None and batch_size > request.num_units:
-        raise InvalidRequest(
-            "invalid_hyperparameter",
-            f"batch_size is larger than the {request.num_units} {_plural(request.unit)} to train on.",
-            param=f"{hyperparameters_param(request.body)}.batch_size",
-        )
-    task, adaptation = request.reading.task, adaptation_of(request.body)
-    family = FAMILIES[request.base.family]
-    if adaptation is not None:
-        adapting.require(adaptation, task, request.base)
-    recipe, reason = recipe_for(
-        task.type,
-        adaptation,
-        request.num_units,
-        target_epsilon,
-        n_epochs=None if asked.n_epochs == "auto" else asked.n_epochs,
-        batch_size=batch_size,
-        learning_rate_multiplier=None if asked.learning_rate_multiplier == "auto" else asked.learning_rate_multiplier,
-        centred=family.centred and not request.base.continues(task.type, request.reading.labels),
-        width=1 if family.centred else request.base.hidden_size,
-        lora=family.lora,
-        attentive=family.attentive,
-        pairs="text_pair" in request.reading.columns,
-        num_layers=request.base.num_layers,
-        layer_parameters=request.base.layer_parameters,
-        pools=request.base.pools,
-    )
-    if sum(phase.num_steps for phase in recipe.phases) > MAX_STEPS:
-        raise InvalidRequest(
-            "too_many_steps",
-            f"A job has at most {MAX_STEPS} steps: take a larger batch_size or fewer n_epochs.",
-            param=hyperparameters_param(request.body),
-        )
-    *before, last = recipe.phases
-    bound = targets.loss_bound(request.body, request.reading.task.type, len(request.reading.labels))
-    phases = (*before, targets.optimized(request.body, last))
-    return dataclasses.replace(recipe, phases=phases, loss_bound=bound), {"adaptation": reason}
-
-
-def _with_overrides(body: CreateJob, recipe: Recipe) -> Recipe:
-    clipping = body.privacy.clipping or recipe.clipping
-    norm = body.privacy.max_grad_norm
-    if norm is not None and clipping == "automatic" and norm != 1.0:
-        raise InvalidRequest(
-            "invalid_max_grad_norm",
-            "Automatic clipping scales every gradient to norm 1; give `clipping: flat` with another norm.",
-            param="privacy.max_grad_norm",
-        )
-    if clipping == "automatic":
-        norm = 1.0
-    return dataclasses.replace(recipe, clipping=clipping, max_grad_norm=norm or recipe.max_grad_norm)
-
-
-def _noised_statistics(request: _Request, target: Target) -> GaussianRelease:
+def _noised_statistics(request: Request, target: Target) -> GaussianRelease:
     """The noise on the sums that all metrics follow from, at the evaluation's share of ε."""
     epsilon = _evaluation_epsilon(request, target.epsilon)
     if request.one_budget and epsilon >= target.epsilon:
@@ -315,7 +211,7 @@ def _noised_statistics(request: _Request, target: Target) -> GaussianRelease:
 # --- what it costs ---------------------------------------------------------------------------------------------------
 
 
-def _charges(request: _Request, privacy_plan: PrivacyPlan) -> tuple[PlannedCharge, ...]:
+def _charges(request: Request, privacy_plan: PrivacyPlan) -> tuple[PlannedCharge, ...]:
     touched: dict[str, tuple[Dataset, ...]] = {}
     if request.training.budget is not None:
         touched[request.training.budget.id] = request.certified
@@ -339,17 +235,17 @@ def _charges(request: _Request, privacy_plan: PrivacyPlan) -> tuple[PlannedCharg
     return tuple(charges)
 
 
-def _evaluation_epsilon(request: _Request, target_epsilon: float) -> float:
+def _evaluation_epsilon(request: Request, target_epsilon: float) -> float:
     block = request.evaluation or EvaluationBlock()
     return block.epsilon or target_epsilon * (block.epsilon_share or DEFAULT_EPSILON_SHARE)
 
 
-def _fits(planned: PlannedCharge, request: _Request) -> bool:
+def _fits(planned: PlannedCharge, request: Request) -> bool:
     budget = request.budget(planned.charge.budget_id)
     return budget.open and budgets.admissible(budget.accounting, budget.usage, planned.charge)
 
 
-def _exceeded(request: _Request, target: Target, over: PlannedCharge) -> BudgetExceeded:
+def _exceeded(request: Request, target: Target, over: PlannedCharge) -> BudgetExceeded:
     budget = request.budget(over.charge.budget_id)
     if not budget.open:
         return budgets.closed(budget.id)
@@ -370,7 +266,7 @@ def _exceeded(request: _Request, target: Target, over: PlannedCharge) -> BudgetE
     )
 
 
-def _nearest(request: _Request, target: Target, over: PlannedCharge) -> dict[str, float] | None:
+def _nearest(request: Request, target: Target, over: PlannedCharge) -> dict[str, float] | None:
     """The largest target ε, to some per cent, whose whole plan fits: found by planning, from just above downwards."""
     epsilon = _two_digits(_just_above(request, target, over))
     for _ in range(_NEAREST_TRIES):
@@ -387,7 +283,7 @@ def _nearest(request: _Request, target: Target, over: PlannedCharge) -> dict[str
     return None
 
 
-def _just_above(request: _Request, target: Target, over: PlannedCharge) -> float:
+def _just_above(request: Request, target: Target, over: PlannedCharge) -> float:
     """A target ε that costs a little more than what remains; 0 where no target ε helps."""
     budget = request.budget(over.charge.budget_id)
     remaining = remaining_epsilon(budget.accounting, budget.usage.total)
@@ -401,10 +297,6 @@ def _just_above(request: _Request, target: Target, over: PlannedCharge) -> float
         return min(target.epsilon, remaining)
     # ε of one mechanism goes about with √ln(1/δ), and `remaining` is at the budget's δ.
     return min(target.epsilon, 1.15 * remaining * math.sqrt(math.log(target.delta) / math.log(budget.accounting.delta)))
-
-
-def _plural(unit: PrivacyUnit) -> str:
-    return "rows" if unit.column is None else "privacy units"
 
 
 def _main(parts: tuple[Part, ...]) -> SampledGaussian:
