@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Literal
 
 import structlog
-from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
 from sqlalchemy import text
 
 from app.db.session import Database
@@ -22,21 +22,31 @@ def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz", responses={503: {"description": "Something does not answer; `checks` says what."}})
-def readyz(request: Request) -> JSONResponse:
+class Readiness(BaseModel):
+    """What answers, and whether all of it does."""
+
+    status: Literal["ready", "not_ready"]
+    checks: dict[Literal["database", "storage", "broker"], Literal["ok", "failed"]]
+
+
+@router.get(
+    "/readyz", responses={503: {"model": Readiness, "description": "Something does not answer; `checks` says what."}}
+)
+def readyz(request: Request, response: Response) -> Readiness:
     """The database answers, the object store takes an object (a full disk does not), and the broker answers."""
     state = request.app.state
-    checks = {
+    ready = {
         "database": _answers("database", lambda: _ask(state.database)),
         "storage": _answers("storage", lambda: state.storage.put_bytes("health/probe", b"ok")),
         "broker": _answers("broker", state.queue.ping),
     }
-    ready = all(checks.values())
-    body: dict[str, Any] = {
-        "status": "ready" if ready else "not_ready",
-        "checks": {name: "ok" if good else "failed" for name, good in checks.items()},
-    }
-    return JSONResponse(body, status_code=200 if ready else 503)
+    response.status_code = 200 if all(ready.values()) else 503
+    return Readiness.model_validate(
+        {
+            "status": "ready" if all(ready.values()) else "not_ready",
+            "checks": {name: "ok" if good else "failed" for name, good in ready.items()},
+        }
+    )
 
 
 def _answers(name: str, ask: Callable[[], object]) -> bool:
