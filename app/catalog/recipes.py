@@ -121,7 +121,8 @@ class Recipe:
 
 
 #: Up to so many units `auto` stays with a head on frozen features: seconds on a CPU, and no training of the body came
-#: out above an attentive one. Joint training of a body from a zero head is the main failure at such sizes.
+#: out above an attentive one but with little noise. Joint training of a body from a zero head is the main failure at
+#: such sizes.
 HEAD_UNITS = 20_000
 
 #: From so many units on a head of `auto` on texts is attentive, and so it stays up to so many: minutes on a CPU.
@@ -129,10 +130,11 @@ HEAD_UNITS = 20_000
 ATTENTIVE_UNITS, MOST_ATTENTIVE_UNITS = 1_000, 50_000
 
 #: From so many units times ε on, `auto` adapts the blocks that an attentive head of single texts' classes reads, too:
-#: the noise on a mean over units goes with the inverse of that product. Measured at 55,000, a gain; at 21,000, none.
+#: the noise on a mean over units goes with the inverse of that product. Measured at 55,000, a gain; at 21,000 none of
+#: both factors at rank 4.
 LITTLE_NOISE = 50_000
 
-#: At most so many units times weights of those blocks: an hour of one CPU core.
+#: At most so many units times weights of those blocks: an hour of one CPU core at 25 tokens a text.
 MOST_WORK = 10**11
 
 #: Below this ε `auto` stays with the head at any size: the noise falls on its few weights only.
@@ -185,6 +187,7 @@ def recipe_for(
     num_layers: int = 0,
     layer_parameters: int = 0,
     pools: bool = False,
+    as_measured: bool = True,
 ) -> tuple[Recipe, str]:
     """The measured recipe, and why this adaptation: `requested`, `few_units`, `small_epsilon`, `little_noise`,
     `many_units` or `pretrained_head`.
@@ -194,7 +197,8 @@ def recipe_for(
     centred: whether the job centres the base's pooled vectors. width: their squared norm, about: 1 where the base
     scales them. lora: whether the base has matrices for it (`app.catalog.families`). attentive: whether an attention
     can weigh its tokens. pairs: whether a record has two texts. num_layers: the base's blocks; layer_parameters: of
-    one; pools: whether all of them stay, see `BaseModel`.
+    one; pools: whether all of them stay, see `BaseModel`. as_measured: whether optimizer and schedule are the
+    recipe's own: others are meant for what they were tried with.
     The evaluation's release is the caller's to add. Raises KeyError on an unknown task, ValueError on a number that is
     not positive, or on a new head where the task has none.
     """
@@ -210,8 +214,9 @@ def recipe_for(
         chosen, reason = _auto(head, num_units, target_epsilon, lora, attentive and head == "pooled")
         deeper = AttentiveLora().of(num_layers, pools=pools)
         work = num_units * layer_parameters * (deeper.num_layers or 0)
-        measured = isinstance(chosen, AttentiveHead) and task.labelled and not pairs
-        if measured and num_units * (target_epsilon or 0.0) >= LITTLE_NOISE and 0 < work <= MOST_WORK:
+        measured = isinstance(chosen, AttentiveHead) and reason == "few_units" and task.labelled and not pairs
+        untouched = as_measured and n_epochs is batch_size is learning_rate_multiplier is None
+        if measured and untouched and num_units * (target_epsilon or 0.0) >= LITTLE_NOISE and 0 < work <= MOST_WORK:
             chosen, reason = deeper, "little_noise"
     if head == "pretrained" and isinstance(chosen, Head):
         raise ValueError("the task trains the base's own head: there is no new one")

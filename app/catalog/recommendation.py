@@ -35,7 +35,8 @@ REASONS = ("sentence_encoder", "chat_tuned", "largest_in_time", "smaller", "too_
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """rank: from 1. reason: one of `REASONS`. adaptation: what `auto` would pick. seconds: roughly, on that device."""
+    """rank: from 1. reason: one of `REASONS`. adaptation: what `auto` would pick (one text a record). seconds: roughly,
+    on that device."""
 
     base: BaseModel
     rank: int
@@ -65,7 +66,7 @@ def recommend(
         )
         last = recipe.phases[-1].adaptation
         seconds = sum(_operations(base, phase, num_units) for phase in recipe.phases) / FLOPS[device]
-        # Of what reads tokens `auto` has bounded the work itself.
+        # Its work `auto` has bounded itself, for shorter texts than TOKENS.
         in_time = seconds <= SECONDS or isinstance(last, AttentiveLora)
         special = _made_for(base, task, isinstance(last, Head | AttentiveHead | AttentiveLora))
         adaptation = last.type

@@ -73,9 +73,10 @@ class EstimatedTask(JobTask):
 
 
 class Auto(BaseModel):
-    """adaptation: why it is this one. `requested`; `few_units`: a head is above all else that was measured at so few;
-    `small_epsilon`: a head, for more would drown in the noise; `little_noise`: LoRA behind such a head; `many_units`:
-    enough for weights of the body; `pretrained_head`: the task trains the base's own head."""
+    """adaptation: why it is this one. `requested`; `few_units`: a head, for nothing else was measured above it at so
+    few, or nothing that does not take hours; `small_epsilon`: a head, for more would drown in the noise;
+    `little_noise`: LoRA behind such a head; `many_units`: enough for weights of the body; `pretrained_head`: the task
+    trains the base's own head."""
 
     adaptation: Literal["requested", "few_units", "small_epsilon", "little_noise", "many_units", "pretrained_head"]
 

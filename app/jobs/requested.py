@@ -98,6 +98,7 @@ def recipe_of(request: Request, target_epsilon: float | None) -> tuple[Recipe, d
         num_layers=request.base.num_layers,
         layer_parameters=request.base.layer_parameters,
         pools=request.base.pools,
+        as_measured=request.body.optimizer is None and request.body.schedule is None,
     )
     if sum(phase.num_steps for phase in recipe.phases) > MAX_STEPS:
         raise InvalidRequest(

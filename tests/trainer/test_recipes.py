@@ -107,7 +107,13 @@ def test_auto_adapts_the_blocks_too_where_little_noise_falls_on_them(
     assert _reason(units, epsilon, "text_regression") == "few_units"
     assert _reason(units, epsilon, pairs=True) == "few_units"
     assert _reason(units, epsilon, attentive=False) == "few_units"
+    for own in ({"n_epochs": 3}, {"batch_size": 32}, {"learning_rate_multiplier": 0.5}, {"as_measured": False}):
+        assert _reason(units, epsilon, **own) == "few_units"
     assert _reason(units, epsilon, num_layers=24, layer_parameters=12_000_000) == "few_units"
+
+
+def test_below_an_epsilon_of_one_it_stays_with_the_head() -> None:
+    assert _reason(100_000, 0.6, num_layers=2, layer_parameters=198_272) == "small_epsilon"
 
 
 def test_the_measured_lora_behind_an_attentive_head() -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from app.catalog.adaptations import Adaptation, AttentiveHead, Head, replaces_batch_norm
+from app.catalog.adaptations import Adaptation, AttentiveHead, AttentiveLora, Head, replaces_batch_norm
 from app.catalog.memory import MOST_FEATURE_BYTES
 from app.catalog.recipes import CENTRING, EVALUATION, Phase
 from app.catalog.tasks import TASKS
@@ -101,7 +101,7 @@ def load_model(family: Family, spec: TrainerSpec) -> PreTrainedModel:
     """The base as every attempt starts from it; what is new in it follows from the wire's seed."""
     torch.manual_seed(spec.seed)
     for phase in spec.phases:
-        if isinstance(phase.adaptation, AttentiveHead) and isinstance(family, AttentiveFamily):
+        if isinstance(phase.adaptation, AttentiveHead | AttentiveLora) and isinstance(family, AttentiveFamily):
             return family.load(Path(spec.base.path), spec.task, num_layers=phase.adaptation.num_layers)
     model = family.load(Path(spec.base.path), spec.task)
     for adaptation in (phase.adaptation for phase in spec.phases):

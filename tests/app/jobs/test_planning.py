@@ -88,6 +88,9 @@ def test_with_little_noise_the_blocks_are_adapted_too():
     assert planned.resolved["adaptation"] == {"type": "attentive_lora", "num_layers": 4, "rank": 16, "alpha": 32.0}
     assert [part.name for part in planned.plan.parts] == ["centring", "head", "main", "evaluation"]
     assert planned.hyperparameters == {"n_epochs": 30, "batch_size": 900, "learning_rate_multiplier": 1.0}
+    for own in ({"optimizer": {"learning_rate": 0.2}}, {"schedule": {"type": "linear"}}):
+        given = plan(privacy={"target_epsilon": 28.0}, training=file(budget=budget(limit=100.0)), **own)
+        assert given.resolved["auto"] == {"adaptation": "few_units"}
     assert plan(privacy={"target_epsilon": 8.0}).resolved["auto"] == {"adaptation": "few_units"}
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from app.catalog.adaptations import AttentiveLora
 from worker.trainer.adaptations.adapter import Adapter
-from worker.trainer.adaptations.attentive_head import scores
+from worker.trainer.adaptations.attentive_head import ATTENTIVE_HEAD, scores
 from worker.trainer.adaptations.lora import inject, merge
 from worker.trainer.families.interface import Family
 
@@ -31,4 +31,9 @@ def _parameters(model: PreTrainedModel, family: Family, adaptation: AttentiveLor
     return [scores(model, family), *(name for name in factors if ".lora_B." in name)]
 
 
-ATTENTIVE_LORA = Adapter(_parameters, merge)
+def _merge(model: PreTrainedModel) -> None:
+    merge(model)
+    ATTENTIVE_HEAD.merge(model)
+
+
+ATTENTIVE_LORA = Adapter(_parameters, _merge)
