@@ -109,7 +109,7 @@ class Attempt:
         self._reached: int | None = None  # the step to which the trainer has come, once it began to make steps
         self._until: Until | None = None  # what it is to be allowed, until that is written down
         self._allowed = (claimed.checkpoint or {}).get("step", 0)  # the step to which it may have come, as written down
-        self._started = self._rows_given = False
+        self._may_step = self._rows_given = False
         self._runtime = RuntimeOptions(
             device=self._settings.device,
             precision=self._settings.precision,
@@ -242,7 +242,6 @@ class Attempt:
                 layout.give_rows(self._folder)
                 self._trainer.tell(Rows())
             case Started():
-                self._started = True
                 self._freeze_what_runs(message)
                 self._record("trainer_started", dataclasses.asdict(message))
                 self._reached = (self._claimed.checkpoint or {}).get("step", 0)
@@ -279,7 +278,7 @@ class Attempt:
             # The trainer waits, and so do we: as long as the lease lasts.
             log.warning("allowance_not_written", exc_info=True)
         else:
-            self._allowed = self._until.noted
+            self._allowed, self._may_step = self._until.noted, True
             self._trainer.tell(Allowed(self._until.told))
             self._until = None
 
@@ -304,8 +303,8 @@ class Attempt:
 
     def _cancel(self) -> NoReturn:
         executed = self._stop(CANCEL_SECONDS)
-        if executed is None and not self._started:
-            executed = {}  # no step comes before Started, and everything it said was read
+        if executed is None and not self._may_step:
+            executed = {}
         self._lease.end()
         with self._workplace.database.writing() as session:
             if executed is None:
@@ -319,7 +318,7 @@ class Attempt:
     def _requeue(self) -> NoReturn:
         """This worker shuts down: the next one resumes from the checkpoint with which the trainer answers Stop."""
         executed = self._stop(SHUTDOWN_SECONDS, commit=True)
-        if executed is None and not self._started:
+        if executed is None and not self._may_step:
             executed = {}
         self._lease.end()
         with self._workplace.database.writing() as session:
@@ -330,15 +329,14 @@ class Attempt:
     def _stop(self, seconds: float, *, commit: bool = False) -> Mapping[str, int] | None:
         """Asks the trainer to stop; what it had executed, or None where it did not say so in time. It is gone then."""
         deadline = time.monotonic() + seconds
-        self._trainer.stop()
-        if not self._started:
-            self._trainer.kill()  # still loading: nothing to wait for, but what it said is read below
+        if self._may_step:
+            self._trainer.stop()
+        else:  # nothing to wait for; one that is asked to stop would make the step at hand, which nobody wrote down
+            self._trainer.kill()
         try:
             while time.monotonic() < deadline:
                 for message in self._read():
                     match message:
-                        case Started():
-                            self._started = True
                         case Stopped(_, executed) | Finished(executed):
                             return executed
                         case Checkpoint() if commit:
@@ -350,7 +348,7 @@ class Attempt:
         except TrainerGone:
             pass
         except BadMessage:
-            self._started = self._rows_given  # it may have said so behind what cannot be read: nothing is known
+            self._may_step = self._rows_given  # nothing is known of one that does not obey
         finally:
             self._trainer.kill()
         return None

@@ -15,7 +15,6 @@ from sqlalchemy import select
 
 from app.budgets.tables import Reservation
 from app.db.session import Database
-from app.events.tables import JobEvent
 from app.jobs.tables import Job
 from app.settings import Settings
 from app.storage import open_storage
@@ -196,17 +195,17 @@ def stored(settings: Settings) -> Callable[[str], list[str]]:
 
 @pytest.fixture
 def once_started(database: Database, submitted: str) -> Iterator[Callable[[Callable[[], Any]], None]]:
-    """Has something done, meanwhile, as soon as the job's history says that its trainer has started."""
+    """Has something done, meanwhile, as soon as it is written down that the job's trainer may make steps."""
     threads: list[threading.Thread] = []
 
     def ask(action: Callable[[], Any]) -> None:
         def wait() -> None:
             for _ in range(600):
                 with database.reading() as session:
-                    told = select(JobEvent.id).where(JobEvent.job_id == submitted, JobEvent.code == "trainer_started")
-                    if session.scalars(told).first() is not None:
-                        action()
-                        return
+                    progress = session.scalars(select(Job.progress).where(Job.id == submitted)).one()
+                if (progress or {}).get("allowed"):
+                    action()
+                    return
                 time.sleep(0.05)
 
         threads.append(threading.Thread(target=wait))

@@ -105,6 +105,44 @@ def test_a_database_that_does_not_answer_for_a_moment_keeps_the_trainer_waiting_
     assert (job().status, job().attempts) == ("succeeded", 1)
 
 
+@pytest.mark.parametrize("ending", ["cancel", "shutdown"])
+def test_one_that_ends_before_a_step_was_allowed_has_made_none(
+    work: Work,
+    job: Read,
+    client: TestClient,
+    database: Database,
+    workplace: Workplace,
+    monkeypatch: pytest.MonkeyPatch,
+    ending: str,
+) -> None:
+    """A trainer that is asked to stop while it waits would make the step at hand, which is not written down."""
+    tried = threading.Event()
+
+    def unreachable(*_: Any) -> None:
+        tried.set()
+        raise OperationalError("COMMIT", {}, OSError("connection lost"))
+
+    def end() -> None:
+        tried.wait(60)
+        if ending == "cancel":
+            client.post(f"/v1/fine_tuning/jobs/{job().id}/cancel")
+        else:
+            workplace.shutting_down.set()
+
+    monkeypatch.setattr(lifecycle, "allow", unreachable)
+    asked = threading.Thread(target=end)
+    asked.start()
+    work(
+        "started(); wait_for_stop(); checkpoint({'centring': 1}); say(type='stopped', step=1, executed={'centring': 1})"
+    )
+    with database.reading() as session:
+        reservation = session.scalars(select(Reservation)).one()
+    if ending == "cancel":
+        assert (job().status, reservation.state, reservation.rho_charged) == ("cancelled", "settled", 0.0)
+    else:
+        assert (job().status, job().attempts, reservation.state) == ("queued", 0, "reserved")
+
+
 @pytest.mark.parametrize(
     "beyond",
     [
