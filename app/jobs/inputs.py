@@ -127,7 +127,9 @@ def note_labels(database: Database, project_id: str, body: CreateJob, inputs: In
         return
     columns = sorted(body.task.columns.items())
     compared = [column for role, column in columns if role in {task.class_role for task in TASKS.values()}]
-    digest = hashlib.sha256(json.dumps([compared, sorted(set(body.task.labels))]).encode()).hexdigest()
+    # Whatever makes the same list another question: of which column it is, and of its cells or of what they list.
+    asked = [compared, body.task.type, body.task.multi_label, sorted(set(body.task.labels))]
+    digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
     for file in (inputs.training, inputs.validation):
         if file is not None and not file.public and digest not in file.label_lists:
             with database.writing() as session:
