@@ -162,9 +162,7 @@ def _prefers_page(accept: str) -> bool:
     return weights.get("text/html", 0.0) > weights.get("application/json", 0.0)
 
 
-@router.get(
-    "/models/{model_id}/privacy_report", response_class=Response, **answered(None, "application/json", "text/html")
-)
+@router.get("/models/{model_id}/privacy_report", response_class=Response, **_A_REPORT)
 def retrieve_privacy_report(request: Request, session: Reading, caller: Reader, model_id: ModelId) -> Response:
     """The signed report as JSON; with `Accept: text/html` as a page for people."""
     model = service.get(session, caller.project_id, model_id)

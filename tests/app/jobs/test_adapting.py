@@ -14,7 +14,8 @@ from app.jobs.planning import Planned
 from app.jobs.schemas import CreateJob, parsed
 from app.models.catalog import find_base
 from app.settings import Settings
-from tests.app.jobs.test_planning import BASE, DEFAULTS, column, file
+from tests.app.jobs.test_planning import BASE, DEFAULTS, budget, column, file
+from tests.app.jobs.test_planning import plan as plan_of
 from tests.app.jobs.test_planning_generative import base as base_of
 
 NAMES = (
@@ -34,6 +35,18 @@ def refusal(base: BaseModel, *patterns: str, **body: Any) -> tuple[str, str | No
     with pytest.raises(ApiError) as refused:
         plan(base, *patterns, **body)
     return refused.value.code, refused.value.param
+
+
+def test_with_little_noise_the_blocks_are_adapted_too() -> None:
+    wide, little = file(budget=budget(limit=100.0)), {"target_epsilon": 28.0}
+    planned = plan_of(wide, privacy=little)
+    assert planned.resolved["auto"] == {"adaptation": "little_noise"}
+    assert planned.resolved["adaptation"] == {"type": "attentive_lora", "num_layers": 4, "rank": 16, "alpha": 32.0}
+    assert [part.name for part in planned.plan.parts] == ["centring", "head", "main", "evaluation"]
+    assert planned.hyperparameters == {"n_epochs": 30, "batch_size": 900, "learning_rate_multiplier": 1.0}
+    for own in ({"optimizer": {"learning_rate": 0.2}}, {"schedule": {"type": "linear"}}):
+        assert plan_of(wide, privacy=little, **own).resolved["auto"] == {"adaptation": "few_units"}
+    assert plan_of(privacy={"target_epsilon": 8.0}).resolved["auto"] == {"adaptation": "few_units"}
 
 
 def test_an_attentive_head_on_a_model_that_pools_keeps_all_blocks() -> None:

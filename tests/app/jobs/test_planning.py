@@ -82,18 +82,6 @@ def test_a_plain_request_is_private_under_the_defaults():
     assert [Phase.from_dict(phase).name for phase in planned.resolved["phases"]] == ["head"]
 
 
-def test_with_little_noise_the_blocks_are_adapted_too():
-    planned = plan(privacy={"target_epsilon": 28.0}, training=file(budget=budget(limit=100.0)))
-    assert planned.resolved["auto"] == {"adaptation": "little_noise"}
-    assert planned.resolved["adaptation"] == {"type": "attentive_lora", "num_layers": 4, "rank": 16, "alpha": 32.0}
-    assert [part.name for part in planned.plan.parts] == ["centring", "head", "main", "evaluation"]
-    assert planned.hyperparameters == {"n_epochs": 30, "batch_size": 900, "learning_rate_multiplier": 1.0}
-    for own in ({"optimizer": {"learning_rate": 0.2}}, {"schedule": {"type": "linear"}}):
-        given = plan(privacy={"target_epsilon": 28.0}, training=file(budget=budget(limit=100.0)), **own)
-        assert given.resolved["auto"] == {"adaptation": "few_units"}
-    assert plan(privacy={"target_epsilon": 8.0}).resolved["auto"] == {"adaptation": "few_units"}
-
-
 def test_the_certificate_covers_training_and_evaluation_together():
     """E: the stored event is that of the plan's parts, and an accountant called here agrees with the plan's ε."""
     planned = plan(privacy={"target_epsilon": 2.0, "target_delta": 1e-5})
