@@ -167,28 +167,29 @@ def test_a_trainer_that_went_beyond_its_allowance_ends_the_job_and_is_charged_in
     assert (job().interrupted, job().checkpoint, job().fine_tuned_model) == (True, None, None)
 
 
-def steps_allowed(seconds_a_step: float, num_steps: int = 2000) -> list[Until]:
-    """To a trainer that takes as long for each step, and tells five times a second, or where it waits."""
+def steps_allowed(*parts: tuple[int, float]) -> list[Until]:
+    """To a trainer that takes so long for each of so many steps of a part, and tells five times a second, or where it
+    waits."""
     clock = [0.0]
-    part = SampledGaussian("head", 0.1, num_steps, 1.0, 1.0, "flat")
-    allowance = Allowance(SimpleNamespace(plan=SimpleNamespace(parts=[part])), lambda: clock[0])  # type: ignore[arg-type]
+    plan = SimpleNamespace(parts=[SampledGaussian("head", 0.1, count, 1.0, 1.0, "flat") for count, _ in parts])
+    allowance = Allowance(SimpleNamespace(plan=plan), lambda: clock[0])  # type: ignore[arg-type]
     first = allowance.after(0)
     assert first is not None
-    given, step, told = [first], 0, 0.0
-    while step < num_steps:
+    given, told = [first], 0.0
+    for step, seconds in enumerate(seconds for count, seconds in parts for _ in range(count)):
         if step == given[-1].told or clock[0] - told >= 0.2:
             told = clock[0]
             more = allowance.after(step)
             given += [] if more is None else [more]
         assert step < given[-1].told, "it would wait for ever"
-        step, clock[0] = step + 1, clock[0] + seconds_a_step
-    assert allowance.after(step) is None
+        clock[0] += seconds
+    assert allowance.after(sum(count for count, _ in parts)) is None
     return given
 
 
 def test_an_allowance_is_of_some_seconds_and_never_beyond_the_plan() -> None:
     for seconds_a_step in (0.001, 0.02, 1.0, 60.0):
-        given = steps_allowed(seconds_a_step)
+        given = steps_allowed((2000, seconds_a_step))
         steps = [until.told for until in given]
         assert steps == sorted(set(steps))
         assert (steps[-1], given[-1].noted) == (2000, 2000)
@@ -196,3 +197,11 @@ def test_an_allowance_is_of_some_seconds_and_never_beyond_the_plan() -> None:
         ahead = [late - early for early, late in pairwise(steps)]
         assert max(ahead) <= max(2, 1.01 * SECONDS / seconds_a_step)
         assert len(given) <= 10 + 3 * 2000 * max(seconds_a_step / SECONDS, 1 / 3), (seconds_a_step, len(given))
+
+
+def test_an_allowance_of_quick_steps_holds_for_none_of_a_slower_part() -> None:
+    """A head on kept features makes hundreds of steps a second; after it, each may take minutes."""
+    given = steps_allowed((1, 0.5), (100, 0.001), (60, 20.0), (1, 1.0))
+    assert {1, 101, 161, 162} <= {until.told for until in given}
+    slow = [until.told for until in given if until.told > 101]
+    assert slow == [*range(103, 163)]
