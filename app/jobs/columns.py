@@ -17,6 +17,9 @@ from app.jobs.schemas import TaskBlock
 #: Tokens of a text that is to be written, where the request names no other number.
 DEFAULT_TARGET_LENGTH = 128
 
+#: Of a range of targets: its larger end, and its width as a share of that. A model's answers are float32.
+_LARGEST, _NARROWEST = 1e30, 1e-4
+
 _NO_IMAGES = "holds no images: they come as bytes in Parquet or Arrow, or in a zip."
 
 
@@ -121,8 +124,15 @@ def _range(declared: list[float] | None, name: str, files: Sequence[FileFacts]) 
             param="task.range",
         )
     low, high = declared or ranges[0] or (0.0, 0.0)
+    largest = max(abs(low), abs(high))
     if not low < high:
         raise InvalidRequest("invalid_range", "The range's first number must be below its second.", param="task.range")
+    if largest > _LARGEST or high - low < max(1 / _LARGEST, _NARROWEST * largest):
+        raise InvalidRequest(
+            "invalid_range",
+            "The model answers in 32 bits, which cannot tell the range's values apart.",
+            param="task.range",
+        )
     return [float(low), float(high)]
 
 

@@ -15,6 +15,8 @@ from app.files.limits import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, MAX_IMAGE_SIDE
 from app.files.problems import ReadError
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+#: What Pillow calls a JPEG behind which a phone put others of the same scene (CIPA DC-007). Its own is read.
+_SEVERAL = "MPO"
 #: Up to so many pixels an image is stored without loss: there it costs little, and small ones are often all they have.
 _LOSSLESS_PIXELS = 2**16
 _JPEG_QUALITY = 92
@@ -38,7 +40,7 @@ def canonical(data: bytes, *, row: int | None = None, column: int | None = None)
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 if image.width * image.height > MAX_IMAGE_PIXELS:
                     raise wrong("image_too_large")
-                if getattr(image, "is_animated", False):
+                if getattr(image, "is_animated", False) and image.format != _SEVERAL:
                     raise wrong("image_animated")
                 return _encoded(_bounded(image))
         except UnidentifiedImageError:
@@ -52,7 +54,7 @@ def canonical(data: bytes, *, row: int | None = None, column: int | None = None)
 
 
 def _bounded(image: Image.Image) -> Image.Image:
-    if image.format == "JPEG":
+    if image.format in ("JPEG", _SEVERAL):
         image.draft("RGB", (2 * MAX_IMAGE_SIDE, 2 * MAX_IMAGE_SIDE))  # decodes at a fraction of the size
     upright = _rgb(ImageOps.exif_transpose(image))
     upright.thumbnail((MAX_IMAGE_SIDE, MAX_IMAGE_SIDE), Image.Resampling.LANCZOS)

@@ -24,17 +24,25 @@ UNPACKING = 0.05
 _ZIP = b"PK\x03\x04"
 
 
+#: RFC 8878 has 16 numbers for frames to be skipped, with which some tools begin (pzstd), each before the same bytes.
+_SKIPPED = tuple(bytes([first]) + b"\x2a\x4d\x18" for first in range(0x50, 0x60))
+
+
 @dataclass(frozen=True, slots=True)
 class _Codec:
     suffixes: tuple[str, ...]
-    magic: bytes
+    magic: tuple[bytes, ...]
     open: Callable[[BinaryIO], BinaryIO]
 
 
 _CODECS = (
-    _Codec((".gz", ".gzip"), b"\x1f\x8b", lambda file: cast(BinaryIO, gzip.open(file, "rb"))),
+    _Codec((".gz", ".gzip"), (b"\x1f\x8b",), lambda file: cast(BinaryIO, gzip.open(file, "rb"))),
     # Zstandard's own library, by way of pyarrow; the window that a frame asks for is bounded by it.
-    _Codec((".zst", ".zstd"), b"\x28\xb5\x2f\xfd", lambda file: pa.CompressedInputStream(pa.PythonFile(file), "zstd")),
+    _Codec(
+        (".zst", ".zstd"),
+        (b"\x28\xb5\x2f\xfd", *_SKIPPED),
+        lambda file: cast(BinaryIO, pa.CompressedInputStream(pa.PythonFile(file), "zstd")),
+    ),
 )
 
 

@@ -70,6 +70,14 @@ def test_metadata_goes_and_orientation_is_applied() -> None:
     assert canonical(given) == canonical(encoded(image.rotate(-90, expand=True)))
 
 
+def test_of_a_photograph_that_holds_others_its_own_is_read() -> None:
+    """Phones put a depth map or a brighter picture behind it (CIPA DC-007); viewers show one."""
+    picture, other = gradient(640, 480), gradient(640, 480).rotate(180)
+    several = encoded(picture, "MPO", save_all=True, append_images=[other], quality=95)
+    assert several.startswith(b"\xff\xd8\xff")
+    assert canonical(several) == canonical(encoded(picture, "JPEG", quality=95))
+
+
 def test_other_modes_become_rgb() -> None:
     clear = Image.new("RGBA", (4, 4), (200, 0, 0, 0))
     assert pixels(decoded(encoded(clear))).min() == 255  # what was hidden stays so

@@ -173,6 +173,15 @@ def test_damaged_and_nested_packs_are_refused(tmp_path: Path, suffix: str) -> No
     assert problem_of(tmp_path, pack(b"PK\x03\x04"), name) == Problem("nested_archive")
 
 
+def test_frames_that_zstandard_has_for_others_are_skipped(tmp_path: Path) -> None:
+    """As pzstd writes one before each of its frames, and the seekable format a table behind them."""
+    skipped, rows = b"\x5e\x2a\x4d\x18\x04\0\0\0abcd", zstd(b"text,label\na,x\n")
+    for packed in (skipped + rows, rows + skipped, skipped + rows + skipped + zstd(b"b,y\n")):
+        assert rows_of(tmp_path, packed, "a.csv.zst")[0] == ("a", "x")
+    for cut in (skipped[:-1], skipped + rows[:-1], rows + skipped[:-1]):
+        assert problem_of(tmp_path, cut, "a.csv.zst") == Problem("invalid_compression")
+
+
 @pytest.mark.parametrize("suffix", PACKS)
 def test_a_pack_that_would_fill_the_disk_is_refused(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch

@@ -104,6 +104,10 @@ def test_a_pair_with_a_score_is_a_regression_over_its_declared_range():
 def test_a_private_range_is_never_taken_from_the_file():
     assert refusal(scored()) == ("range_required", "task.range")
     assert refusal(scored(), task={"range": [5, 5]}) == ("invalid_range", "task.range")
+    for low, high in ((-1e308, 1e308), (0, 1e300), (0, 1e-300), (1e9, 1e9 + 1)):  # the model answers in float32
+        assert refusal(scored(), task={"range": [low, high]}) == ("invalid_range", "task.range")
+    for low, high in ((1900, 2100), (1.6e9, 1.7e9), (-1e-6, 1e-6)):
+        assert plan(scored(), task={"range": [low, high]}).resolved["task"]["options"] == {"range": [low, high]}
     public = plan(scored(budget=None))
     assert public.resolved["task"]["options"] == {"range": [0.5, 4.0]}
     words = file(columns=(column("text"), {**column("score"), "range": None}))
