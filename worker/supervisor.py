@@ -109,7 +109,7 @@ class Attempt:
         self._reached: int | None = None  # the step to which the trainer has come, once it began to make steps
         self._until: Until | None = None  # what it is to be allowed, until that is written down
         self._allowed = (claimed.checkpoint or {}).get("step", 0)  # the step to which it may have come, as written down
-        self._may_step = self._rows_given = False
+        self._ready = self._rows_given = self._may_step = False
         self._runtime = RuntimeOptions(
             device=self._settings.device,
             precision=self._settings.precision,
@@ -182,6 +182,7 @@ class Attempt:
         """Relays messages until the trainer has finished; anything else that ends it ends the attempt."""
         while True:
             self._interrupt_where_due()
+            self._give_rows()
             self._allow()
             try:
                 for message in self._read():
@@ -237,10 +238,8 @@ class Attempt:
     def _relay(self, message: Message) -> bool:
         """Passes one message on; whether it was the last."""
         match message:
-            case Ready() if not self._rows_given:
-                self._rows_given = True
-                layout.give_rows(self._folder)
-                self._trainer.tell(Rows())
+            case Ready() if not self._ready:
+                self._ready = True
             case Started():
                 self._freeze_what_runs(message)
                 self._record("trainer_started", dataclasses.asdict(message))
@@ -263,6 +262,22 @@ class Attempt:
             case _:  # nobody asked
                 raise Unworkable("trainer_error")
         return False
+
+    def _give_rows(self) -> None:
+        """Hands the rows over, once it is written down that the trainer may have read them."""
+        if self._rows_given or not self._ready:
+            return
+        claimed, seconds = self._claimed, self._settings.lease_seconds
+        try:
+            with self._workplace.database.writing() as session:
+                lifecycle.give_rows(session, claimed.job_id, claimed.fence, seconds)
+        except SQLAlchemyError:
+            # As in `_allow`.
+            log.warning("rows_not_given", exc_info=True)
+        else:
+            self._rows_given = True
+            layout.give_rows(self._folder)
+            self._trainer.tell(Rows())
 
     def _allow(self) -> None:
         """Lets the trainer go on, once it is written down how far it may have come then."""

@@ -81,6 +81,7 @@ def claim(session: Session, job_id: str, worker: str, lease_seconds: float) -> C
         .values(
             status="running",
             fence=Job.fence + 1,
+            rows_withheld=Job.fence + 1,
             attempts=Job.attempts + 1,
             worker=worker,
             lease_expires_at=now() + lease_seconds,
@@ -135,6 +136,12 @@ def heartbeat(
     if progress is not None:
         _note_progress(session, job, progress)
     return Beat(cancel_requested=job.cancel_requested)
+
+
+def give_rows(session: Session, job_id: str, fence: int, lease_seconds: float) -> None:
+    """Renews the lease, and notes that the attempt may read rows now. Before its trainer has them: one that is lost
+    without this note has read none."""
+    _guarded(session, job_id, fence, lease_expires_at=now() + lease_seconds, rows_withheld=None)
 
 
 def allow(session: Session, job_id: str, fence: int, lease_seconds: float, step: int) -> None:
@@ -287,7 +294,8 @@ def sweep(session: Session, settings: Settings) -> list[str]:
     """Takes jobs from workers that fell silent; returns the ids of queued jobs to hint at.
 
     An expired lease goes back to the queue. Where the attempts are used up, the job fails; where its user has
-    cancelled meanwhile, it ends: both charged in full, since a crash may depend on private rows.
+    cancelled meanwhile, it ends: both charged in full, since a crash may depend on private rows; but as `fail` says
+    where the attempt had not been given them.
     """
     expired = session.scalars(
         select(Job)
@@ -297,7 +305,7 @@ def sweep(session: Session, settings: Settings) -> list[str]:
         .execution_options(populate_existing=True)
     ).all()
     for job in expired:
-        _take_back(session, job, settings, SWEEP, "worker_lost")
+        _take_back(session, job, settings, SWEEP, "worker_lost", rows_read=job.rows_withheld != job.fence)
     return list(_to_hint(session, settings))
 
 

@@ -23,6 +23,8 @@ class Job(Base):
     plan: the frozen `PrivacyPlan`; plan_digest: of it. charges: [{budget_id, dp_event, rho, datasets}].
     hyperparameters: the wire's three numbers as resolved (as requested until then).
     fence: rises with each claim; every write of a worker names the one it was given. attempts: claims so far.
+    rows_withheld: the fence of the claim whose trainer has not been given the rows; where it is another's than `fence`,
+      or none, the attempt may have read them.
     interrupted: an attempt ended without saying which steps it had executed, and no checkpoint has reached that far
       since; of a job that ended, that it was charged in full whatever it had executed.
     progress: {step, num_steps, phase, executed, at, fence, first_step, first_at, crashed_at, allowed}, the last two the
@@ -64,6 +66,7 @@ class Job(Base):
     hyperparameters: Mapped[dict[str, Any]] = mapped_column(Json)
 
     fence: Mapped[int] = mapped_column(default=0)
+    rows_withheld: Mapped[int | None]
     attempts: Mapped[int] = mapped_column(default=0)
     lease_expires_at: Mapped[float | None] = mapped_column(Double)
     worker: Mapped[str | None] = mapped_column(String(200))

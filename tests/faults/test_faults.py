@@ -173,6 +173,24 @@ def test_a_job_whose_trainer_always_dies_fails_and_is_charged_in_full_if_it_had_
         assert ended.model_extra["privacy"]["epsilon_spent"] == (promised if has_rows else 0.0)
 
 
+@pytest.mark.parametrize("has_rows", [True, False])
+def test_a_job_whose_worker_always_dies_is_charged_in_full_if_its_trainer_had_the_rows(
+    start: Start, tmp_path: Path, has_rows: bool
+) -> None:
+    service = start(PRIVTUNE_MAX_ATTEMPTS="1")
+    with service.client() as client:
+        job = submit(client, upload(client, tmp_path).id)
+        service.training()
+        if has_rows:
+            replay.rows_given(service)
+        os.kill(service.find("worker.main training"), signal.SIGKILL)
+        ended = wait_for_job(client, job.id)
+        assert (ended.status, ended.error.code) == ("failed", "worker_lost")
+        assert charged_in_full(client, ended) == has_rows
+        promised = ended.model_extra["privacy"]["epsilon"]
+        assert ended.model_extra["privacy"]["epsilon_spent"] == (promised if has_rows else 0.0)
+
+
 def test_a_job_that_takes_too_long_fails_and_is_charged_in_full(start: Start, tmp_path: Path) -> None:
     service = start(PRIVTUNE_MAX_JOB_SECONDS="8")
     with service.client() as client:

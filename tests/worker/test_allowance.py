@@ -105,6 +105,26 @@ def test_a_database_that_does_not_answer_for_a_moment_keeps_the_trainer_waiting_
     assert (job().status, job().attempts) == ("succeeded", 1)
 
 
+def test_no_row_is_handed_over_before_it_is_written_down(
+    work: Work, job: Read, reservation: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a worker that vanishes would leave it unsaid, and be charged nothing."""
+    real, refused = lifecycle.give_rows, []
+    script = f"say(type='ready'); time.sleep(1); open({str(tmp_path / 'seen')!r}, 'w').write(str(os.listdir(folder)));"
+
+    def sometimes(*arguments: Any) -> None:
+        refused.append(arguments)
+        if len(refused) < 8:
+            raise OperationalError("COMMIT", {}, OSError("connection lost"))
+        assert "'data'" not in (tmp_path / "seen").read_text()
+        real(*arguments)
+
+    monkeypatch.setattr(lifecycle, "give_rows", sometimes)
+    work(script + "ready = hear; started(); progress({'head': 1}); results(); finish()")
+    assert len(refused) == 8
+    assert (job().status, job().attempts) == ("succeeded", 1)
+
+
 @pytest.mark.parametrize("ending", ["cancel", "shutdown"])
 def test_one_that_ends_before_a_step_was_allowed_has_made_none(
     work: Work,

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from app.auth.service import Caller
 from app.budgets.tables import LedgerEntry, Reservation
 from app.db.session import Database
 from app.events.tables import JobEvent
 from app.files.tables import FileUse
-from app.jobs import lifecycle
+from app.jobs import lifecycle, service
 from app.jobs.lifecycle import Claimed, LeaseLost
 from app.jobs.tables import Job, JobKey
 from app.models.tables import Model
@@ -36,10 +37,14 @@ MODEL_FIELDS: dict[str, Any] = {
 }
 
 
-def claim(database: Database, job_id: str, lease_seconds: float = 30.0) -> Claimed:
+def claim(database: Database, job_id: str, lease_seconds: float = 30.0, *, rows_given: bool = True) -> Claimed:
+    """By a worker whose trainer is ready at once."""
     with database.writing() as session:
         claimed = lifecycle.claim(session, job_id, "worker-1", lease_seconds)
     assert claimed is not None
+    if rows_given:
+        with database.writing() as session:
+            lifecycle.give_rows(session, job_id, claimed.fence, lease_seconds)
     return claimed
 
 
@@ -137,6 +142,7 @@ CHECKPOINT = {"key": "jobs/checkpoint", "step": 11, "executed": {"centring": 1, 
 #: Everything that a worker may write, under the fence that it was given.
 WRITES: dict[str, Callable[[Any, Claimed, Settings], object]] = {
     "heartbeat": lambda session, c, _: lifecycle.heartbeat(session, c.job_id, c.fence, 30.0, progress(c, head=1)),
+    "give_rows": lambda session, c, _: lifecycle.give_rows(session, c.job_id, c.fence, 30.0),
     "allow": lambda session, c, _: lifecycle.allow(session, c.job_id, c.fence, 30.0, 5),
     "freeze_runtime": lambda session, c, _: lifecycle.freeze_runtime(session, c.job_id, c.fence, {"device": "cpu"}),
     "checkpoint": lambda session, c, _: lifecycle.commit_checkpoint(session, c.job_id, c.fence, CHECKPOINT),
@@ -206,6 +212,61 @@ def test_a_silent_workers_job_is_taken_over_until_its_attempts_are_used_up(
     assert settled(database, job_id)
     assert chain_holds(database, budget_id)
     assert codes(database, job_id)[-1] == "job_failed"
+
+
+@pytest.mark.parametrize("ending", ["no attempt is left", "a cancel while it is silent", "a cancel after it"])
+@pytest.mark.parametrize("given", [False, True])
+def test_a_worker_that_falls_silent_before_its_trainer_had_the_rows_costs_nothing(
+    database: Database,
+    submit: Submit,
+    settings: Settings,
+    caller: Caller,
+    look: Look,
+    budget_id: str,
+    given: bool,
+    ending: str,
+):
+    """Nothing that a row says made it silent. Once it is written down that they may be read, anything may have."""
+    impatient = settings.model_copy(update={"max_attempts": 1 if ending == "no attempt is left" else 3})
+    job_id = submit().id
+    claim(database, job_id, lease_seconds=-1.0, rows_given=given)
+    if ending == "a cancel after it":
+        assert sweep(database, impatient) == [job_id]
+    if ending != "no attempt is left":
+        with database.writing() as session:
+            service.cancel(session, caller, job_id)
+    sweep(database, impatient)
+    job = look(job_id)
+    assert (job.status, job.interrupted) == ("failed" if ending == "no attempt is left" else "cancelled", given)
+    cost = job.charges[0]["rho"] if given else 0.0
+    assert used(database, budget_id) == type(used(database, budget_id))(charged=cost, reserved=0.0)
+    assert settled(database, job_id)
+
+
+@pytest.mark.parametrize(
+    "before", ["nothing is known", "a worker of an older version", "another attempt was given them"]
+)
+def test_where_nobody_noted_that_rows_were_withheld_they_may_have_been_read(
+    database: Database, submit: Submit, settings: Settings, look: Look, before: str
+):
+    """A worker that is not upgraded yet gives its trainer the rows and notes nothing."""
+    job_id = submit().id
+    claim(database, job_id, lease_seconds=-1.0, rows_given=False)
+    with database.writing() as session:
+        job = session.get_one(Job, job_id)
+        if before == "nothing is known":
+            job.rows_withheld = None
+        elif before == "a worker of an older version":
+            job.fence += 1
+    if before == "another attempt was given them":
+        with database.writing() as session:
+            lifecycle.give_rows(session, job_id, 1, -1.0)
+    assert sweep(database, settings) == [job_id]
+    assert look(job_id).interrupted
+    if before == "another attempt was given them":
+        claim(database, job_id, lease_seconds=-1.0, rows_given=False)
+        assert sweep(database, settings) == [job_id]
+        assert look(job_id).interrupted
 
 
 def test_a_living_lease_is_left_alone(database: Database, submit: Submit, settings: Settings, look: Look):
