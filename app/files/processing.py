@@ -48,7 +48,8 @@ _UNLOCKED_SECONDS = 60.0
 
 
 def process(database: Database, storage: Storage, settings: Settings, file_id: str) -> bool:
-    """Processes a waiting file; False where there is nothing to do, since it is done, deleted or another's.
+    """Processes a waiting file; False where there is nothing to do, since it is done, deleted or another's, or has to
+    wait for others.
 
     Raises what the storage raises; the file is then left to the next attempt.
     """

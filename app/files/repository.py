@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sqlalchemy import ColumnElement, Select, and_, delete, exists, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from app.auth.tables import Project
 from app.db.base import now
@@ -99,20 +99,15 @@ def in_use(session: Session, file_id: str) -> bool:
 
 
 def waiting(session: Session, limit: int) -> Sequence[str]:
-    """Ids of files that nobody processes, oldest first."""
-    return session.scalars(
-        select(File.id)
-        .where(File.status == "uploaded", File.deleted_at.is_(None), _unclaimed())
-        .order_by(File.id)
-        .limit(limit)
-    ).all()
+    """Ids of files that nobody processes and that are due, oldest first."""
+    return session.scalars(select(File.id).where(*_due()).order_by(File.id).limit(limit)).all()
 
 
 def claim(session: Session, file_id: str, seconds: float) -> File | None:
-    """Takes a waiting file for so long; None where it is done, deleted or another's."""
+    """Takes a waiting file for so long; None where it is done, deleted or another's, or its turn has not come."""
     return session.scalars(
         update(File)
-        .where(File.id == file_id, File.status == "uploaded", File.deleted_at.is_(None), _unclaimed())
+        .where(File.id == file_id, *_due())
         .values(claimed_until=now() + seconds, attempts=File.attempts + 1, bytes_read=0)
         .returning(File)
         .execution_options(synchronize_session=False)
@@ -195,5 +190,20 @@ def forget_truncations(session: Session, file_id: str) -> None:
     session.execute(delete(FileTruncation).where(FileTruncation.file_id == file_id))
 
 
-def _unclaimed() -> ColumnElement[bool]:
-    return or_(File.claimed_until.is_(None), File.claimed_until < now())
+def _due() -> tuple[ColumnElement[bool], ...]:
+    """What waits to be read. One declared public waits for all that were protected before it, since one of them may
+    turn out to have its rows. (None can come before it any more: files are made under their project's lock.)"""
+    before = aliased(File)
+    protected = exists().where(
+        before.project_id == File.project_id,
+        before.status == "uploaded",
+        before.deleted_at.is_(None),
+        before.public.is_(False),
+        before.created_at <= File.created_at,
+    )
+    return (
+        File.status == "uploaded",
+        File.deleted_at.is_(None),
+        or_(File.claimed_until.is_(None), File.claimed_until < now()),
+        or_(File.public.is_(False), ~protected),
+    )

@@ -292,6 +292,43 @@ def test_bytes_are_private_or_public_never_both(database: Database, api_key: str
 
 
 @pytest.mark.every_database
+def test_rows_that_were_protected_first_are_not_public_whichever_file_is_read_first(
+    upload: Upload,
+    process: Process,
+    client: TestClient,
+    database: Database,
+    app: FastAPI,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Under other bytes nobody knows before both are read: the public one has to wait, also while the other is read."""
+    lines = b'{"text": "good", "label": "pos"}\n{"text": "bad", "label": "neg"}\n'
+    protected, public = upload(DATA)["id"], upload(lines, "a.jsonl", public="true")["id"]
+    later = upload(b"text,label\nnew,pos\nrows,neg\n")["id"]
+    read = processing._read
+    looked: list[Any] = []
+
+    def slow(*arguments: Any) -> Any:
+        with database.reading() as session:
+            looked.extend((service.process(database, app.state.storage, settings, public), *_waiting(session)))
+        return read(*arguments)
+
+    def _waiting(session: Session) -> Sequence[str]:
+        return service.files_to_process(session)
+
+    with database.reading() as session:
+        assert _waiting(session) == [protected, later]
+    with monkeypatch.context() as patch:
+        patch.setattr(processing, "_read", slow)
+        process(protected)
+    assert looked == [False, later]
+    with database.reading() as session:
+        assert _waiting(session) == sorted([public, later])
+    assert process(public)["error"]["code"] == "was_private"
+    assert process(later)["status"] == "processed"
+
+
+@pytest.mark.every_database
 def test_a_file_is_either_held_or_deleted(database: Database, api_key: str) -> None:
     with database.reading() as session:
         caller = auth.authenticate(session, api_key)

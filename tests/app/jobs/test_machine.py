@@ -1,8 +1,9 @@
 """Jobs on one budget through every order of events that a state machine finds: what may never be, never is.
 
-Submit, claim, give the rows, step, checkpoint, crash, sweep, graceful stop, cancel, fail, finish, delete; zombies write between. After
-each: Σ ρ(charged and reserved) ≤ capacity; Σ ρ(charged) never falls; no step of a committed checkpoint is unpaid once
-its job has ended; every ended job has let go of all that it held; the ledger's chain holds and its sums are the rows'.
+Submit, claim, give the rows, step, checkpoint, crash, sweep, graceful stop, cancel, fail, finish, delete; zombies write
+between. After each: Σ ρ(charged and reserved) ≤ capacity; Σ ρ(charged) never falls; no step of a committed checkpoint
+is unpaid once its job has ended; every ended job has let go of all that it held; the ledger's chain holds and its sums
+are the rows'.
 """
 
 from __future__ import annotations
