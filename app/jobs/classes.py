@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from app.catalog.tasks import Task
@@ -25,11 +25,16 @@ def class_list(
     columns: Mapping[str, str],
     files: Sequence[FileFacts],
     by_admin: bool,
+    compare: Callable[[], None],
 ) -> tuple[tuple[str, ...], str]:
     """The job's classes, and where they come from. Where rows have numbers and the declared labels are names, a number
     is the place of one of these, from 0, and `options` say `label_ids`. files: the training file first.
 
-    Raises InvalidRequest: labels_required, invalid_labels, too_many_classes, label_not_declared, one_class_only.
+    compare: called before the declared labels are compared with rows, whose answer tells of them; not where they are
+    refused for what they are themselves.
+
+    Raises InvalidRequest: labels_required, invalid_labels, too_many_classes, label_not_declared, one_class_only; and
+    what `compare` does.
     """
     if task.class_role is None:
         if block.labels is not None:
@@ -49,6 +54,7 @@ def class_list(
         labels = tuple(block.labels)
         if len(labels) < 2 or len(set(labels)) != len(labels):
             raise InvalidRequest("invalid_labels", "Labels are at least two, each once.", param="task.labels")
+        compare()
         if not any(map(_is_number, labels)) and all(map(_are_numbers, found)):
             options["label_ids"] = True
     _require_declared(files, found, range(len(labels)) if "label_ids" in options else labels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,9 +41,15 @@ class Reading:
 
 
 def resolve(
-    block: TaskBlock, base: BaseModel, training: FileFacts, validation: FileFacts | None, by_admin: bool = False
+    block: TaskBlock,
+    base: BaseModel,
+    training: FileFacts,
+    validation: FileFacts | None,
+    by_admin: bool,
+    compare: Callable[[], None],
 ) -> Reading:
-    """by_admin: whoever asks may declare any column's values public, as the class list.
+    """by_admin: whoever asks may declare any column's values public, as the class list. compare: as `class_list` has
+    it; nothing that depends on the request alone is refused after it.
 
     Raises InvalidRequest: task_not_supported, column_not_found, missing_values, not_lists, labels_required and
     their like.
@@ -70,12 +76,12 @@ def resolve(
     options = _options(task, block, base, columns, files)
     if "target_lang" in task.options:
         told_languages.tell(block, base, columns, options, files)
-    labels, source = classes.class_list(task, block, options, columns, files, by_admin)
     longest = block.max_length or min(task.max_length, base.max_length)
     if longest > base.max_length:
         raise InvalidRequest(
             "invalid_max_length", f"This base model reads at most {base.max_length} tokens.", param="task.max_length"
         )
+    labels, source = classes.class_list(task, block, options, columns, files, by_admin, compare)
     return Reading(task, columns, labels, source, longest, options)
 
 

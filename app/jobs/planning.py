@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,14 +79,16 @@ def plan(
     validation: FileFacts | None,
     defaults: Defaults,
     by_admin: bool = False,
+    compare: Callable[[], None] = lambda: None,
 ) -> Planned:
     """The plan of a request, admitted as far as can be seen without the budgets' locks.
 
-    by_admin: the request's key may declare values public, see `columns.resolve`.
+    by_admin: the request's key may declare values public, see `columns.resolve`. compare: called before declared
+    classes are compared with rows; what it raises is the answer.
 
     Raises InvalidRequest for what can never be, BudgetExceeded (with the nearest plan that fits) for what does not fit.
     """
-    reading = columns.resolve(body.task or TaskBlock(), base, training, validation, by_admin)
+    reading = columns.resolve(body.task or TaskBlock(), base, training, validation, by_admin, compare)
     evaluation = targets.evaluation_block(body, validation)
     targets.require_mechanism(body, training, validation)
     unit = targets.privacy_unit(body, training, validation, reading.columns)

@@ -194,10 +194,13 @@ def _plan(
 ) -> Planned | None:
     if facts.training is None:
         return None
-    if not by_admin:
-        inputs.note_labels(database, project_id, body, facts)
+
+    def compare() -> None:
+        if not by_admin:
+            inputs.note_labels(database, project_id, body, facts)
+
     defaults = Defaults(settings.default_epsilon, settings.default_delta)
-    planned = planning.plan(body, facts.base, facts.training, facts.validation, defaults, by_admin)
+    planned = planning.plan(body, facts.base, facts.training, facts.validation, defaults, by_admin, compare)
     for charge in planned.charges:
         _require_terms(planned, charge, facts.budgets[charge.charge.budget_id])
     if body.export is not None:

@@ -388,13 +388,18 @@ def test_no_key_finds_out_a_columns_values_by_declaring_lists_of_them(
     with database.writing() as session:
         _, token = auth.create_key(session, caller.project_id, "analyst", ["submit"])
 
-    def asked(labels: list[str], headers: dict[str, str], path: str = "/estimate") -> str | None:
-        task = {"type": "text_classification", "columns": {"label": "age"}, "labels": labels}
+    def asked(labels: list[str], headers: dict[str, str], path: str = "/estimate", **change: Any) -> str | None:
+        task = {"type": "text_classification", "columns": {"label": "age"}, "labels": labels, **change}
         answer = client.post(JOBS + path, json={"model": MODEL, "training_file": file, "task": task}, headers=headers)
         return None if answer.status_code == 200 else answer.json()["error"]["code"]
 
     could_be = [str(age) for age in range(120)]
     analyst, found = key(token), {}
+    for number in range(MAX_LABEL_LISTS + 1):  # refused whatever the rows are: tells nothing of them, and costs nothing
+        assert asked([f"{number}", f"{number}"], analyst) == "invalid_labels"
+        assert asked([f"{number}", "b"], analyst, max_length=100_000) == "invalid_max_length"
+        assert asked([f"{number}", "b"], analyst, type="masked_lm") == "task_not_supported"
+        assert asked([f"{number}", "b"], analyst, columns={"label": "none"}) == "column_not_found"
     for age in reversed(could_be):
         found[age] = asked([other for other in could_be if other != age], analyst)
     told = [age for age, code in found.items() if code != "too_many_label_lists"]
