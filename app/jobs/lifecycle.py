@@ -275,7 +275,8 @@ def requeue(session: Session, job_id: str, fence: int, executed: Mapping[str, in
     job = _guarded(session, job_id, fence, attempts=Job.attempts - 1)
     _release(session, job, interrupted=executed is None)
     if executed is not None:
-        job.progress = {**(job.progress or {}), "executed": dict(executed)}
+        known = job.progress or {}
+        job.progress = {**known, "executed": settlement.at_least(executed, known.get("executed", {}))}
         session.flush()
 
 

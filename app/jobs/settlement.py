@@ -41,12 +41,12 @@ def settle(
 ) -> None:
     """Ends the job. executed: steps of each part of the plan that were executed; None: unknown, charged in full.
 
-    Steps of a committed checkpoint count as executed whatever the caller says. Raises ValueError for steps that the
-    plan does not have.
+    Steps of a committed checkpoint, and those that attempts told of, count as executed whatever the caller says. Raises
+    ValueError for steps that the plan does not have.
     """
-    kept = (job.checkpoint or {}).get("executed", {})
+    known = at_least((job.progress or {}).get("executed", {}), (job.checkpoint or {}).get("executed", {}))
     if executed is not None:
-        executed = at_least(executed, kept)
+        executed = at_least(executed, known)
     charged = None if executed is None else _charged(session, job, executed)
     budgets.settle(session, job.id, charged, actor)
     keys.erase(session, job.id)
@@ -54,7 +54,7 @@ def settle(
     models.release(session, job.id)
     job.status = status
     # What is charged in full was not therefore executed: the job tells what is known.
-    job.executed = at_least((job.progress or {}).get("executed", {}), kept) if executed is None else dict(executed)
+    job.executed = known if executed is None else dict(executed)
     job.error = dict(error) if error is not None else None
     job.lease_expires_at = None
     job.worker = None

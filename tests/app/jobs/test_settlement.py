@@ -228,6 +228,29 @@ def test_a_worker_that_stops_gracefully_gives_its_job_back(
     assert 0.0 < used(database, budget_id).charged < job.charges[0]["rho"]
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_what_an_attempt_before_had_executed_is_charged_though_no_checkpoint_has_it(
+    database: Database, submit: Submit, caller: Caller, look: Look, budget_id: str, again: bool
+):
+    """One that had finished when its worker stopped had looked at the validation rows, too; the next had not begun."""
+    job_id = submit().id
+    executed = {"centring": 1, "head": 12, "evaluation": 1}
+    claimed = claim(database, job_id)
+    with database.writing() as session:
+        lifecycle.requeue(session, job_id, claimed.fence, executed)
+    claimed = claim(database, job_id)
+    if again:
+        with database.writing() as session:
+            lifecycle.requeue(session, job_id, claimed.fence, {})
+        claimed = claim(database, job_id)
+    with database.writing() as session:
+        service.cancel(session, caller, job_id)
+    with database.writing() as session:
+        lifecycle.cancel_running(session, job_id, claimed.fence, {})
+    assert look(job_id).executed == executed
+    assert used(database, budget_id).charged > 0.0
+
+
 def test_an_ended_job_cannot_be_cancelled(database: Database, submit: Submit, caller: Caller):
     job_id = submit().id
     claimed = claim(database, job_id)
