@@ -384,7 +384,7 @@ class Attempt:
     def _crashed(self) -> NoReturn:
         if self._lease.lost.is_set():
             raise LeaseLost(self._claimed.job_id)
-        log.warning("trainer_crashed", status=self._trainer.process.poll(), **self._trainer.where_it_failed())
+        log.warning("trainer_crashed", status=self._trainer.status(), **self._trainer.where_it_failed())
         self._abandon("trainer_error")
 
     def _abandon(self, code: str) -> NoReturn:

@@ -85,7 +85,7 @@ class TrainerProcess:
 
     def waits(self) -> bool:
         """Whether it still runs: a spare may have died while nobody looked."""
-        return self.process.poll() is None
+        return self.process.wait(1.0) is None
 
     def begin(self, key: bytes) -> None:
         """Hands over the job that lies in the folder. A trainer that is gone is noticed by `read`."""
@@ -140,6 +140,14 @@ class TrainerProcess:
     def kill(self) -> None:
         """Ends it at once, with all that it started."""
         tether.kill_group(self.process)
+
+    def status(self) -> int | None:
+        """Of one that is gone: its exit status, a signal's negative. None where it still runs: its socket closes first,
+        but not by more than a second."""
+        try:
+            return self.process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            return None
 
     def where_it_failed(self) -> dict[str, object]:
         """For the operator's log: the last exception's type and the places that it came through, and nothing that it

@@ -69,6 +69,13 @@ def test_messages_arrive_in_order_and_all_of_them_before_the_end(start: Start) -
     assert [message.step for message in messages if isinstance(message, Progress)] == list(range(500))
 
 
+def test_how_it_ended_is_known_though_its_socket_closes_first(start: Start) -> None:
+    trainer = start("control.close(); time.sleep(0.3); os.kill(os.getpid(), 9)")
+    trainer.begin(b"k" * 32)
+    assert read_all(trainer) == []
+    assert trainer.status() == -9
+
+
 def test_one_that_ended_before_anybody_looked_is_still_heard(start: Start) -> None:
     trainer = start('say(type="failed", code="data_mismatch")')
     trainer.begin(b"k" * 32)
