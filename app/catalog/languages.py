@@ -9,7 +9,9 @@ of their language, mBART-25 ends them with it; their tokenizers put it there, an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+from app.catalog.families import FAMILIES
 
 #: By ISO 639-1, as T5's tasks spell them.
 NAMES: dict[str, str] = {
@@ -70,6 +72,28 @@ def prefix(family: str, source: str, target: str) -> str:
     codes. KeyError of a family that is told none."""
     names = {"source_name": NAMES.get(source, source), "target_name": NAMES.get(target, target)}
     return _TEMPLATES[family].format(**names, target=target)
+
+
+def has_words(family: str, codes: Sequence[str], role: str, said: str) -> bool:
+    """Whether a base can be told that language, as it is said; of one with codes of its own, `codes`, as a row says it.
+    role: `source_lang` or `target_lang`."""
+    if family == "marian":
+        return role == "source_lang" or said in codes  # the source's is not told
+    if FAMILIES[family].language_tokens:
+        return said in codes
+    return said in NAMES or len(said) >= 4
+
+
+def all_have_words(family: str, codes: Sequence[str], role: str, said: Iterable[str] | None) -> bool:
+    """The same of all that a column says; None: of too many to be languages."""
+    return said is not None and all(has_words(family, codes, role, each) for each in said)
+
+
+def known(family: str) -> str:
+    """Which languages such a base can be told, for a user."""
+    if family == "marian" or FAMILIES[family].language_tokens:
+        return "This base model knows the languages that GET /v1/base_models/{id} lists, by those codes."
+    return "Codes of ISO 639-1 are, and names in English."
 
 
 def code(said: str, codes: Sequence[str]) -> str | None:

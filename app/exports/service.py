@@ -9,6 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from app.catalog import languages
 from app.catalog.adaptations import AttentiveLora, Lora
 from app.catalog.families import FAMILIES
 from app.catalog.tasks import TASKS
@@ -238,7 +239,20 @@ def _resolve(session: Session, model: Model, student: StudentBlock, param: str) 
                 f"Which column of the public file holds the {role}? Say it in `columns`.",
                 param=f"{param}.columns",
             )
+    if "languages_of" in told:
+        _require_known_languages(model, file, str(told["languages_of"]), columns, f"{param}.training_file")
     return {**student.model_dump(exclude={"columns"}), "columns": columns, **told}
+
+
+def _require_known_languages(model: Model, file: File, family: str, columns: Mapping[str, str], param: str) -> None:
+    """InvalidRequest `invalid_languages` where a row says a language that none of the model's own rows could."""
+    codes = () if model.base_facts is None else model.base_facts["languages"]
+    for role in _LANGUAGE_ROLES:
+        found = next(column.get("classes") for column in file.columns or () if column["name"] == columns[role])
+        if not languages.all_have_words(family, codes, role, found):
+            raise InvalidRequest(
+                "invalid_languages", f"A row's {role} is not known. {languages.known(family)}", param=param
+            )
 
 
 def _usual_names(role: str, present: set[str]) -> list[str]:

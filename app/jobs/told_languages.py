@@ -63,8 +63,8 @@ def _tell_words(
     for role in sorted(roles):
         if role not in options:
             raise _no_languages(f"task.{role}", "Give the languages of both sides.")
-        if not _has_words(base, role, options[role]):
-            raise _no_languages(f"task.{role}", f"This language is not known. {_known(base)}")
+        if not languages.has_words(base.family, base.languages, role, options[role]):
+            raise _no_languages(f"task.{role}", f"This language is not known. {languages.known(base.family)}")
     options["source_prefix"] = languages.prefix(base.family, options["source_lang"], options["target_lang"])
 
 
@@ -88,7 +88,9 @@ def _tell_codes(
         code = languages.code(options.get(role, ""), base.languages)
         if code is None:
             missing = "Say" if role not in options else "It has no such language: say"
-            raise _no_languages(f"task.{role}", f"{missing} task.source_lang and task.target_lang. {_known(base)}")
+            raise _no_languages(
+                f"task.{role}", f"{missing} task.source_lang and task.target_lang. {languages.known(base.family)}"
+            )
         options[role] = code
 
 
@@ -96,23 +98,8 @@ def _require_in_rows(base: BaseModel, columns: Mapping[str, str], files: Sequenc
     """Raises InvalidRequest `invalid_languages` where a row says a language that a job may not say either."""
     for role, file in ((role, file) for role in ("source_lang", "target_lang") for file in files):
         found = (file.column(columns[role]) or {}).get("classes")
-        if found is None or not all(_has_words(base, role, said) for said in found):
-            raise _no_languages(file.param, f"A row's {role} is not known. {_known(base)}")
-
-
-def _has_words(base: BaseModel, role: str, said: str) -> bool:
-    """Whether the base can be told that language, as it is said; of a base with codes of its own as a row says it."""
-    if base.family == "marian":
-        return role == "source_lang" or said in base.languages  # the source's is not told
-    if FAMILIES[base.family].language_tokens:
-        return said in base.languages
-    return said in languages.NAMES or len(said) >= 4
-
-
-def _known(base: BaseModel) -> str:
-    if base.family == "marian" or FAMILIES[base.family].language_tokens:
-        return "This base model knows the languages that GET /v1/base_models/{id} lists, by those codes."
-    return "Codes of ISO 639-1 are, and names in English."
+        if not languages.all_have_words(base.family, base.languages, role, found):
+            raise _no_languages(file.param, f"A row's {role} is not known. {languages.known(base.family)}")
 
 
 def _is_told(base: BaseModel) -> bool:

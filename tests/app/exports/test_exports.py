@@ -240,6 +240,12 @@ def test_a_student_of_a_model_that_writes_reads_sources_and_targets(
         assert ask("student", 400, student=student)["code"] == "format_not_supported"
         with database.writing() as session:
             session.get_one(Model, model).privacy_report = {"treated_as_public": facts}
+        klingon = rows.replace(",en,de", ",en,kl")
+        other = client.post("/v1/files", files={"file": ("odd.csv", klingon.encode())}, data=form).json()["id"]
+        files.process(database, app.state.storage, settings, other)
+        error = ask("student", 400, student={**student, "training_file": other})
+        assert (error["code"], error["param"]) == ("invalid_languages", "student.training_file")
+        assert "target_lang" in error["message"]
     made = ask("student", student=student)["student"]
     assert made == {"training_file": public, "num_layers": None, "n_epochs": 3, "columns": columns, **told}
 
