@@ -2,8 +2,9 @@
 
 Facts of a column: name, type; distinct (up to MAX_CLASSES, else null); classes, its values where they are few and
 short (else null); lists, where every cell is a list of strings, or each one of integers (labels, tags), a digest of how
-long they are, by which columns are compared (else null); list_items, which of them: `strings` or `integers`; elements,
-what is in these lists, as text, where it is few and short; chat, {holds, invalid} where the first cell is a chat or
+long they are, by which columns are compared (else null); unequal, by another such column the place of the first row in
+which its list is longer or shorter; list_items, which of them: `strings` or `integers`; elements, what is in these
+lists, as text, where it is few and short; chat, {holds, invalid} where the first cell is a chat or
 tools in OpenAI's format: which of them, and code and place of the first cell that is not (null: none); range,
 [smallest, largest] where every cell is a finite decimal number, in whatever type; nulls: {count, row, line} with the
 place of the first missing cell.
@@ -17,7 +18,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,9 @@ from app.files.problems import ReadError
 NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
 _CELLS_AT_ONCE = 1024
 
+#: Columns of lists, the first of the file, that are compared to each other cell by cell.
+_COMPARED = 4
+
 
 def profile(connection: duckdb.DuckDBPyConnection, table: Table, rows: Path, most: int) -> dict[str, Any]:
     """{num_rows, columns}. most: bytes that a column may have. ReadError for rows that are none."""
@@ -44,6 +49,7 @@ def profile(connection: duckdb.DuckDBPyConnection, table: Table, rows: Path, mos
     columns = [_column(connection, column, n, table, rows, most) for n, column in enumerate(table.columns, start=1)]
     places = [column["nulls"] for column in columns]
     places += [column["chat"]["invalid"] for column in columns if (column["chat"] or {}).get("invalid")]
+    places += _compare(connection, rows, columns)
     rows_of_interest = {place["row"] for place in places if place["row"] is not None}
     lines = table.lines(rows_of_interest) if rows_of_interest else {}
     for place in places:
@@ -84,7 +90,7 @@ def _column(
         f"(SELECT {identifier(column.name)} AS cell, row_number() OVER () AS place FROM read_parquet({literal(rows)}))"
     )
     facts: dict[str, Any] = {"name": column.name, "type": column.type}
-    facts |= dict.fromkeys(("distinct", "classes", "lists", "list_items", "elements", "chat", "range"))
+    facts |= dict.fromkeys(("distinct", "classes", "lists", "unequal", "list_items", "elements", "chat", "range"))
     found = connection.execute(
         f"SELECT count(*) FILTER (cell IS NULL), min(place) FILTER (cell IS NULL) FROM {values}"
     ).fetchone()
@@ -180,6 +186,32 @@ def _lists(cells: Iterator[str]) -> dict[str, Any] | None:
         "list_items": "integers" if int in kinds else "strings",
         "elements": None if found is None else sorted(found),
     }
+
+
+def _compare(
+    connection: duckdb.DuckDBPyConnection, rows: Path, columns: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Adds `unequal` to columns of lists; the places in it, whose lines are still to be found."""
+    places = []
+    lists = [column for column in columns if column["lists"] is not None][:_COMPARED]
+    for one, other in combinations(lists, 2):
+        if one["lists"] != other["lists"] and (row := _first_unequal(connection, rows, one["name"], other["name"])):
+            place = {"row": row, "line": None}
+            for column, name in ((one, other["name"]), (other, one["name"])):
+                column["unequal"] = {**(column["unequal"] or {}), name: place}
+            places.append(place)
+    return places
+
+
+def _first_unequal(connection: duckdb.DuckDBPyConnection, rows: Path, one: str, other: str) -> int | None:
+    found = connection.execute(
+        f"SELECT {identifier(one)}, {identifier(other)}, row_number() OVER () FROM read_parquet({literal(rows)})"
+    )
+    while batch := found.fetchmany(_CELLS_AT_ONCE):
+        for *cells, place in batch:
+            if None not in cells and len({len(json.loads(cell)) for cell in cells}) > 1:
+                return int(place)
+    return None
 
 
 def _is_class(element: str) -> bool:

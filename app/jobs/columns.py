@@ -231,11 +231,19 @@ def _require_lengths(file: FileFacts, columns: Mapping[str, str], task: Task) ->
             pair = [file.column(columns[name]) or {} for name in (role.role, role.as_long_as)]
             own, others = (column.get("lists") for column in pair)
             if own is not None and others is not None and own != others:
+                where = (pair[0].get("unequal") or {}).get(columns[role.as_long_as], {})
                 raise InvalidRequest(
                     "lengths_differ",
-                    f"The lists of `{role.role}` and `{role.as_long_as}` are not equally long in every row.",
+                    _placed(where, f"The lists of `{role.role}` and `{role.as_long_as}` are not equally long."),
                     param=file.param,
+                    **{kind: where.get(kind) for kind in ("line", "row")},
                 )
+
+
+def _placed(where: Mapping[str, Any], message: str) -> str:
+    """The message behind the row's line and number, as far as they are known."""
+    place = ", ".join(f"{kind} {where[kind]}" for kind in ("line", "row") if where.get(kind) is not None)
+    return (f"{place[0].upper()}{place[1:]}: " if place else "") + message
 
 
 def _require_chat(file: FileFacts, column: Mapping[str, Any], role: Column) -> None:
@@ -243,10 +251,9 @@ def _require_chat(file: FileFacts, column: Mapping[str, Any], role: Column) -> N
     code = "not_messages" if role.holds == "messages" else "not_tools"
     wrong = found.get("invalid") if found.get("holds") == role.holds else {"code": code}
     if wrong is not None:
-        place = ", ".join(f"{kind} {wrong[kind]}" for kind in ("line", "row") if wrong.get(kind) is not None)
         raise InvalidRequest(
             f"invalid_{role.holds}",
-            (f"{place[0].upper()}{place[1:]}: " if place else "") + CHAT_PROBLEMS[wrong["code"]],
+            _placed(wrong, CHAT_PROBLEMS[wrong["code"]]),
             param=file.param,
             **{kind: wrong.get(kind) for kind in ("line", "row")},
         )

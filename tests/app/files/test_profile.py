@@ -96,6 +96,20 @@ def test_a_csv_column_of_lists_is_json_and_one_of_numbers_has_a_range(tmp_path: 
     assert (text["type"], text["elements"], text["range"]) == ("string", None, None)
 
 
+def test_the_first_row_is_known_in_which_lists_are_not_equally_long(tmp_path: Path) -> None:
+    made = parquet(
+        tmp_path,
+        tokens=[["a", "b"], ["c"], ["d"], ["e"]],
+        tags=[[1, 0], [0], [], [1, 2]],
+        chunks=[["x", "y"], ["z"], ["u"], ["v"]],
+        texts=["a", "b", "c", "d"],
+    )
+    tokens, tags, chunks, texts = (column["unequal"] for column in read_profile(tmp_path, made, "a.parquet")["columns"])
+    place = {"row": 3, "line": None}
+    assert (tokens, tags) == ({"tags": place}, {"tokens": place, "chunks": place})
+    assert (chunks, texts) == ({"tags": place}, None)
+
+
 def test_lists_of_parquet_have_elements(tmp_path: Path) -> None:
     made = parquet(tmp_path, tags=[["B-PER", "O"], ["O"]], ids=[[1, 0], [0]], x=[1.5, float("nan")])
     tags, ids, x = read_profile(tmp_path, made, "a.parquet")["columns"]

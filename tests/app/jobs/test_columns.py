@@ -175,6 +175,9 @@ def test_cells_that_no_trainer_can_read_are_refused_before_they_cost_anything(
     with pytest.raises(ApiError) as refused:
         planning.plan(request, base, training, None, DEFAULTS)
     assert (refused.value.code, refused.value.param) == (code, "training_file")
+    if code == "lengths_differ":
+        assert refused.value.message.startswith("Line 21")
+        assert refused.value.extra["line"] == 21
 
 
 def tagged(*found: str, **changes: Any) -> FileFacts:
