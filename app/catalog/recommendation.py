@@ -23,7 +23,7 @@ Device = Literal["cpu", "cuda"]
 #: at a tenth of what its float32 tensor cores promise.
 FLOPS: dict[Device, float] = {"cpu": 1e11, "cuda": 4e13}
 
-#: Tokens of a record, where nobody knows better.
+#: Tokens of a text, where nobody knows better.
 TOKENS = 64
 
 #: What a user waits for.
@@ -35,8 +35,7 @@ REASONS = ("sentence_encoder", "chat_tuned", "largest_in_time", "smaller", "too_
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """rank: from 1. reason: one of `REASONS`. adaptation: what `auto` would pick (one text a record). seconds: roughly,
-    on that device."""
+    """rank: from 1. reason: one of `REASONS`. adaptation: what `auto` would pick. seconds: roughly, on that device."""
 
     base: BaseModel
     rank: int
@@ -46,10 +45,17 @@ class Recommendation:
 
 
 def recommend(
-    bases: Iterable[BaseModel], task: str, num_units: int, epsilon: float | None, device: Device
+    bases: Iterable[BaseModel],
+    task: str,
+    num_units: int,
+    epsilon: float | None,
+    device: Device,
+    *,
+    pairs: bool = False,
 ) -> list[Recommendation]:
-    """The bases that can learn the task, best first. epsilon: None without privacy. Raises KeyError and ValueError as
-    `recipes.recipe_for` does."""
+    """The bases that can learn the task, best first. epsilon: None without privacy. pairs: whether a record has two
+    texts. Raises KeyError and ValueError as `recipes.recipe_for` does."""
+    tokens = 2 * TOKENS if pairs else TOKENS
 
     def described(base: BaseModel) -> tuple[tuple[int, int, float, str], BaseModel, float, bool, str]:
         family = FAMILIES[base.family]
@@ -60,12 +66,13 @@ def recommend(
             epsilon,
             lora=family.lora,
             attentive=family.attentive,
+            pairs=pairs,
             num_layers=base.num_layers,
             layer_parameters=base.layer_parameters,
             pools=base.pools,
         )
         last = recipe.phases[-1].adaptation
-        seconds = sum(_operations(base, phase, num_units) for phase in recipe.phases) / FLOPS[device]
+        seconds = sum(_operations(base, phase, num_units, tokens) for phase in recipe.phases) / FLOPS[device]
         # Its work `auto` has bounded itself, for shorter texts than TOKENS.
         in_time = seconds <= SECONDS or isinstance(last, AttentiveLora)
         special = _made_for(base, task, isinstance(last, Head | AttentiveHead | AttentiveLora))
@@ -93,13 +100,13 @@ def _made_for(base: BaseModel, task: str, on_features: bool) -> bool:
     return base.sentence_encoder and on_features
 
 
-def _operations(base: BaseModel, phase: Phase, num_units: int) -> float:
+def _operations(base: BaseModel, phase: Phase, num_units: int, tokens: int) -> float:
     """Two operations for each weight and token of a forward pass, as many again for gradients of activations, and for
-    those of what trains; frozen features are computed once."""
+    those of what trains; frozen features are computed once. tokens: of a record."""
     if isinstance(phase.adaptation, Head | AttentiveHead):
-        return 2.0 * base.parameters * TOKENS * num_units
+        return 2.0 * base.parameters * tokens * num_units
     records = phase.num_steps * phase.sample_rate * num_units
     passed = base.parameters
     if isinstance(phase.adaptation, AttentiveLora):
         passed = base.layer_parameters * (phase.adaptation.num_layers or base.num_layers)
-    return records * TOKENS * (4.0 * passed + 2.0 * trained_parameters(base, phase.adaptation))
+    return records * tokens * (4.0 * passed + 2.0 * trained_parameters(base, phase.adaptation))

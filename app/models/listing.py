@@ -18,12 +18,13 @@ DEFAULT_UNITS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a base is wanted for; None: this server's default."""
+    """What a base is wanted for; None: this server's default. text_pair: whether a record has two texts."""
 
     task: str
     num_units: int | None = None
     epsilon: float | None = None
     device: Device | None = None
+    text_pair: bool = False
 
 
 def page_of(
@@ -47,7 +48,9 @@ def page_of(
 def _recommended(bases: Sequence[BaseModel], asked: Question, settings: Settings) -> list[Recommendation]:
     if asked.task not in TASKS:
         raise InvalidRequest("task_not_supported", f"Tasks are {', '.join(TASKS)}.", param="task")
+    if asked.text_pair and "text_pair" not in {column.role for column in TASKS[asked.task].columns}:
+        raise InvalidRequest("invalid_request", f"The task `{asked.task}` reads no pairs of texts.", param="text_pair")
     # Where the hardware is not named it is the server's; `auto` is known to the workers alone.
     device: Device = asked.device or ("cuda" if settings.device == "cuda" else "cpu")
     epsilon = settings.default_epsilon if asked.epsilon is None else asked.epsilon
-    return recommend(bases, asked.task, asked.num_units or DEFAULT_UNITS, epsilon, device)
+    return recommend(bases, asked.task, asked.num_units or DEFAULT_UNITS, epsilon, device, pairs=asked.text_pair)

@@ -85,10 +85,11 @@ def list_base_models(
         float | None, Query(gt=0, allow_inf_nan=False, description="0 < ε of the job; with `task`.")
     ] = None,
     device: Annotated[Literal["cpu", "cuda"] | None, Query(description="What it will train on; with `task`.")] = None,
+    text_pair: Annotated[bool, Query(description="Whether each record has two texts; with `task`.")] = False,
 ) -> BaseModelList:
     """What jobs can start from, in pages: by id, or with `task` in the order of a recommendation, with reasons."""
-    asked = None if task is None else listing.Question(task, num_units, epsilon, device)
-    if asked is None and (num_units, epsilon, device) != (None, None, None):
+    asked = None if task is None else listing.Question(task, num_units, epsilon, device, text_pair)
+    if asked is None and (num_units, epsilon, device, text_pair) != (None, None, None, False):
         raise InvalidRequest("invalid_request", "A recommendation is for a task: name one.", param="task")
     entries, has_more = listing.page_of(service.bases(settings), PageParams(after, limit), asked, settings)
     tokens = settings.max_physical_batch_tokens or MOST_BATCH_TOKENS["cpu"]

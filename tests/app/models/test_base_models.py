@@ -102,9 +102,19 @@ def test_a_recommendation_is_an_order_with_reasons(client: TestClient) -> None:
     deeper = client.get(url).json()["data"][0]["recommendation"]
     assert (deeper["adaptation"], deeper["reason"], deeper["rank"]) == ("attentive_lora", "sentence_encoder", 1)
     assert 600 < deeper["seconds"] < 7200
+    pairs = client.get(f"{url}&text_pair=true").json()["data"][0]["recommendation"]
+    assert (pairs["adaptation"], pairs["reason"], pairs["rank"]) == ("attentive_head", "sentence_encoder", 1)
+    one, two = (client.get(f"{url.replace('7000', '5000').replace('=8', '=3')}{more}") for more in ("", "&text_pair=1"))
+    times = [answer.json()["data"][0]["recommendation"]["seconds"] for answer in (one, two)]
+    assert times[1] == pytest.approx(2 * times[0], rel=0.05)  # two texts to read
     second = client.get(f"/v1/base_models?task=text_classification&limit=1&after={found[0][0]}").json()
     assert [base["id"] for base in second["data"]] == [found[1][0]]
-    for query, code in (("task=nothing", "task_not_supported"), ("num_units=10", "invalid_request")):
+    for query, code in (
+        ("task=nothing", "task_not_supported"),
+        ("num_units=10", "invalid_request"),
+        ("text_pair=true", "invalid_request"),
+        ("task=summarization&text_pair=true", "invalid_request"),
+    ):
         wrong = client.get(f"/v1/base_models?{query}")
         assert (wrong.status_code, wrong.json()["error"]["code"]) == (400, code)
     for query in ("task=text_classification&epsilon=0", "task=text_classification&device=tpu"):
