@@ -98,6 +98,7 @@ METRICS: dict[str, Mapping[str, Check]] = {
 PUBLIC_METRICS: Mapping[str, Check] = {
     **dict.fromkeys(("bleu", "chrf", "rouge1", "rouge2", "rougeL"), number),
     "generated_rows": number,
+    "loss": number,
     **dict.fromkeys(("entity_precision", "entity_recall", "entity_f1"), number),
 }
 

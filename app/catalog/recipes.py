@@ -148,6 +148,9 @@ _REGRESSION_HEAD_LEARNING_RATE, _TOKEN_HEAD_LEARNING_RATE = 0.06, 1e-2
 _ATTENTIVE_SAMPLE_RATE, _ATTENTIVE_EPOCHS = 1 / 4, 30
 _SCORE_LEARNING_RATE = 0.02
 _REGRESSION_SCORE_LEARNING_RATE, _REGRESSION_ATTENTIVE_LEARNING_RATE = 0.05, 0.03
+# Of one class of several, flat clipping to so much of the features' length and half the rate: see docs/recipes.md,
+# "Probabilities".
+_CLASS_GRAD_NORM, _CLASS_HEAD_LEARNING_RATE = 0.3, 0.1
 # The private mean's noise at ε of 1 and above; below, it keeps its share of the target.
 _CENTRING_NOISE_MULTIPLIER = 20.0
 
@@ -184,6 +187,7 @@ def recipe_for(
     lora: bool = True,
     attentive: bool = False,
     pairs: bool = False,
+    multi_label: bool = False,
     num_layers: int = 0,
     layer_parameters: int = 0,
     pools: bool = False,
@@ -196,9 +200,9 @@ def recipe_for(
     one, q · N; epochs become ⌈epochs / q⌉ steps; both are the last phase's. target_epsilon: None without privacy.
     centred: whether the job centres the base's pooled vectors. width: their squared norm, about: 1 where the base
     scales them. lora: whether the base has matrices for it (`app.catalog.families`). attentive: whether an attention
-    can weigh its tokens. pairs: whether a record has two texts. num_layers: the base's blocks; layer_parameters: of
-    one; pools: whether all of them stay, see `BaseModel`. as_measured: whether optimizer and schedule are the
-    recipe's own: others are meant for what they were tried with.
+    can weigh its tokens. pairs: whether a record has two texts. multi_label: whether it has any number of the classes.
+    num_layers: the base's blocks; layer_parameters: of one; pools: whether all of them stay, see `BaseModel`.
+    as_measured: whether optimizer and schedule are the recipe's own: others are meant for what they were tried with.
     The evaluation's release is the caller's to add. Raises KeyError on an unknown task, ValueError on a number that is
     not positive, or on a new head where the task has none.
     """
@@ -228,18 +232,20 @@ def recipe_for(
         # A hair below, so that 20 / (1/8) is not 161 by rounding.
         return rate, max(1, math.ceil((epochs if n_epochs is None else n_epochs) / rate - 1e-9))
 
+    one_class = head == "pooled" and task.labelled and not multi_label
+    calibrated = one_class and isinstance(chosen, Head | AttentiveHead)
     if isinstance(chosen, Head):
         rate, steps = sized(_HEAD_SAMPLE_RATE, _HEAD_EPOCHS)
-        phases: tuple[Phase, ...] = (_head_phase(rate, steps, _head_rate(task) * head_scale * scale),)
+        phases: tuple[Phase, ...] = (_head_phase(rate, steps, _head_rate(task, calibrated) * head_scale * scale),)
     elif isinstance(chosen, AttentiveHead):
         rate, steps = sized(_ATTENTIVE_SAMPLE_RATE, _ATTENTIVE_EPOCHS)
         chosen = chosen.of(num_layers, pairs=pairs, pools=pools)
-        phases = (_attentive_phase(task, chosen, rate, steps, head_scale, scale),)
+        phases = (_attentive_phase(task, calibrated, chosen, rate, steps, head_scale, scale),)
     elif isinstance(chosen, AttentiveLora):
         chosen = chosen.of(num_layers, pairs=pairs, pools=pools)
         rate, steps = sized(_ATTENTIVE_LORA_SAMPLE_RATE, _ATTENTIVE_LORA_EPOCHS)
         read = AttentiveHead(chosen.num_layers)
-        warm = _attentive_phase(task, read, _ATTENTIVE_SAMPLE_RATE, _ATTENTIVE_WARM_STEPS, head_scale)
+        warm = _attentive_phase(task, calibrated, read, _ATTENTIVE_SAMPLE_RATE, _ATTENTIVE_WARM_STEPS, head_scale)
         phases = (
             dataclasses.replace(warm, noise_ratio=_ATTENTIVE_WARM_NOISE_RATIO),
             Phase(
@@ -268,13 +274,16 @@ def recipe_for(
             * head_scale
             * scale,
         )
-        warm = _head_phase(_HEAD_SAMPLE_RATE, _WARM_STEPS, _head_rate(task) * head_scale)
+        warm = _head_phase(_HEAD_SAMPLE_RATE, _WARM_STEPS, _head_rate(task, calibrated) * head_scale)
         # A pretrained head is warm already.
         phases = (main,) if head == "pretrained" else (dataclasses.replace(warm, noise_ratio=_WARM_NOISE_RATIO), main)
-    if head != "pooled" or not centred:
-        return Recipe(phases, "automatic", 1.0), reason
-    centring = _CENTRING_NOISE_MULTIPLIER / min(1.0, target_epsilon or 1.0)
-    return Recipe(phases, "automatic", 1.0, centring), reason
+    recipe = Recipe(phases, "automatic", 1.0)
+    if calibrated:
+        recipe = Recipe(phases, "flat", _CLASS_GRAD_NORM * math.sqrt(width))
+    if head == "pooled" and centred:
+        centring = _CENTRING_NOISE_MULTIPLIER / min(1.0, target_epsilon or 1.0)
+        recipe = dataclasses.replace(recipe, centring_noise_multiplier=centring)
+    return recipe, reason
 
 
 def _auto(
@@ -290,19 +299,27 @@ def _auto(
     return Lora() if lora else LastLayers(), "many_units"
 
 
-def _head_rate(task: Task) -> float:
+def _head_rate(task: Task, calibrated: bool) -> float:
     """Pooled features are unit vectors; a token's are √width times as long."""
     if task.head != "pooled":
         return _TOKEN_HEAD_LEARNING_RATE
+    if calibrated:
+        return _CLASS_HEAD_LEARNING_RATE
     return _HEAD_LEARNING_RATE if task.labelled else _REGRESSION_HEAD_LEARNING_RATE
 
 
 def _attentive_phase(
-    task: Task, adaptation: AttentiveHead, sample_rate: float, num_steps: int, head_scale: float, scale: float = 1.0
+    task: Task,
+    calibrated: bool,
+    adaptation: AttentiveHead,
+    sample_rate: float,
+    num_steps: int,
+    head_scale: float,
+    scale: float = 1.0,
 ) -> Phase:
     of_head, of_scores = _REGRESSION_ATTENTIVE_LEARNING_RATE, _REGRESSION_SCORE_LEARNING_RATE
     if task.labelled:
-        of_head, of_scores = _HEAD_LEARNING_RATE, _SCORE_LEARNING_RATE
+        of_head, of_scores = _head_rate(task, calibrated), _SCORE_LEARNING_RATE
     phase = _head_phase(sample_rate, num_steps, of_head * head_scale * scale)
     return dataclasses.replace(phase, adaptation=adaptation, learning_rate=of_scores * scale)
 

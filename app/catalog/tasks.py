@@ -70,7 +70,8 @@ class Task:
     public in the report); None: the task has no classes. class_elements: the cells are lists, and classes their
     elements; also where the option `multi_label` says so.
     metrics: what an evaluation releases; public_metrics: what only one on data declared public does, exactly: of
-    texts that the model generates, of whole entities. sensitivity: of the statistics that they follow from.
+    texts that the model generates, of whole entities, the mean loss where the others are counts. sensitivity: of the
+    statistics that they follow from.
     options: fields of the request's `task` block that this task takes, beside columns, labels and max_length.
     loss_bound: where the loss curve clips a record's loss; None: at twice that of a guess among the classes.
     max_length: of a record, in tokens, where the request names no other number; no more than the base reads.
@@ -154,6 +155,7 @@ TASKS: dict[str, Task] = {
             class_role="label",
             sensitivity=_one_cell_a_label,
             options=("multi_label",),
+            public_metrics=("loss",),
         ),
         Task(
             type="text_regression",
@@ -184,6 +186,7 @@ TASKS: dict[str, Task] = {
             columns=(Column("image", ("image", "img", "picture"), holds="images"), _LABEL),
             metrics=("accuracy", "precision", "recall", "f1", "confusion_matrix"),
             class_role="label",
+            public_metrics=("loss",),
         ),
         Task(
             type="language_modeling",

@@ -95,6 +95,7 @@ def recipe_of(request: Request, target_epsilon: float | None) -> tuple[Recipe, d
         lora=family.lora,
         attentive=family.attentive,
         pairs="text_pair" in request.reading.columns,
+        multi_label=bool(request.reading.options.get("multi_label")),
         num_layers=request.base.num_layers,
         layer_parameters=request.base.layer_parameters,
         pools=request.base.pools,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from sklearn import metrics as oracle
 from torch import Tensor
 
 from app.catalog.recipes import EVALUATION
-from tests.trainer.jobs import KEY, LABELS, make_job, rows
+from tests.trainer.jobs import KEY, LABELS, as_its_card_says, make_job, rows
 from worker.trainer import evaluate
 from worker.trainer.checkpoint import State
 from worker.trainer.control import Control
@@ -73,7 +74,7 @@ def test_the_interval_holds_the_exact_accuracy_of_the_very_rows(tmp_path: Path, 
     data = load_data(made.folder, made.spec, job.task, job.randomness)
     train(job, phases, make_engines(job, phases), data.training, State())
     assert data.evaluation is not None
-    counts = evaluate.statistics(job, data.evaluation).view(2, 2)
+    counts = evaluate.sums(job, data.evaluation)[0].view(2, 2)
     exact = float(counts.diagonal().sum()) / 40
     assert 0.3 < exact < 0.9
     held, released = 0, set()
@@ -145,8 +146,8 @@ def test_a_private_job_releases_noised_counts_and_what_follows_from_them(
 ) -> None:
     counted: list[Tensor] = []
     released: list[Tensor] = []
-    exact, release = evaluate.statistics, evaluate.gaussian_release
-    monkeypatch.setattr(evaluate, "statistics", lambda *a: counted.append(exact(*a)) or counted[0])
+    exact, release = evaluate.sums, evaluate.gaussian_release
+    monkeypatch.setattr(evaluate, "sums", lambda *a: counted.append(exact(*a)[0]) or (counted[0], None))
     monkeypatch.setattr(
         evaluate, "gaussian_release", lambda *a, **how: released.append(release(*a, **how)) or released[0]
     )
@@ -161,7 +162,9 @@ def test_a_private_job_releases_noised_counts_and_what_follows_from_them(
     JobRandomness(KEY).add_noise_(noised, std, phase=EVALUATION, step=0, stream=RELEASE)
     torch.testing.assert_close(released[0], noised)
     expected = confusion_metrics(released[0].view(2, 2), units, std)
+    withheld = {"loss": "public_data_only", **expected.pop("not_released", {})}
     assert {name: got[name] for name in expected} == expected
+    assert got["not_released"] == withheld
     leaked = confusion_metrics(counted[0].view(2, 2), units, 2.0)
     assert got["accuracy"] != leaked["accuracy"]
     assert got["confusion_matrix"] != leaked["confusion_matrix"]
@@ -184,7 +187,7 @@ def test_a_unit_is_bounded_whatever_the_task_makes_of_its_rows(
     monkeypatch.setattr(job.task, "statistics", broken)
     held = int((data.examples.tensors["labels"] == 0).sum())
     assert 0 < held < 40
-    assert evaluate.statistics(job, data).tolist() == pytest.approx([held, 0.0, 0.0, 0.0])
+    assert evaluate.sums(job, data)[0].tolist() == pytest.approx([held, 0.0, 0.0, 0.0])
 
 
 def test_public_metrics_are_exact(tmp_path: Path, base: Path) -> None:
@@ -193,4 +196,20 @@ def test_public_metrics_are_exact(tmp_path: Path, base: Path) -> None:
     got = job.metrics()
     assert got["released"] == "public"
     assert sum(map(sum, got["confusion_matrix"])) == 40
-    assert "weights are what the guarantee covers" in (job.folder / "results/model/README.md").read_text()
+    bundle = job.folder / "results/model"
+    card = (bundle / "README.md").read_text()
+    assert "weights are what the guarantee covers" in card
+    told = as_its_card_says(bundle)([text for text, _ in rows(40)], top_k=None)
+    chances = [{each["label"]: each["score"] for each in scores} for scores in told]
+    losses = [-math.log(chance[label]) for chance, (_, label) in zip(chances, rows(40), strict=True)]
+    assert got["loss"] == pytest.approx(np.mean(losses), abs=1e-4)
+    assert f"mean cross-entropy {got['loss']:.4f} nats" in card
+
+
+def test_the_exact_loss_is_told_of_public_data_alone(tmp_path: Path, base: Path) -> None:
+    job = make_job(tmp_path / "job", base)
+    run(job.folder, KEY, Control(None))
+    got = job.metrics()
+    assert got["released"] == "private"
+    assert got["not_released"]["loss"] == "public_data_only"
+    assert "loss" not in got

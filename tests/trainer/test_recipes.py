@@ -17,8 +17,8 @@ def _recipe(adaptation=None, units=6920, epsilon=3.0, **asked):
 def test_auto_is_the_measured_head() -> None:
     recipe, reason = _recipe()
     (phase,) = recipe.phases
-    assert (phase.sample_rate, phase.num_steps, phase.learning_rate, phase.averaging) == (1 / 8, 160, 0.2, 0.95)
-    assert (recipe.clipping, recipe.max_grad_norm, recipe.centring_noise_multiplier) == ("automatic", 1.0, 20.0)
+    assert (phase.sample_rate, phase.num_steps, phase.learning_rate, phase.averaging) == (1 / 8, 160, 0.1, 0.95)
+    assert (recipe.clipping, recipe.max_grad_norm, recipe.centring_noise_multiplier) == ("flat", 0.3, 20.0)
     assert (phase.adaptation, reason) == (Head(), "few_units")
 
 
@@ -35,6 +35,19 @@ def test_auto_is_the_measured_head() -> None:
 def test_auto_and_why(units: int, epsilon: float | None, adaptation: object, reason: str) -> None:
     recipe, why = _recipe(units=units, epsilon=epsilon)
     assert (recipe.phases[-1].adaptation, why) == (adaptation, reason)
+
+
+def test_a_head_of_one_class_is_clipped_so_that_its_probabilities_hold() -> None:
+    """To a share of the features' length; what was measured with automatic clipping keeps it."""
+    for adaptation in (Head(), AttentiveHead()):
+        recipe, _ = _recipe(adaptation, num_layers=6, width=256)
+        assert (recipe.clipping, recipe.max_grad_norm) == ("flat", pytest.approx(0.3 * 16))
+        assert recipe.phases[0].head_learning_rate == pytest.approx(0.1 / 16)
+        several, _ = _recipe(adaptation, num_layers=6, multi_label=True)
+        assert (several.clipping, several.phases[0].head_learning_rate) == ("automatic", 0.2)
+    for task, adaptation in (("text_regression", Head()), ("token_classification", Head()), ("instruction", Lora())):
+        assert recipe_for(task, adaptation, 1350, 3.0)[0].clipping == "automatic"
+    assert _recipe(Lora())[0].clipping == "automatic"
 
 
 def test_tokens_and_numbers_follow_the_same_rule_at_rates_of_their_own() -> None:
@@ -76,7 +89,7 @@ def test_the_measured_attentive_head() -> None:
     recipe, reason = _recipe(AttentiveHead(), num_layers=6, learning_rate_multiplier=2.0)
     (phase,) = recipe.phases
     assert (phase.sample_rate, phase.num_steps, phase.averaging, phase.noise_ratio) == (1 / 4, 120, 0.95, 1.0)
-    assert (phase.learning_rate, phase.head_learning_rate, reason) == (0.04, 0.4, "requested")
+    assert (phase.learning_rate, phase.head_learning_rate, reason) == (0.04, 0.2, "requested")
     assert recipe.centring_noise_multiplier == 20.0
     for asked, depth, expected in ((None, 12, 8), (None, 1, 1), (None, 2, 1), (3, 12, 3), (9, 6, 6)):
         assert AttentiveHead(asked).of(depth) == AttentiveHead(expected)
@@ -168,7 +181,7 @@ def test_large_datasets_keep_a_bounded_batch() -> None:
 
 def test_a_requests_numbers() -> None:
     phase = _recipe(n_epochs=3, batch_size=100, units=1000, learning_rate_multiplier=0.5)[0].phases[0]
-    assert (phase.sample_rate, phase.num_steps, phase.learning_rate) == (0.1, 30, 0.1)
+    assert (phase.sample_rate, phase.num_steps, phase.learning_rate) == (0.1, 30, 0.05)
     warm, main = _recipe(Lora(), 1000, n_epochs=2, batch_size=1000, learning_rate_multiplier=2.0)[0].phases
     assert (warm.sample_rate, warm.num_steps, warm.learning_rate) == (1 / 8, 80, 0.2)
     assert (main.sample_rate, main.num_steps, main.learning_rate, main.head_learning_rate) == (1.0, 2, 2e-3, 1e-2)

@@ -41,15 +41,17 @@ def evaluate(job: Job, dataset: Dataset | None, state: State) -> dict[str, Any]:
         "averaged_over": "units" if by_column else "records",
         **({"labels": list(job.spec.task.labels)} if job.spec.task.labels else {}),
     }
-    totals = statistics(job, dataset)
     if job.spec.evaluation == "public":
+        totals, loss = sums(job, dataset)
         return {
             "released": "public",
             "method": "exact, on data declared public",
             **evaluated,
             **job.task.metrics(totals, dataset.num_units),
+            **({} if loss is None else {"loss": loss / dataset.num_units}),
             **(job.task.public_metrics(job.model, dataset.examples) if rank_and_world_size()[0] == 0 else {}),
         }
+    totals, _ = sums(job, dataset)
     part = job.spec.plan.part(EVALUATION)
     assert isinstance(part, GaussianRelease)
     job.control.await_allowed(progress(job, state))
@@ -72,14 +74,17 @@ def evaluate(job: Job, dataset: Dataset | None, state: State) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def statistics(job: Job, dataset: Dataset) -> Tensor:
-    """The task's statistics, summed over units, (k,) float64. Private.
+def sums(job: Job, dataset: Dataset) -> tuple[Tensor, float | None]:
+    """The task's statistics, summed over units, (k,) float64, private; and their losses', of data declared public alone
+    and where it is a metric of its own: nothing bounds it.
 
-    Each row's are bounded to the plan's sensitivity; of a unit with k rows, each row counts 1/k, so that the unit's
-    mean is bounded too.
+    Each row's statistics are bounded to the plan's sensitivity; of a unit with k rows, each row counts 1/k, so that the
+    unit's mean is bounded too.
     """
     bound = evaluation_sensitivity(job.spec.task)
+    with_loss = job.spec.evaluation == "public" and "loss" in TASKS[job.spec.task.type].public_metrics
     total = torch.zeros(_num_statistics(job), dtype=torch.float64)
+    loss = torch.zeros(1, dtype=torch.float64)
     weights = dataset.weight_of_row
     for chosen, batch in job.shared_batches(dataset.examples, dataset.single_rows):
         # In float32 whatever the training computes in: one unit must not move where another one falls.
@@ -87,9 +92,12 @@ def statistics(job: Job, dataset: Dataset) -> Tensor:
         for piece in _pieces(len(chosen), len(total)):
             part = {name: value[piece] for name, value in batch.items()}
             rows = bounded_rows(job.task.statistics(outputs[piece], part), bound)
-            total += weights[torch.from_numpy(chosen[piece])] @ rows
-    sum_over_ranks_([total])
-    return total
+            weight = weights[torch.from_numpy(chosen[piece])]
+            total += weight @ rows
+            if with_loss:
+                loss += weight @ job.task.loss(outputs[piece], part).to("cpu", torch.float64)
+    sum_over_ranks_([total, loss])
+    return total, float(loss) if with_loss else None
 
 
 def _num_statistics(job: Job) -> int:

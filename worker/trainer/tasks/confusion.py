@@ -79,7 +79,11 @@ def card_lines(metrics: Mapping[str, Any]) -> list[str]:
     if "accuracy" in metrics:
         low, high = metrics["accuracy_interval_95"]
         lines.append(f"- accuracy {metrics['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f})")
-    return [*lines, *_averages(metrics, "macro")]
+    return [*lines, *_averages(metrics, "macro"), *_loss(metrics)]
+
+
+def _loss(metrics: Mapping[str, Any]) -> list[str]:
+    return [f"- mean cross-entropy {metrics['loss']:.4f} nats"] if "loss" in metrics else []
 
 
 def _averages(metrics: Mapping[str, Any], kind: str) -> list[str]:
@@ -143,4 +147,5 @@ def binary_lines(metrics: Mapping[str, Any]) -> list[str]:
         f"- right decisions over all classes {metrics['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f})",
         *_averages(metrics, "micro"),
         *_averages(metrics, "macro"),
+        *_loss(metrics),
     ]
