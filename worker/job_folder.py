@@ -46,12 +46,13 @@ class JobFolder:
         return cls(path, lock)
 
     def remove(self) -> None:
-        """Removes the folder and all in it, and what was kept back beside it."""
-        kept_back = kept_back_from(self.path)
-        for path in (kept_back, self.path):
+        """Removes what was kept back beside the folder, then it and all in it. What cannot go keeps the folder, for
+        `remove_abandoned` to try again."""
+        for path in (kept_back_from(self.path), self.path):
             shutil.rmtree(path, ignore_errors=True)
-        if self.path.exists() or kept_back.exists():
-            log.error("job_folder_not_removed", folder=self.path.name)
+            if path.exists():
+                log.error("job_folder_not_removed", folder=path.name)
+                break
         self._lock.close()
 
 

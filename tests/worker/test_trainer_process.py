@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import sys
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from app import processes
-from worker.job_folder import remove_abandoned
+from worker.job_folder import kept_back_from, remove_abandoned
 from worker.trainer.messages import Failed, Message, Notice, Progress, Stopped
 from worker.trainer_process import BadMessage, TrainerGone, TrainerProcess
 
@@ -204,4 +205,24 @@ def test_folders_are_private_removed_at_the_end_and_after_a_kill_by_the_next(roo
     assert folder.exists()
     trainer.close()
     assert not folder.exists()
+    assert os.listdir(root) == [".lock"]
+
+
+def test_rows_that_could_not_be_removed_are_removed_by_the_next_worker(
+    root: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = start("time.sleep(60)")
+    kept_back = kept_back_from(trainer.folder.path)
+    kept_back.mkdir()
+    (kept_back / "rows.parquet").write_bytes(b"private")
+    remove = shutil.rmtree
+
+    def sometimes(path: Path, **options: bool) -> None:
+        if path != kept_back:  # as where the disk does not answer
+            remove(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", sometimes)
+        trainer.close()
+    assert remove_abandoned(root) == 1
     assert os.listdir(root) == [".lock"]
