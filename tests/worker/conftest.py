@@ -37,11 +37,12 @@ folder = order["folder"]
 spec = json.load(open(os.path.join(folder, "spec.json")))
 whole = {part["name"]: part.get("num_steps", 1) for part in spec["plan"]["parts"]}
 total = sum(whole.values())
-lines, allowed, has_rows = control.makefile(), 0, False
+lines, allowed, has_rows, stopping = control.makefile(), 0, False, False
 def hear():
-    global allowed, has_rows
+    global allowed, has_rows, stopping
     heard = json.loads(lines.readline())
     allowed, has_rows = max(allowed, heard.get("step", 0)), has_rows or heard["type"] == "rows"
+    stopping = stopping or heard["type"] == "stop"
     return heard["type"]
 def ready():
     say(type="ready")
@@ -54,7 +55,7 @@ def started():
         max_physical_batch_tokens=spec["runtime"]["max_physical_batch_tokens"], threads=1, ranks=2)
 def await_allowed(executed):
     step = sum(executed.values())
-    while allowed < step:
+    while allowed < step and not stopping:  # the step at hand is made
         if allowed:
             tell(allowed, executed)
         hear()
