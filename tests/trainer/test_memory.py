@@ -6,6 +6,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.catalog.adaptations import AttentiveHead
-from app.catalog.recipes import HEAD_PHASE, Phase
+from app.catalog.adaptations import AttentiveHead, AttentiveLora
+from app.catalog.recipes import HEAD_PHASE, MAIN_PHASE, Phase
 from tests.trainer.jobs import DEVICE, NUM_HELD_OUT, NUM_ROWS, MadeJob, make_job, rows
 from worker.trainer import loop, memory
 from worker.trainer.control import Control
@@ -32,7 +33,7 @@ from worker.trainer.memory import (
     physical_batch_tokens,
     stretched,
 )
-from worker.trainer.messages import Message, Started
+from worker.trainer.messages import Message, Progress, Started
 from worker.trainer.run import run
 
 CPU = torch.device("cpu")
@@ -215,6 +216,73 @@ def test_little_memory_keeps_few_vectors(tmp_path: Path, base: Path, monkeypatch
     assert every == of_all
     assert 50 < some <= 100
     assert none == 0
+
+
+_MAIN = Phase(MAIN_PHASE, AttentiveLora(1, rank=2, alpha=4.0), 0.5, 2, 1e-2, 1e-2)
+
+
+def test_the_features_are_room_to_the_phases_behind_them(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, phases, engines = loaded(tmp_path / "job", base, phases=(*ON_TOKENS, _MAIN))
+    heads, main = (measured(job, phases[at], engines[at], rows=(2, 6), length=16) for at in (0, 1))
+    free = main.fixed + main.state + 1000 * main.per_token
+    monkeypatch.setattr(memory, "free_bytes", lambda device: int(free / 0.5))
+    alone = physical_batch_tokens(job, phases, engines, 0)
+    assert 500 < alone <= 1000
+    # Beside so much the frozen body still takes a larger batch than that, but training of it would not.
+    features = int(free - heads.fixed - heads.state - 1100 * heads.per_token)
+    assert main.tokens_within(free - features, 10**6) < 900
+    assert physical_batch_tokens(job, phases, engines, features) == alone
+    features = int(free - heads.fixed - heads.state - 300 * heads.per_token)
+    assert physical_batch_tokens(job, phases, engines, features) in range(LEAST_TOKENS + 1, 301)
+
+
+def test_the_features_are_gone_once_no_phase_is_left_that_reads_them(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token_features, kept, alive = loop.token_features, [], []
+
+    def noted(job: Job, dataset: Any) -> Any:
+        features = token_features(job, dataset)
+        kept.append(weakref.ref(features.vectors))
+        return features
+
+    class Looking(Control):
+        def await_allowed(self, message: Progress) -> None:
+            alive.append((message.phase, kept[0]() is not None))
+
+    monkeypatch.setattr(loop, "token_features", noted)
+    run(make_job(tmp_path / "job", base, phases=(*ON_TOKENS, _MAIN)).folder, bytes(32), Looking(None))
+    assert {(HEAD_PHASE, True), (MAIN_PHASE, False)} <= set(alive)
+    assert (MAIN_PHASE, True) not in alive
+
+
+_SHAPES = """
+import os, sys
+from worker.trainer.__main__ import main
+assert main([]) == 0, "a spare that is never needed, but ready"
+import torch
+weight = torch.ones(16, 16)
+for rows in (*range(1, 401), 399, 1):
+    print("rows", rows, flush=True)
+    torch.ops.mkldnn._linear_pointwise(torch.ones(rows, 16), weight, None, "none", [], "")
+"""
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+def test_a_trainer_keeps_compiled_products_of_few_shapes_only() -> None:
+    """By oneDNN's own account of what it compiles: what it kept lay between the tensors, and the heap grew by holes."""
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1", "ONEDNN_VERBOSE": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", _SHAPES], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    *_, recent, first = done.stdout.split("rows ")
+    assert recent.startswith("399")
+    assert "create:cache_miss" not in recent, "of the last shapes they are kept"
+    assert first.startswith("1\n")
+    assert "create:cache_miss" in first
 
 
 _RANK = """

@@ -74,7 +74,8 @@ def physical_batch_tokens(
     job: Job, phases: Sequence[PreparedPhase], engines: Sequence[GradientEngine], features: int = 0
 ) -> int:
     """Tokens, padding included, that one forward pass takes: as the operator said, else what fits, the same on every
-    rank. A row longer than that still goes through, alone. features: bytes that are kept beside it.
+    rank. A row longer than that still goes through, alone. features: bytes that are kept beside it, while phases are
+    trained on them.
 
     A collective in either case: while a rank may still fail for what has nothing to do with rows, no other, whose
     memory it shares, has read one.
@@ -84,18 +85,32 @@ def physical_batch_tokens(
 
 def _fitting(job: Job, phases: Sequence[PreparedPhase], engines: Sequence[GradientEngine], features: int) -> int:
     """What fits this rank."""
-    kind = job.device.torch_device.type
-    free = _plannable(job) - features
-    longest = _longest(job)
-    fits = MOST_BATCH_TOKENS[kind]
-    for prepared, engine in _neediest(phases, engines):
-        need = measured(job, prepared, engine, rows=_ROWS, length=min(longest, _SHORT))
-        # Nothing grows faster than with the square of a row's length: where even that fits, longer rows need no run.
-        worst = Need(need.fixed, need.per_token * max(1.0, longest / _SHORT), need.state)
-        if longest > _SHORT and worst.tokens_within(free, fits) < fits:
-            worst = measured(job, prepared, engine, rows=(1, 2), length=longest)
-        fits = worst.tokens_within(free, fits)
+    free, fits = _plannable(job), MOST_BATCH_TOKENS[job.device.torch_device.type]
+    pairs = list(zip(phases, engines, strict=True))
+    beside = []  # what fits beside the features, by the need of phases that do not hold them
+    for prepared, engine in pairs:
+        if not prepared.on_features:
+            need = _need_at_longest(job, prepared, engine, free, fits)
+            fits = need.tokens_within(free, fits)
+            beside.append(need.tokens_within(free - features, fits))
+    # A body that only computes features keeps nothing of what the same body keeps in training: where even that fits
+    # beside them, it needs no run.
+    if min(beside, default=0) < fits:
+        for prepared, engine in [pair for pair in pairs if pair[0].on_features][:1]:
+            need = _need_at_longest(job, prepared, engine, free - features, fits)
+            fits = need.tokens_within(free - features, fits)
     return fits
+
+
+def _need_at_longest(job: Job, prepared: PreparedPhase, engine: GradientEngine, free: float, most: int) -> Need:
+    """A phase's need with rows as long as there may be, or more where `most` tokens fit `free` all the same."""
+    longest = _longest(job)
+    need = measured(job, prepared, engine, rows=_ROWS, length=min(longest, _SHORT))
+    # Nothing grows faster than with the square of a row's length: where even that fits, longer rows need no run.
+    worst = Need(need.fixed, need.per_token * max(1.0, longest / _SHORT), need.state)
+    if longest > _SHORT and worst.tokens_within(free, most) < most:
+        return measured(job, prepared, engine, rows=(1, 2), length=longest)
+    return worst
 
 
 def _plannable(job: Job) -> float:
@@ -108,14 +123,6 @@ def _plannable(job: Job) -> float:
 def _longest(job: Job) -> int:
     """Tokens of the longest row that there may be."""
     return min(job.spec.task.max_length, job.family.max_length(job.model))
-
-
-def _neediest(
-    phases: Sequence[PreparedPhase], engines: Sequence[GradientEngine]
-) -> list[tuple[PreparedPhase, GradientEngine]]:
-    """Phases to measure: a body that only computes features keeps nothing of what the same body keeps in training."""
-    pairs = list(zip(phases, engines, strict=True))
-    return [pair for pair in pairs if not pair[0].on_features] or pairs[:1]
 
 
 def measured(job: Job, prepared: PreparedPhase, engine: GradientEngine, *, rows: tuple[int, int], length: int) -> Need:

@@ -30,6 +30,12 @@ _MACHINES: dict[str, tuple[int, int, tuple[int, ...]]] = {
     "aarch64": (0xC00000B7, 277, (198, 425, 117, 270, 271, 434, 438)),
 }
 
+# Of how many shapes of products torch's wrapper of oneDNN, and oneDNN itself, keep the compiled code: half a megabyte
+# each, by their own defaults of 1024. Records of many lengths make new shapes in every step, few come again, and what
+# is kept lies between the tensors in the C library's heap, which grows by the holes. A step of one length has fewer
+# (EfficientNet's 90).
+_SHAPES_KEPT = 64
+
 
 class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
@@ -84,5 +90,8 @@ def offline_environment() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # Memory is measured by torch's profiler, which announces itself on standard error.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    # Read when torch is loaded.
+    for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        os.environ.setdefault(cache, str(_SHAPES_KEPT))
     # cuBLAS is deterministic only with a fixed workspace; read when CUDA starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
