@@ -32,8 +32,8 @@ _MACHINES: dict[str, tuple[int, int, tuple[int, ...]]] = {
 
 # Of how many shapes of products torch's wrapper of oneDNN, and oneDNN itself, keep the compiled code: half a megabyte
 # each, by their own defaults of 1024. Records of many lengths make new shapes in every step, few come again, and what
-# is kept lies between the tensors in the C library's heap, which grows by the holes. A step of one length has fewer
-# (EfficientNet's 90).
+# is kept lies between the tensors in the C library's heap, which grows by the holes. The blocks of a text model share
+# theirs; EfficientNet's 90 are compiled again in each step, a twentieth of its time (benchmarks/RESULTS.md).
 _SHAPES_KEPT = 64
 
 
