@@ -93,10 +93,11 @@ def lay_out(folder: Path, adaptation: Adaptation, rows: int, steps: int) -> None
 
 def in_trainer(folder: Path, kept: int, env: list[str]) -> dict[str, Any]:
     """Figures of that job."""
+    quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
     limits = dict.fromkeys(("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"), str(kept))
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.trainer_memory", "--child", str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **limits, **dict(pair.split("=", 1) for pair in env)},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **quiet, **limits, **dict(pair.split("=", 1) for pair in env)},
         input=KEY.hex() + "\n",
         stdout=subprocess.PIPE,
         text=True,
