@@ -85,7 +85,7 @@ class TrainerProcess:
 
     def waits(self) -> bool:
         """Whether it still runs: a spare may have died while nobody looked."""
-        return self.process.wait(1.0) is None
+        return self.process.poll() is None
 
     def begin(self, key: bytes) -> None:
         """Hands over the job that lies in the folder. A trainer that is gone is noticed by `read`."""
