@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from app import processes
+from app.settings import Settings
 from worker.job_folder import kept_back_from, remove_abandoned
+from worker.spares import Spares
 from worker.trainer.messages import Failed, Message, Notice, Progress, Stopped
 from worker.trainer_process import BadMessage, TrainerGone, TrainerProcess
 
@@ -68,6 +70,26 @@ def test_messages_arrive_in_order_and_all_of_them_before_the_end(start: Start) -
     trainer.begin(b"k" * 32)
     messages = read_all(trainer)
     assert [message.step for message in messages if isinstance(message, Progress)] == list(range(500))
+
+
+def test_a_spare_that_waits_is_taken_and_one_that_died_is_not(tmp_path: Path) -> None:
+    spares = Spares(Settings(data_dir=tmp_path))
+    try:
+        spare = spares._spare
+        assert spare is not None
+        taken = spares.take()
+        assert taken is spare
+        taken.close()
+        spares.prepare()
+        died = spares._spare
+        assert died is not None
+        died.kill()
+        taken = spares.take()
+        assert taken is not died
+        taken.close()
+        assert not died.folder.path.exists()
+    finally:
+        spares.close()
 
 
 def test_how_it_ended_is_known_though_its_socket_closes_first(start: Start) -> None:
