@@ -14,7 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.trainer.jobs import KEY, MadeJob, make_job, phases_for
+from app.catalog.recipes import MAIN_PHASE, Phase
+from tests.trainer.encoders import MASKED, make_encoder_base
+from tests.trainer.jobs import ADAPTATIONS, KEY, MadeJob, make_job, phases_for
 from worker.trainer.control import Control
 from worker.trainer.failure import TrainerFailure
 from worker.trainer.run import run
@@ -90,6 +92,21 @@ def test_weights_are_bit_identical_after_kills(
     assert expected.keys() == got.keys()
     assert all(torch.equal(expected[name], got[name]) for name in expected)
     assert job.metrics() == unbroken["lora"].metrics()
+
+
+def test_what_a_step_hides_is_hidden_again_after_a_kill(tmp_path: Path, attempt: Attempt) -> None:
+    base = make_encoder_base(tmp_path / "base", "masked", "bert")
+    phases = (Phase(MAIN_PHASE, ADAPTATIONS["lora"], 0.5, 4, 1e-2, 1e-2),)
+    task = dataclasses.replace(MASKED, columns={"text": "review"})
+    whole, killed = (
+        make_job(tmp_path / name, base, task=task, phases=phases, checkpoint_seconds=0) for name in ("whole", "killed")
+    )
+    assert attempt(whole, None) == 0
+    assert attempt(killed, 2) == -9
+    _take_over(killed)
+    assert attempt(killed, None) == 0
+    expected, got = _weights(whole), _weights(killed)
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
 def test_what_adapts_and_what_was_released_go_on_after_a_kill(tmp_path: Path, base: Path, attempt: Attempt) -> None:

@@ -27,6 +27,7 @@ from worker.trainer.dp.engine import Batch, GradientEngine
 from worker.trainer.dp.engines import make_engine
 from worker.trainer.dp.optimizers import WeightAverage, learning_rate_factor, make_optimizer
 from worker.trainer.dp.partition import units_of_rank
+from worker.trainer.dp.randomness import INPUTS
 from worker.trainer.dp.reduce import from_first_rank, rank_and_world_size, ranks_agree
 from worker.trainer.dp.release import bounded_rows, gaussian_release
 from worker.trainer.dp.sampler import poisson_batch, rows_of_step
@@ -229,7 +230,9 @@ def micro_batches(
     rows = [rows[unit] for unit in units_of_rank(rows, tokens, rank=rank, world_size=world_size)]
     device = job.device.torch_device
     if on_features is None:
-        for chosen, batch in job.batches(dataset.examples, rows):
+        drawn = [row for group in rows for row in group]
+        examples = job.task.at_step(dataset.examples, drawn, job.randomness.subkey(phase, step, INPUTS))
+        for chosen, batch in job.batches(examples, rows):
             yield batch, torch.from_numpy(dataset.unit_of_row[chosen]).to(device)
         return
     for chosen in physical_batches(rows, tokens, max_tokens=job.spec.runtime.max_physical_batch_tokens):

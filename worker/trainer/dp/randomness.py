@@ -29,6 +29,7 @@ ROWS = "rows"
 CLIP = "clip"
 LOSS = "loss"
 DROPOUT = "dropout"
+INPUTS = "inputs"
 
 KEY_BYTES = 32
 _DOMAIN = b"privtune/dp/1"

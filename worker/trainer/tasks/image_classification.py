@@ -82,6 +82,10 @@ class ImageClassification:
         ]
         return values.to(torch.float32)
 
+    def at_step(self, examples: Examples, rows: Indices, key: bytes) -> Examples:
+        """As they are."""
+        return examples
+
     def targets(self, examples: Examples, rows: Indices, device: torch.device) -> dict[str, Tensor]:
         """labels (rows,)."""
         return on_device({"labels": examples.tensors["labels"][torch.as_tensor(np.asarray(rows))]}, device)

@@ -60,6 +60,11 @@ class TrainerTask(Protocol):
         """Inputs and targets of the rows as tensors, padded to the longest."""
         ...
 
+    def at_step(self, examples: Examples, rows: Indices, key: bytes) -> Examples:
+        """The examples as one step of training reads these rows: for most tasks as they are. key: of that step alone,
+        and secret. What a row becomes depends on both alone, and is as long."""
+        ...
+
     def targets(self, examples: Examples, rows: Indices, device: torch.device) -> dict[str, Tensor]:
         """Only what `loss` reads of a batch; for heads on features that were computed before."""
         ...
@@ -138,6 +143,10 @@ class TextTask:
     def public_metrics(self, model: PreTrainedModel, examples: Examples) -> dict[str, Any]:
         """None, for most tasks."""
         return {}
+
+    def at_step(self, examples: Examples, rows: Indices, key: bytes) -> Examples:
+        """As they are."""
+        return examples
 
     def notes(self) -> list[str]:
         """Where inputs are cut."""

@@ -1,12 +1,14 @@
 """Masked language modeling (Devlin et al. 2019): self-supervised adaptation to a domain, without labels.
 
-Which tokens of a row are hidden follows from its own tokens alone. Not from its place in the file: a person's rows that
-are replaced by nothing move every later row up, and would change what all other people's rows give. A replayed step
-hides the same.
+Each step hides other tokens of a row (Liu et al. 2019), by a secret key of its own; an evaluation always the same.
+Which they are follows besides from the row's own tokens alone. Not from its place in the file: a person's rows that are
+replaced by nothing move every later row up, and would change what all other people's rows give. Hiding comes before a
+unit's gradient is clipped, so that it costs nothing, whoever knew what was hidden. A replayed step hides the same.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -36,21 +38,32 @@ class MaskedLanguageModeling(TextTask):
 
     def encode(self, columns: Mapping[str, Sequence[Any]]) -> Examples:
         """Role `text`."""
-        inputs, labels = [], []
-        special = set(self.processor.all_special_ids)
         encoded, lost = self.encode_texts({"text": columns["text"]})
-        for ids in encoded["input_ids"]:
-            candidates = np.flatnonzero([int(token) not in special for token in ids])
-            hidden, targets = self._hide(ids, candidates, len(self.processor))
-            inputs.append(hidden)
-            labels.append(targets)
-        return Examples({"input_ids": inputs, "labels": labels}, {}, lengths_of(inputs), lost)
+        pairs = [self._hide_words(ids) for ids in encoded["input_ids"]]
+        inputs = [hidden for hidden, _ in pairs]
+        return Examples(
+            {"input_ids": inputs, "labels": [targets for _, targets in pairs]}, {}, lengths_of(inputs), lost
+        )
+
+    def at_step(self, examples: Examples, rows: Indices, key: bytes) -> Examples:
+        """With other tokens of these rows hidden."""
+        inputs, labels = (list(examples.sequences[name]) for name in ("input_ids", "labels"))
+        for row in rows:
+            ids = np.where(labels[row] == IGNORED, inputs[row], labels[row])
+            inputs[row], labels[row] = self._hide_words(ids, key)
+        return dataclasses.replace(examples, sequences={"input_ids": inputs, "labels": labels})
+
+    def _hide_words(
+        self, ids: npt.NDArray[np.int64], key: bytes = b""
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        candidates = np.flatnonzero(~np.isin(ids, self.processor.all_special_ids))
+        return self._hide(ids, candidates, len(self.processor), key)
 
     def _hide(
-        self, ids: npt.NDArray[np.int64], candidates: npt.NDArray[np.int64], vocabulary: int
+        self, ids: npt.NDArray[np.int64], candidates: npt.NDArray[np.int64], vocabulary: int, key: bytes = b""
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """The row with hidden tokens, and its targets, IGNORED elsewhere. At least one token is predicted, if any."""
-        own = hashlib.sha256(ids.astype("<i8").tobytes()).digest()
+        own = hashlib.sha256(key + ids.astype("<i8").tobytes()).digest()
         random = np.random.default_rng(np.frombuffer(own, dtype="<u4"))
         count = min(len(candidates), max(1, round(_HIDDEN * len(candidates))))
         chosen = random.permutation(candidates)[:count]
