@@ -16,13 +16,14 @@ os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
 
 from tests.e2e.test_generative import download, upload
 from tests.running import Running, wait_for_job
-from tests.trainer.hub_folders import make_m2m, make_marian, make_mbart, make_nllb
+from tests.trainer.hub_folders import make_m2m, make_marian, make_mbart, make_mbart_25, make_nllb
 from tests.trainer.seq2seq import translations
 
 #: By the base's name: how it is made, the languages that are said, and the token that a target begins with.
 BASES: dict[str, tuple[Callable[[Path], Path], dict[str, str], str | None]] = {
     "Helsinki-NLP/opus-mt-tc-en-fr": (partial(make_marian, separate=True), {}, None),
     "facebook/mbart-large-50": (make_mbart, {"source_lang": "en", "target_lang": "fr_XX"}, "fr_XX"),
+    "facebook/mbart-large-cc25": (make_mbart_25, {"source_lang": "en", "target_lang": "fr_XX"}, "fr_XX"),
     "facebook/m2m100_418M": (make_m2m, {"source_lang": "en", "target_lang": "fr"}, "__fr__"),
     "facebook/nllb-200": (make_nllb, {"source_lang": "eng_Latn", "target_lang": "fra_Latn"}, "fra_Latn"),
 }
@@ -79,9 +80,11 @@ def test_it_is_trained_privately_and_writes_with_plain_transformers(
     asked = tokenizer(["the cat sleeps"], return_tensors="pt")  # nobody says a language any more
     written = model.generate(**asked, max_new_tokens=8, num_beams=1)[0].tolist()
     if token is not None:
-        assert tokenizer.convert_ids_to_tokens(written[:2]) == ["</s>", token]
-        forced = json.loads((bundle / "generation_config.json").read_text())["forced_bos_token_id"]
-        assert forced == written[1]
+        told = json.loads((bundle / "generation_config.json").read_text())
+        begins = [token] if base.endswith("cc25") else ["</s>", token]  # instead of, or behind, what a decoder reads
+        assert tokenizer.convert_ids_to_tokens(written[: len(begins)]) == begins
+        setting = "decoder_start_token_id" if base.endswith("cc25") else "forced_bos_token_id"
+        assert told[setting] == written[len(begins) - 1]
     before = AutoModelForSeq2SeqLM.from_pretrained(models / base)
     given = {**asked, "labels": tokenizer(text_target=["le chat dort"], return_tensors="pt")["input_ids"]}
     with torch.inference_mode():

@@ -20,7 +20,7 @@ from transformers import AutoModelForSeq2SeqLM
 from app.catalog.exports import EXPORT_FORMATS
 from app.catalog.recipes import MAIN_PHASE, Phase
 from tests.exporter.readme import as_its_readme_says
-from tests.trainer.hub_folders import make_m2m, make_marian
+from tests.trainer.hub_folders import make_m2m, make_marian, make_mbart_25
 from tests.trainer.jobs import ADAPTATIONS, KEY, make_job
 from tests.trainer.seq2seq import FAMILIES, make_seq2seq_base, translations
 from worker.exporter.comparison import check
@@ -31,6 +31,7 @@ from worker.trainer.control import Control
 from worker.trainer.run import run as train
 from worker.trainer.spec import TaskSpec
 from worker.trainer.tasks.interface import load_tokenizer
+from worker.trainer.tasks.text_to_text import TextToText
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning"),
@@ -125,24 +126,27 @@ def test_int8_of_a_translator_with_sentencepiece_files(make: Make, bundles: dict
     assert sum(ours == theirs for ours, theirs in zip(expected, got, strict=True)) >= 2
 
 
+@pytest.mark.parametrize(("of", "source", "target"), [(make_m2m, "en", "fr"), (make_mbart_25, "en_XX", "fr_XX")])
 def test_graphs_of_a_translator_for_many_languages_write_the_one_that_it_was_trained_for(
-    make: Make, tmp_path: Path
+    make: Make, tmp_path: Path, of: Callable[[Path], Path], source: str, target: str
 ) -> None:
-    """What a job's bundle has: languages in the tokenizer's configuration, and the token that is forced."""
-    base, bundle = make_m2m(tmp_path / "base"), tmp_path / "bundle"
-    tokenizer, model = load_tokenizer(base), AutoModelForSeq2SeqLM.from_pretrained(base)
-    tokenizer.src_lang, tokenizer.tgt_lang = "en", "fr"
-    forced = tokenizer.get_lang_id("fr")
-    model.generation_config.forced_bos_token_id = forced
+    """What a job's bundle has: languages in the tokenizer's configuration, and the token that is forced, or begins."""
+    base, bundle = of(tmp_path / "base"), tmp_path / "bundle"
+    said = {"source_lang": source, "target_lang": target, "max_target_length": 16}
+    task = TextToText(TaskSpec("translation", {}, (), 24, said), base, 24)
+    model = AutoModelForSeq2SeqLM.from_pretrained(base)
+    task.prepare(model)
+    model.generation_config.forced_eos_token_id = None  # with which a text ends that is cut; these may not end at all
     with torch.no_grad():
         model.model.shared.weight.mul_(20.0)
         model.model.decoder.layer_norm.weight.normal_()  # so that it does not write what it reads, over and over
-    for part in (tokenizer, model):
+    for part in (task.processor, model):
         part.save_pretrained(bundle)
     (bundle / "privacy_report.json").write_text("{}")
     folder, metrics = make("onnx", of=bundle)
     assert metrics["agreement"] == 1.0
-    assert f", {forced}), 1)" in (folder / "README.md").read_text()
+    forced = model.generation_config.forced_bos_token_id
+    assert (f", {forced}), 1)" in (folder / "README.md").read_text()) == (forced is not None) == (of is make_m2m)
     assert as_its_readme_says(folder, UNSEEN) == written_by(bundle, UNSEEN)
     assert all(written_by(bundle, UNSEEN))
 
