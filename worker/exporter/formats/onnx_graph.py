@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from worker.exporter.architectures import load
-from worker.exporter.formats import causal_graph, int8_convolutions, seq2seq_graphs
+from worker.exporter.formats import causal_graph, int8_convolutions, seq2seq_graphs, shared_weights
 from worker.exporter.formats.maker import Made
 from worker.exporter.formats.seq2seq_graphs import DECODER, ENCODER, LATER
 from worker.exporter.reference import Batch, Reference
@@ -77,6 +77,7 @@ def plain(folder: Path, spec: ExportSpec, reference: Reference, output: Path) ->
     """Float32 graphs; rows and tokens are free."""
     for graph in _graphs(reference):
         _export(graph, output / graph.name)
+    _share(reference, output)
     return reload(reference, output, spec.threads)
 
 
@@ -107,7 +108,14 @@ def int8(folder: Path, spec: ExportSpec, reference: Reference, output: Path) -> 
             raise ExportFailure("export_check_failed", str(error)) from error
         finally:
             logger.setLevel(level)
+    _share(reference, output)
     return reload(reference, output, spec.threads)
+
+
+def _share(reference: Reference, output: Path) -> None:
+    """Both graphs of a decoder have all its weights, but for those that make keys and values of what was read."""
+    if reference.kind.decoder:
+        shared_weights.share([output / DECODER, output / LATER])
 
 
 def _graphs(reference: Reference) -> list[_Graph]:

@@ -2,7 +2,7 @@
 what was written: the decoder's first step leaves keys and values, the graph of all later ones takes them.
 
 Files, inputs and outputs have the names that Optimum's exporter gave them (ORTModelForSeq2SeqLM): what loads those,
-loads these. Both decoders have the weights.
+loads these. Both decoders have the weights, in one file.
 """
 
 from __future__ import annotations
