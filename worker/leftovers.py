@@ -48,6 +48,14 @@ def clear(storage: Storage, claimed: Claimed) -> None:
     storage.delete_prefix(bundles_prefix(claimed.project_id, claimed.job_id), keep=claimed.published)
 
 
+def delete_attempts(storage: Storage, claimed: Claimed) -> None:
+    """Of a job that has ended: its checkpoints are of no more use. What a failure here leaves, the sweep removes."""
+    try:
+        storage.delete_prefix(attempts_prefix(claimed.project_id, claimed.job_id))
+    except (OSError, StoreError):
+        log.exception("checkpoints_not_deleted")
+
+
 def forgotten(storage: Storage, claimed: Claimed) -> bool:
     """Whether the store has checkpoints of this claim or of later ones: then the database was put back to a backup from
     before them, and what their steps told may be known."""

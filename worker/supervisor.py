@@ -43,9 +43,7 @@ from worker.trainer.messages import (
     Stopped,
     Truncation,
 )
-from worker.trainer.spec import (
-    RuntimeOptions,
-)
+from worker.trainer.spec import RuntimeOptions
 from worker.trainer_process import BadMessage, TrainerGone, TrainerProcess
 from worker.workplace import Workplace
 
@@ -314,7 +312,7 @@ class Attempt:
             waiting = exports.waiting(session, model_id)
         for export_id in waiting:
             self._workplace.queue.hint_export(export_id)
-        self._delete_attempts()
+        leftovers.delete_attempts(self._workplace.storage, self._claimed)
 
     def _cancel(self) -> NoReturn:
         executed = self._stop(CANCEL_SECONDS)
@@ -327,7 +325,7 @@ class Attempt:
             else:
                 lifecycle.cancel_running(session, self._claimed.job_id, self._claimed.fence, executed)
         log.info("job_cancelled", executed_known=executed is not None)
-        self._delete_attempts()
+        leftovers.delete_attempts(self._workplace.storage, self._claimed)
         raise _AttemptEnded
 
     def _requeue(self) -> NoReturn:
@@ -400,7 +398,7 @@ class Attempt:
         if queued:
             self._workplace.queue.hint_job(self._claimed.job_id)
         else:
-            self._delete_attempts()
+            leftovers.delete_attempts(self._workplace.storage, self._claimed)
         raise _AttemptEnded
 
     def _fail(self, code: str, *, rows_read: bool) -> None:
@@ -408,12 +406,4 @@ class Attempt:
         with self._workplace.database.writing() as session:
             lifecycle.fail(session, self._claimed.job_id, self._claimed.fence, code, rows_read=rows_read)
         log.warning("job_failed", code=code, rows_read=rows_read)
-        self._delete_attempts()
-
-    def _delete_attempts(self) -> None:
-        """Checkpoints of a job that has ended are of no more use. What a failure here leaves, the sweep removes."""
-        try:
-            prefix = leftovers.attempts_prefix(self._claimed.project_id, self._claimed.job_id)
-            self._workplace.storage.delete_prefix(prefix)
-        except (OSError, StoreError):
-            log.exception("checkpoints_not_deleted")
+        leftovers.delete_attempts(self._workplace.storage, self._claimed)

@@ -6,9 +6,15 @@ request alone, never from time or data.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from sqlalchemy.orm import Session
+
+from app.budgets import service as budgets
+from app.events import service as events
 from app.jobs.tables import Job
+from app.models import service as models
 from app.models.tables import Model
 from app.privacy.plan import PrivacyPlan, SampledGaussian
 
@@ -26,6 +32,37 @@ def steps(plan: PrivacyPlan, count: int) -> list[int]:
             first += 1  # released before the first step
     chosen = {first + number * num_steps // (count + 1) for number in range(1, count + 1)}
     return sorted(chosen - {first})
+
+
+def publish(session: Session, job: Job, step: int, model_fields: Mapping[str, Any], actor: str) -> None:
+    """The ledgers take note, so that a database restored from before it is found out and runs no step again.
+
+    model_fields: for `models.service.publish`. actor: who publishes, in the ledger's words.
+    """
+    report = model_fields["privacy_report"]
+    model = models.publish(
+        session,
+        project_id=job.project_id,
+        job_id=job.id,
+        base=job.model,
+        suffix=job.suffix,
+        step_number=step,
+        **model_fields,
+    )
+    released = {budget["privacy_budget"]: budget["dp_event"] for budget in report.get("budgets", ())}
+    budgets.note_checkpoint(session, job.id, released, actor, details={"step_number": step, "model": model.id})
+    events.record(
+        session,
+        project_id=job.project_id,
+        job_id=job.id,
+        code="checkpoint_published",
+        message=f"The checkpoint of step {step} can be taken.",
+        data={
+            "step": step,
+            "fine_tuned_model_checkpoint": model.id,
+            "epsilon_spent": report["guarantee"]["epsilon"] if "guarantee" in report else None,
+        },
+    )
 
 
 def render(job: Job, model: Model) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from app.db.base import now
 from app.db.lease import LeaseLost as LeaseLost
 from app.events import service as events
 from app.exports import service as exports
-from app.jobs import keys, settlement
+from app.jobs import checkpoints, keys, settlement
 from app.jobs.failures import failure
 from app.jobs.tables import Job
 from app.models import service as models
@@ -193,38 +193,8 @@ def commit_checkpoint(
         job.interrupted = False  # from here on, all that the lost attempt may have executed is charged anyway
     session.flush()
     if model_fields is not None:
-        _publish_checkpoint(session, job, checkpoint, model_fields)
+        checkpoints.publish(session, job, checkpoint["step"], model_fields, WORKER)
     return previous
-
-
-def _publish_checkpoint(
-    session: Session, job: Job, checkpoint: Mapping[str, Any], model_fields: Mapping[str, Any]
-) -> None:
-    """The ledgers take note, so that a database restored from before it is found out and runs no step again."""
-    step, report = checkpoint["step"], model_fields["privacy_report"]
-    model = models.publish(
-        session,
-        project_id=job.project_id,
-        job_id=job.id,
-        base=job.model,
-        suffix=job.suffix,
-        step_number=step,
-        **model_fields,
-    )
-    released = {budget["privacy_budget"]: budget["dp_event"] for budget in report.get("budgets", ())}
-    budgets.note_checkpoint(session, job.id, released, WORKER, details={"step_number": step, "model": model.id})
-    events.record(
-        session,
-        project_id=job.project_id,
-        job_id=job.id,
-        code="checkpoint_published",
-        message=f"The checkpoint of step {step} can be taken.",
-        data={
-            "step": step,
-            "fine_tuned_model_checkpoint": model.id,
-            "epsilon_spent": report["guarantee"]["epsilon"] if "guarantee" in report else None,
-        },
-    )
 
 
 def succeed(
