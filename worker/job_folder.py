@@ -46,13 +46,20 @@ class JobFolder:
         return cls(path, lock)
 
     def remove(self) -> None:
-        """Removes what was kept back beside the folder, then it and all in it. What cannot go keeps the folder, for
-        `remove_abandoned` to try again."""
-        for path in (kept_back_from(self.path), self.path):
-            shutil.rmtree(path, ignore_errors=True)
-            if path.exists():
-                log.error("job_folder_not_removed", folder=path.name)
-                break
+        """Removes what was kept back beside the folder, then it and all in it. What cannot go keeps the folder and its
+        lock, for `remove_abandoned` to try again."""
+        kept = kept_back_from(self.path)
+        shutil.rmtree(kept, ignore_errors=True)
+        if not kept.exists():
+            shutil.rmtree(self.path, ignore_errors=True)
+        else:
+            for each in self.path.iterdir():
+                if each.is_dir():
+                    shutil.rmtree(each, ignore_errors=True)
+                elif each.name != _LOCK:
+                    each.unlink(missing_ok=True)
+        if self.path.exists():
+            log.error("job_folder_not_removed", folder=self.path.name)
         self._lock.close()
 
 
@@ -80,7 +87,7 @@ def remove_abandoned(root: Path) -> int:
             except FileNotFoundError:
                 lock = open(os.devnull, "wb")
             JobFolder(path, lock).remove()
-            removed += 1
+            removed += not path.exists()
     return removed
 
 

@@ -354,7 +354,8 @@ def _note_progress(session: Session, job: Job, progress: Mapping[str, Any]) -> N
         "step": progress["step"],
         "num_steps": progress["num_steps"],
         "phase": progress["phase"],
-        "executed": dict(progress["executed"]),
+        # What an attempt before had executed beyond its checkpoint stays known: the job may be charged by it.
+        "executed": settlement.at_least(progress["executed"], known.get("executed", {})),
         "at": current,
         "fence": job.fence,
         "first_step": first["first_step"],

@@ -237,6 +237,8 @@ def test_rows_that_could_not_be_removed_are_removed_by_the_next_worker(
     kept_back = kept_back_from(trainer.folder.path)
     kept_back.mkdir()
     (kept_back / "rows.parquet").write_bytes(b"private")
+    (trainer.folder.path / "data").mkdir()
+    (trainer.folder.path / "data" / "rows.parquet").write_bytes(b"given before")
     remove = shutil.rmtree
 
     def sometimes(path: Path, **options: bool) -> None:
@@ -246,5 +248,7 @@ def test_rows_that_could_not_be_removed_are_removed_by_the_next_worker(
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", sometimes)
         trainer.close()
+        assert os.listdir(trainer.folder.path) == [".lock"]
+        assert remove_abandoned(root) == 0
     assert remove_abandoned(root) == 1
     assert os.listdir(root) == [".lock"]

@@ -232,7 +232,7 @@ def test_a_worker_that_stops_gracefully_gives_its_job_back(
 def test_what_an_attempt_before_had_executed_is_charged_though_no_checkpoint_has_it(
     database: Database, submit: Submit, caller: Caller, look: Look, budget_id: str, again: bool
 ):
-    """One that had finished when its worker stopped had looked at the validation rows, too; the next had not begun."""
+    """One that had finished when its worker stopped had seen the validation rows, too; the next had not come so far."""
     job_id = submit().id
     executed = {"centring": 1, "head": 12, "evaluation": 1}
     claimed = claim(database, job_id)
@@ -243,10 +243,11 @@ def test_what_an_attempt_before_had_executed_is_charged_though_no_checkpoint_has
         with database.writing() as session:
             lifecycle.requeue(session, job_id, claimed.fence, {})
         claimed = claim(database, job_id)
+    beat(database, claimed, centring=1, head=3)
     with database.writing() as session:
         service.cancel(session, caller, job_id)
     with database.writing() as session:
-        lifecycle.cancel_running(session, job_id, claimed.fence, {})
+        lifecycle.cancel_running(session, job_id, claimed.fence, {"centring": 1, "head": 3})
     assert look(job_id).executed == executed
     assert used(database, budget_id).charged > 0.0
 
