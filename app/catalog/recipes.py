@@ -188,6 +188,7 @@ def recipe_for(
     attentive: bool = False,
     pairs: bool = False,
     multi_label: bool = False,
+    clipping: Clipping | None = None,
     num_layers: int = 0,
     layer_parameters: int = 0,
     pools: bool = False,
@@ -201,6 +202,7 @@ def recipe_for(
     centred: whether the job centres the base's pooled vectors. width: their squared norm, about: 1 where the base
     scales them. lora: whether the base has matrices for it (`app.catalog.families`). attentive: whether an attention
     can weigh its tokens. pairs: whether a record has two texts. multi_label: whether it has any number of the classes.
+    clipping: the request's own; what is measured with another keeps to that.
     num_layers: the base's blocks; layer_parameters: of one; pools: whether all of them stay, see `BaseModel`.
     as_measured: whether optimizer and schedule are the recipe's own: others are meant for what they were tried with.
     The evaluation's release is the caller's to add. Raises KeyError on an unknown task, ValueError on a number that is
@@ -233,7 +235,7 @@ def recipe_for(
         return rate, max(1, math.ceil((epochs if n_epochs is None else n_epochs) / rate - 1e-9))
 
     one_class = head == "pooled" and task.labelled and not multi_label
-    calibrated = one_class and isinstance(chosen, Head | AttentiveHead)
+    calibrated = one_class and isinstance(chosen, Head | AttentiveHead) and clipping in (None, "flat")
     if isinstance(chosen, Head):
         rate, steps = sized(_HEAD_SAMPLE_RATE, _HEAD_EPOCHS)
         phases: tuple[Phase, ...] = (_head_phase(rate, steps, _head_rate(task, calibrated) * head_scale * scale),)

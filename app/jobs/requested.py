@@ -96,6 +96,7 @@ def recipe_of(request: Request, target_epsilon: float | None) -> tuple[Recipe, d
         attentive=family.attentive,
         pairs="text_pair" in request.reading.columns,
         multi_label=bool(request.reading.options.get("multi_label")),
+        clipping=request.body.privacy.clipping,
         num_layers=request.base.num_layers,
         layer_parameters=request.base.layer_parameters,
         pools=request.base.pools,

@@ -16,15 +16,18 @@ from tests.app.jobs.test_planning import plan
 @pytest.mark.parametrize(
     ("privacy", "expected"),
     [
-        ({}, ("flat", 0.3)),
-        ({"max_grad_norm": 0.5}, ("flat", 0.5)),
-        ({"clipping": "adaptive"}, ("adaptive", 0.3)),
-        ({"clipping": "automatic"}, ("automatic", 1.0)),
+        ({}, ("flat", 0.3, 0.1)),
+        ({"max_grad_norm": 0.5}, ("flat", 0.5, 0.1)),
+        ({"clipping": "flat"}, ("flat", 0.3, 0.1)),
+        ({"clipping": "adaptive"}, ("adaptive", 1.0, 0.2)),
+        ({"clipping": "automatic"}, ("automatic", 1.0, 0.2)),
     ],
 )
-def test_how_a_head_of_one_class_is_clipped(privacy: dict[str, Any], expected: tuple[str, float]):
-    (phase,) = (part for part in plan(privacy=privacy).plan.parts if isinstance(part, SampledGaussian))
-    assert (phase.clipping, phase.max_grad_norm) == expected
+def test_how_a_head_of_one_class_is_clipped_and_its_rate(privacy: dict[str, Any], expected: tuple[str, float, float]):
+    planned = plan(privacy=privacy)
+    (part,) = (part for part in planned.plan.parts if isinstance(part, SampledGaussian))
+    (phase,) = (Phase.from_dict(phase) for phase in planned.resolved["phases"])
+    assert (part.clipping, part.max_grad_norm, phase.head_learning_rate) == expected
 
 
 @pytest.mark.parametrize("clipping", ["flat", "automatic", "per_layer", "adaptive"])
