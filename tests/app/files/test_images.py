@@ -128,7 +128,7 @@ def test_parquet_with_image_bytes(tmp_path: Path, as_struct: bool) -> None:
     assert image == {
         "name": "image",
         "type": "image",
-        **dict.fromkeys(("distinct", "classes", "lists", "list_items", "elements", "range", "chat")),
+        **dict.fromkeys(("distinct", "classes", "lists", "unequal", "list_items", "elements", "range", "chat")),
         "nulls": {"count": 1, "row": 3, "line": None},
     }
     assert label["classes"] == ["0", "1"]

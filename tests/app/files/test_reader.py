@@ -84,6 +84,7 @@ def test_the_profile_has_classes_and_the_place_of_the_first_missing_cell(tmp_pat
         "distinct": 2,
         "classes": ["a", "b"],
         "lists": None,
+        "unequal": None,
         "list_items": None,
         "elements": None,
         "chat": None,
