@@ -240,14 +240,14 @@ class ProgressEvents:
     begins."""
 
     def __init__(self) -> None:
-        self._last = ("", -1)
+        self._last, self._step = ("", -1), -1
 
     def due(self, message: Progress) -> bool:
         """Whether this one becomes an event."""
         place = (message.phase, message.step * PROGRESS_EVENTS // max(message.num_steps, 1))
-        if place == self._last:
+        if place == self._last or message.step <= self._step:  # told again, by one that waits for its next phase
             return False
-        self._last = place
+        self._last, self._step = place, message.step
         return True
 
 

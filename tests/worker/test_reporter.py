@@ -79,9 +79,10 @@ def test_progress_is_thinned_to_a_few_events_and_the_last_is_among_them() -> Non
     assert due[-1] == 5000
 
 
-def test_the_first_step_of_a_phase_is_told_at_once() -> None:
+def test_the_first_step_of_a_phase_is_told_at_once_and_no_step_twice() -> None:
+    """A trainer that waits before a phase tells where it stands."""
     thinned = reporter.ProgressEvents()
-    told = [("centring", 1), ("head", 2), ("head", 3), ("main", 4), ("main", 5)]
+    told = [("centring", 1), ("head", 1), ("head", 2), ("head", 3), ("main", 3), ("main", 4), ("main", 5)]
     due = [step for phase, step in told if thinned.due(Progress(step, 5000, phase, {phase: step}))]
     assert due == [1, 2, 4]
 
