@@ -5,6 +5,7 @@ A folder is locked by the worker that made it; one whose worker was killed is re
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -53,11 +54,11 @@ class JobFolder:
         if not kept.exists():
             shutil.rmtree(self.path, ignore_errors=True)
         else:
-            for each in self.path.iterdir():
-                if each.is_dir():
-                    shutil.rmtree(each, ignore_errors=True)
-                elif each.name != _LOCK:
-                    each.unlink(missing_ok=True)
+            for each in self.path.glob("*"):
+                shutil.rmtree(each, ignore_errors=True)
+                if each.name != _LOCK and (each.is_symlink() or each.is_file()):
+                    with contextlib.suppress(OSError):
+                        each.unlink()
         if self.path.exists():
             log.error("job_folder_not_removed", folder=self.path.name)
         self._lock.close()

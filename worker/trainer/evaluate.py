@@ -41,8 +41,8 @@ def evaluate(job: Job, dataset: Dataset | None, state: State) -> dict[str, Any]:
         "averaged_over": "units" if by_column else "records",
         **({"labels": list(job.spec.task.labels)} if job.spec.task.labels else {}),
     }
+    totals, loss = sums(job, dataset)
     if job.spec.evaluation == "public":
-        totals, loss = sums(job, dataset)
         return {
             "released": "public",
             "method": "exact, on data declared public",
@@ -51,7 +51,6 @@ def evaluate(job: Job, dataset: Dataset | None, state: State) -> dict[str, Any]:
             **({} if loss is None else {"loss": loss / dataset.num_units}),
             **(job.task.public_metrics(job.model, dataset.examples) if rank_and_world_size()[0] == 0 else {}),
         }
-    totals, _ = sums(job, dataset)
     part = job.spec.plan.part(EVALUATION)
     assert isinstance(part, GaussianRelease)
     job.control.await_allowed(progress(job, state))
