@@ -55,8 +55,8 @@ class JobFolder:
             shutil.rmtree(self.path, ignore_errors=True)
         else:
             for each in self.path.glob("*"):
-                shutil.rmtree(each, ignore_errors=True)
-                if each.name != _LOCK and (each.is_symlink() or each.is_file()):
+                shutil.rmtree(each, ignore_errors=True)  # nothing, of what is no folder
+                if each.name != _LOCK:
                     with contextlib.suppress(OSError):
                         each.unlink()
         if self.path.exists():
