@@ -47,7 +47,7 @@ async def stream(
 
     sequence = await anyio.to_thread.run_sync(start)
     silent = 0.0
-    yield b": connected\n\n"
+    yield b": connected\n"
     while True:
         done, sequence, encoded = await anyio.to_thread.run_sync(look, sequence)
         if encoded:
@@ -61,8 +61,10 @@ async def stream(
             silent += POLL_SECONDS
             if silent >= PING_SECONDS:
                 silent = 0.0
-                yield b": ping\n\n"
+                yield b": ping\n"
 
 
 def _encode(data: str, event_id: str) -> bytes:
-    return f"id: {event_id}\ndata: {data}\n\n".encode()
+    # The id last: a connection may break between the two, and who notes ids line by line would go on behind an event
+    # that he never saw. A comment is followed by no blank line, for which the openai client would read an empty event.
+    return f"data: {data}\nid: {event_id}\n\n".encode()

@@ -115,8 +115,8 @@ def test_events_stream_until_the_job_has_ended(client: TestClient, make_file: Ma
         assert answer.headers["content-type"].startswith("text/event-stream")
         lines = [line for line in answer.iter_lines() if line.startswith(("id:", "data:"))]
     assert lines[-1] == "data: [DONE]"
-    assert '"code":"job_cancelled"' in lines[-2]
-    last = lines[-5].removeprefix("id: ")  # resume after the second event
+    assert '"code":"job_cancelled"' in lines[-3]
+    last = lines[-4].removeprefix("id: ")  # resume after the second event
     resumed = client.get(f"{JOBS}/{job_id}/events", headers={"accept": "text/event-stream", "last-event-id": last}).text
     assert "job_queued" not in resumed
     assert "job_cancelled" in resumed
