@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import re
@@ -40,11 +42,18 @@ ADAPTATIONS: dict[str, Adaptation] = {
 }
 
 
-def as_its_card_says(bundle: Path) -> Any:
-    """`run`, by the model card's own lines of Python."""
+def as_its_card_says(bundle: Path, **places: str) -> Any:
+    """`run`, by the model card's own lines of Python, which call it; the call has said something. places: what the
+    card leaves to its reader, beside the folder."""
     (code,) = re.findall(r"```python\n(.*?)```", (bundle / "README.md").read_text(), re.DOTALL)
+    for place, value in {"PATH_OF_THIS_FOLDER": str(bundle), **places}.items():
+        assert place in code
+        code = code.replace(place, value)
+    assert code.splitlines()[-1].startswith("print(run(")
     defined: dict[str, Any] = {}
-    exec(code.replace("PATH_OF_THIS_FOLDER", str(bundle)), defined)
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        exec(code, defined)
+    assert said.getvalue()
     return defined["run"]
 
 

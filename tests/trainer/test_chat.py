@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from app.catalog.chat_format import MAX_DEPTH
 from app.catalog.recipes import MAIN_PHASE, Phase
 from tests.trainer.causal import CHAT_WORDS, make_causal_base
-from tests.trainer.jobs import ADAPTATIONS, KEY, make_job
+from tests.trainer.jobs import ADAPTATIONS, KEY, as_its_card_says, make_job
 from worker.trainer.control import Control
 from worker.trainer.failure import TrainerFailure
 from worker.trainer.families.registry import family_for
@@ -253,3 +253,5 @@ def test_a_private_instruction_job_runs(tmp_path: Path, bases: dict[str, Path]) 
     )
     run(job.folder, KEY, Control(None))
     assert job.metrics()["released"] == "private"
+    told = as_its_card_says(job.folder / "results/model")([{"role": "user", "content": "what"}], max_new_tokens=2)
+    assert told[0]["generated_text"][-1]["role"] == "assistant"

@@ -19,7 +19,7 @@ from transformers import (
 from app.catalog.adaptations import Freeze, matches
 from app.catalog.recipes import HEAD_PHASE, MAIN_PHASE, Phase
 from tests.trainer.images import TASK, make_image_base, make_image_job, picture
-from tests.trainer.jobs import ADAPTATIONS, KEY, MadeJob
+from tests.trainer.jobs import ADAPTATIONS, KEY, MadeJob, as_its_card_says
 from worker.trainer.control import Control
 from worker.trainer.failure import TrainerFailure
 from worker.trainer.run import run
@@ -58,6 +58,11 @@ def test_a_private_job_gives_a_bundle_that_plain_transformers_loads(
     )
     answer = model(**processor(Image.open(io.BytesIO(picture(True, 1))), return_tensors="pt")).logits
     assert answer.shape == (1, 2)
+    (tmp_path / "bright.png").write_bytes(picture(True, 1))
+    called = as_its_card_says(bundle, PATH_OF_AN_IMAGE=str(tmp_path / "bright.png"))
+    best = called(str(tmp_path / "bright.png"))[0]
+    assert best["label"] == model.config.id2label[int(answer.argmax())]
+    assert best["score"] == pytest.approx(float(answer.softmax(1).max().detach()), rel=1e-3)
     before, after = load_file(base / "model.safetensors"), load_file(bundle / "model.safetensors")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     body = {name for name in changed if "classifier" not in name}

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from app.catalog.recipes import MAIN_PHASE, Phase
 from app.catalog.tasks import TASKS
 from tests.trainer.causal import make_causal_base, sentences
-from tests.trainer.jobs import ADAPTATIONS, KEY, make_job
+from tests.trainer.jobs import ADAPTATIONS, KEY, as_its_card_says, make_job
 from worker.trainer.control import Control
 from worker.trainer.dp.step import TOLERANCE
 from worker.trainer.families.registry import family_for
@@ -61,6 +61,7 @@ def test_a_private_job_gives_a_bundle_that_plain_transformers_loads(
     asked = tokenizer("the cat", return_tensors="pt")
     answer = model.generate(**asked, max_new_tokens=3, min_new_tokens=3)
     assert answer.shape[1] == asked["input_ids"].shape[1] + 3
+    assert as_its_card_says(bundle)("the cat", max_new_tokens=3)[0]["generated_text"].startswith("the cat")
     before, after = load_file(base / "model.safetensors"), load_file(bundle / "model.safetensors")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert before.keys() == after.keys()

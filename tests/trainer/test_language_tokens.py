@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from app.catalog.recipes import MAIN_PHASE, Phase
 from app.models.model_folder import inspect
 from tests.trainer.hub_folders import make_m2m, make_mbart, make_mbart_25, make_nllb
-from tests.trainer.jobs import ADAPTATIONS, KEY, make_job
+from tests.trainer.jobs import ADAPTATIONS, KEY, as_its_card_says, make_job
 from tests.trainer.seq2seq import translations
 from tests.trainer.test_hub_folders import laid_out
 from worker.exporter.reference import Reference
@@ -70,6 +70,13 @@ def spec(kind: str, **options: Any) -> TaskSpec:
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("hub")
     return {kind: laid_out(make(root / kind), root / f"{kind}-base") for kind, make in MAKERS.items()}
+
+
+def _save(model: Any, task: Translation, folder: Path) -> None:
+    """As much of a bundle as its card's code needs."""
+    model.save_pretrained(folder)
+    task.processor.save_pretrained(folder)
+    (folder / "README.md").write_text(f"```python\n{task.usage()}\n```\n")
 
 
 def load_elsewhere(bundle: Path, *texts: str) -> Any:
@@ -137,7 +144,9 @@ def test_a_records_loss_is_transformers_own(bases: dict[str, Path], kind: str) -
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_rows_with_languages_of_their_own_say_them_and_are_answered_in_them(bases: dict[str, Path], kind: str) -> None:
+def test_rows_with_languages_of_their_own_say_them_and_are_answered_in_them(
+    tmp_path: Path, bases: dict[str, Path], kind: str
+) -> None:
     source, first, second = CODES[kind]
     told = spec(kind, languages_of=family_of(kind))
     model = family_for(family_of(kind), "translation").load(bases[kind], told)
@@ -154,6 +163,12 @@ def test_rows_with_languages_of_their_own_say_them_and_are_answered_in_them(base
         alone.prepare(model)
         assert task._write(model, examples, [row]) == alone._write(model, one, [0])
     assert len(task._write(model, examples, [2, 1, 0])) == 3
+    _save(model, task, tmp_path)
+    called = as_its_card_says(tmp_path, SOURCE_LANG=source, TARGET_LANG=first)
+    greedily = {"do_sample": False, "num_beams": 1}
+    for row, target in enumerate((first, second, first)):
+        said = called(columns["source"][row], source, target, **greedily)
+        assert said == task._write(model, examples, [row])[0]
     assert any(setting_of(kind) in note for note in task.notes())
     with pytest.raises(TrainerFailure) as caught:
         task.encode({**columns, "target_lang": [first, "klingon", first]})

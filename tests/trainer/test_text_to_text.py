@@ -6,8 +6,11 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -134,6 +137,7 @@ def test_a_prefix_is_read_and_both_sides_keep_their_end(bases: dict[str, Path]) 
     said = [[WORDS[token] for token in examples.sequences[name][0]] for name in ("input_ids", "labels")]
     assert said == [["say", "the", "cat", "</s>"], ["le", "chat", "</s>"]]
     assert any("'say '" in note for note in task.notes())
+    assert 'tokenizer("say " + source,' in task.usage()
 
 
 def test_rows_with_languages_of_their_own_say_them(bases: dict[str, Path]) -> None:
@@ -145,7 +149,53 @@ def test_rows_with_languages_of_their_own_say_them(bases: dict[str, Path]) -> No
     expected = plain.encode({**columns, "source": [">>fra<< cat", ">>deu<< dog"]})
     for row in range(2):
         assert examples.sequences["input_ids"][row].tolist() == expected.sequences["input_ids"][row].tolist()
-    assert any(">>fr<< " in note for note in told.notes())
+    assert any("'>>{target_lang}<< '" in note for note in told.notes())
+
+
+@pytest.mark.parametrize(
+    ("family", "places", "said"),
+    [
+        ("t5", {"SOURCE_LANG": "German", "TARGET_LANG": "Dutch"}, "translate German to Dutch: the cat"),
+        ("marian", {"TARGET_LANG": "nld"}, ">>nld<< the cat"),
+    ],
+)
+def test_where_rows_have_languages_the_card_asks_for_them(
+    tmp_path: Path, bases: dict[str, Path], family: str, places: dict[str, str], said: str
+) -> None:
+    """None of its own: the reader's. What `run` reads is what a row of these languages was to the training."""
+    columns = {"source": "review", "target": "mood", "source_lang": "from", "target_lang": "into"}
+    task = TaskSpec("translation", columns, (), 16, {"max_target_length": 8, "languages_of": family})
+    data, phases = translations(60), _phases("full", 1, 1e-2)
+    job = make_job(tmp_path / "job", bases[family], family=family, task=task, phases=phases, data=data)
+    sources, targets = zip(*data, strict=True)
+    codes = {"from": ["de"] * 60, "into": ["fr" if family == "t5" else "fra"] * 60}
+    pq.write_table(pa.table({"review": sources, "mood": targets, **codes}), job.folder / "data/training.parquet")
+    run(job.folder, KEY, Control(None))
+    called = as_its_card_says(job.folder / "results/model", **places)
+    read: list[str] = []
+    tokenizer = called.__globals__["tokenizer"]
+    called.__globals__["tokenizer"] = _Noting(tokenizer, read)
+    called("the cat", *places.values())
+    assert read == [said]
+    given = {"source": ["the cat"], "target": ["le"], "source_lang": ["de"], "target_lang": ["nl"]}
+    if family == "marian":
+        given["target_lang"] = ["nld"]
+    examples = Translation(task, bases[family], 32).encode(given)
+    assert tokenizer(said)["input_ids"] == examples.sequences["input_ids"][0].tolist()
+
+
+class _Noting:
+    """A tokenizer that notes what it reads."""
+
+    def __init__(self, tokenizer: Any, read: list[str]) -> None:
+        self.tokenizer, self.read = tokenizer, read
+
+    def __call__(self, text: str, **how: Any) -> Any:
+        self.read.append(text)
+        return self.tokenizer(text, **how)
+
+    def decode(self, *arguments: Any, **how: Any) -> Any:
+        return self.tokenizer.decode(*arguments, **how)
 
 
 @pytest.mark.parametrize("family", ["t5", "marian"])

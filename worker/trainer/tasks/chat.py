@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,8 @@ from worker.trainer.tasks.language_modeling import LanguageModeling
 
 class Chat(LanguageModeling):
     """Chats in OpenAI's format, bound to one job's tokenizer. Without a chat template it gets the plain one."""
+
+    asked: ClassVar[str] = '[{"role": "user", "content": "A question of yours."}], max_new_tokens=100'
 
     def __init__(self, spec: TaskSpec, base: Path, max_length: int) -> None:
         super().__init__(spec, base, max_length)
@@ -78,6 +80,13 @@ class Chat(LanguageModeling):
 
 class Instruction(Chat):
     """An instruction, perhaps with a context, and its response: a chat of one question and one answer."""
+
+    def notes(self) -> list[str]:
+        """How the two, or three, become a chat."""
+        said = ["An instruction is what the user says, and its response the answer."]
+        if "context" in self.spec.columns:
+            said.append("A context stands below the instruction, behind an empty line.")
+        return [*said, *super().notes()]
 
     def encode(self, columns: Mapping[str, Sequence[Any]]) -> Examples:
         """Roles `instruction`, `response` and, where the file has it, `context`."""

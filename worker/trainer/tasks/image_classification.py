@@ -128,4 +128,4 @@ class ImageClassification:
 
     def usage(self, options: str = "") -> str:
         """By a pipeline."""
-        return by_pipeline(self.pipeline_tag, options)
+        return by_pipeline(self.pipeline_tag, options, '"PATH_OF_AN_IMAGE"')

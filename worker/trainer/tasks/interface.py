@@ -28,6 +28,7 @@ _CHUNK = 4096
 
 #: For the bundle's folder, in the model card's lines of Python.
 FOLDER = "PATH_OF_THIS_FOLDER"
+_PAIR = '{"text": "A text of yours.", "text_pair": "The other one."}'
 
 
 class TrainerTask(Protocol):
@@ -105,24 +106,23 @@ class TrainerTask(Protocol):
         ...
 
     def usage(self, options: str = "") -> str:
-        """Lines of Python of the model card, which define `run`. options: that loading needs, `, name=value`."""
+        """Lines of Python of the model card, which define `run`, and call it. options: that loading needs,
+        `, name=value`."""
         ...
 
 
-def by_pipeline(tag: str, options: str) -> str:
-    """`TrainerTask.usage` by one of transformers' pipelines."""
-    return f'from transformers import pipeline\n\nrun = pipeline("{tag}", model="{FOLDER}"{options})'
-
-
-def of_texts(usage: str, spec: TaskSpec) -> str:
-    """The same, with a line on how two texts are given, where the model reads two."""
-    return f'{usage}\n# Two texts: run({{"text": "…", "text_pair": "…"}})' if "text_pair" in spec.columns else usage
+def by_pipeline(tag: str, options: str, asked: str) -> str:
+    """`TrainerTask.usage` by one of transformers' pipelines. asked: what it is called with."""
+    made = f'run = pipeline("{tag}", model="{FOLDER}"{options})'
+    return f"from transformers import pipeline\n\n{made}\nprint(run({asked}))"
 
 
 class TextTask:
     """What tasks on text share: the tokenizer, and batches of padded token ids."""
 
     pipeline_tag: ClassVar[str]
+    asked: ClassVar[str] = '"A text of yours."'
+    """What the model card calls it with, in Python."""
 
     def __init__(self, spec: TaskSpec, base: Path, max_length: int) -> None:
         self.spec = spec
@@ -154,7 +154,8 @@ class TextTask:
 
     def usage(self, options: str = "") -> str:
         """By a pipeline."""
-        return by_pipeline(self.pipeline_tag, options)
+        pair = "text_pair" in self.spec.columns
+        return by_pipeline(self.pipeline_tag, options, _PAIR if pair else self.asked)
 
     @property
     def padding(self) -> int:

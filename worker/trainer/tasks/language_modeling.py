@@ -30,6 +30,7 @@ class LanguageModeling(TextTask):
     """The task, bound to one job's tokenizer."""
 
     pipeline_tag: ClassVar[str] = "text-generation"
+    asked: ClassVar[str] = '"A text that goes on", max_new_tokens=100'
 
     def encode(self, columns: Mapping[str, Sequence[Any]]) -> Examples:
         """Role `text`; a text ends with the end-of-text token where the tokenizer has one and it fits."""

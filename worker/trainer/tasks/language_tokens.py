@@ -30,6 +30,12 @@ def tell(tokenizer: Any, source: str, target: str) -> None:
     tokenizer.src_lang = source  # which also makes it read sources, for now
 
 
+def in_python(tokenizer: Any, name: str) -> str:
+    """The same token's id as an expression over `tokenizer` and a variable of that name, in plain transformers."""
+    lookup = "get_lang_id" if hasattr(tokenizer, "lang_code_to_token") else "convert_tokens_to_ids"
+    return f"tokenizer.{lookup}({name})"
+
+
 def token_id(tokenizer: Any, code: str) -> int:
     """Of the language's token. TrainerFailure `data_mismatch` where there is none."""
     if hasattr(tokenizer, "lang_code_to_token"):  # M2M-100's, whose tokens are called otherwise

@@ -31,6 +31,7 @@ class MaskedLanguageModeling(TextTask):
     """The task, bound to one job's tokenizer."""
 
     pipeline_tag: ClassVar[str] = "fill-mask"
+    asked: ClassVar[str] = 'f"A text with {run.tokenizer.mask_token} in it."'
 
     def usage(self, options: str = "") -> str:
         """By a pipeline, which cuts nothing unless it is told to."""

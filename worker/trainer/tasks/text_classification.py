@@ -20,7 +20,7 @@ from worker.trainer.tasks.confusion import (
     confusion_metrics,
 )
 from worker.trainer.tasks.examples import Examples, Indices, lengths_of
-from worker.trainer.tasks.interface import Batch, TextTask, classes_in, of_texts, on_device, text_inputs
+from worker.trainer.tasks.interface import Batch, TextTask, classes_in, on_device, text_inputs
 
 
 class TextClassification(TextTask):
@@ -36,7 +36,7 @@ class TextClassification(TextTask):
     def usage(self, options: str = "") -> str:
         """By a pipeline: of several labels it tells the score of each."""
         every = ", top_k=None" if self.multi_label else ""
-        return of_texts(super().usage(f", truncation=True{every}{options}"), self.spec)
+        return super().usage(f", truncation=True{every}{options}")
 
     def encode(self, columns: Mapping[str, Sequence[Any]]) -> Examples:
         """Roles `text`, `text_pair`, `label`: a class, or a JSON list of classes."""

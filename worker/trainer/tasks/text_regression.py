@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from worker.trainer.failure import TrainerFailure
 from worker.trainer.tasks.examples import Examples, Indices, lengths_of
-from worker.trainer.tasks.interface import Batch, TextTask, of_texts, on_device, text_inputs
+from worker.trainer.tasks.interface import Batch, TextTask, on_device, text_inputs
 from worker.trainer.tasks.noise import MOST_NOISE, Z95, readable, share_interval
 
 #: What the middle of the range, said of every row, errs at most: in `statistics`' units, and a quarter of its square.
@@ -31,7 +31,7 @@ class TextRegression(TextTask):
 
     def usage(self, options: str = "") -> str:
         """By a pipeline, whose score is the number."""
-        return of_texts(super().usage(", truncation=True" + options), self.spec)
+        return super().usage(", truncation=True" + options)
 
     @property
     def centre(self) -> float:

@@ -42,10 +42,18 @@ tokenizer = AutoTokenizer.from_pretrained("{folder}")
 model = AutoModelForSeq2SeqLM.from_pretrained("{folder}"{options})
 
 
-def run(source, **how):
-    inputs = tokenizer({source}, truncation=True, max_length={read}, return_tensors="pt")
-    written = model.generate(**inputs, max_new_tokens={written}, **how)
-    return tokenizer.decode(written[0], skip_special_tokens=True)"""
+{comment}def run(source, {languages}**how):
+{before}    inputs = tokenizer({source}, truncation=True, max_length={read}, return_tensors="pt")
+    written = model.generate(**inputs, max_new_tokens={written}, {told}**how)
+    return tokenizer.decode(written[0], skip_special_tokens=True)
+
+
+print(run({asked}))"""
+
+#: Of models for several languages: which `run` takes, and how they are called.
+_BOTH = ("source_lang", "target_lang")
+_NAMED = "# Languages by their names in English, such as those of the training rows.\n"
+_CODED = "# Languages by the base model's own codes, such as those of the training rows.\n"
 
 
 class TextToText(TextTask):
@@ -151,14 +159,30 @@ class TextToText(TextTask):
 
     def usage(self, options: str = "") -> str:
         """By generate(): transformers' pipelines for such models are gone (5.0)."""
-        says = self._says()
+        says, taken, token = self._says(), self._languages_taken(), ""
+        if taken and not says:
+            setting = language_tokens.told_to_write(self.processor)
+            token = f"{setting}={language_tokens.in_python(self.processor, 'target_lang')}, "
+        quoted = ("f" if taken else "") + json.dumps(says, ensure_ascii=False)
         return _USAGE.format(
             folder=FOLDER,
             options=options,
-            source=f"{json.dumps(says, ensure_ascii=False)} + source" if says else "source",
+            comment=(_NAMED if says and taken == _BOTH else _CODED) if taken else "",
+            languages="".join(f"{name}, " for name in taken),
+            before="    tokenizer.src_lang = source_lang\n" if token else "",
+            source=f"{quoted} + source" if says else "source",
             read=self.max_length,
             written=self.max_target_length,
+            told=token,
+            asked=", ".join(['"A text of yours."', *(f'"{name.upper()}"' for name in taken)]),
         )
+
+    def _languages_taken(self) -> tuple[str, ...]:
+        """By `run` of the model card, where rows have languages of their own."""
+        if not self.languages_of:
+            return ()
+        says = self._says()
+        return tuple(name for name in _BOTH if not says or f"{{{name}}}" in says)
 
     def _told(self) -> list[str]:
         if self.pair is not None:
@@ -168,17 +192,21 @@ class TextToText(TextTask):
         if language_tokens.are_read(self.processor):
             return [
                 "It was trained on several languages: set the tokenizer's src_lang, and give generate() the token of "
-                f"the language to write as {language_tokens.told_to_write(self.processor)}."
+                f"the language to write as {language_tokens.told_to_write(self.processor)}, as `run` below does."
             ]
         says = self._says()
-        such = "such words as " if self.languages_of else ""
-        return [f"Every source must begin with {such}{says!r}, as in training."] if says else []
+        if not says:
+            return []
+        filled = ", filled in," if self._languages_taken() else ","
+        return [f"Every source must begin with {says!r}{filled} as in training: `run` below sees to it."]
 
     def _says(self) -> str:
-        """What stands before a source; an example where rows have languages of their own."""
+        """What stands before a source; where rows have languages of their own, with their names in braces."""
         if self.pair is not None or language_tokens.are_read(self.processor):
             return ""
-        return self.prefix or (self.languages_of and languages.prefix(self.languages_of, "en", "fr"))
+        if self.prefix or not self.languages_of:
+            return self.prefix
+        return languages.prefix(self.languages_of, *(f"{{{name}}}" for name in _BOTH))
 
     def _in_one_language(self, columns: Mapping[str, Sequence[Any]], count: int) -> Iterator[list[int]]:
         """Rows that the tokenizer reads alike, which is told so before each group; mostly all of them."""
