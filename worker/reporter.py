@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 from sqlalchemy.orm import Session
 
-from app.catalog.recipes import CENTRING, EVALUATION, HEAD_PHASE, MAIN_PHASE
+from app.catalog.recipes import PART_NAMES
 from app.events import service as events
 from app.jobs.lifecycle import Claimed
 from app.privacy import loss_curve
@@ -47,7 +47,7 @@ def number(value: Any) -> bool:
 
 def phase(value: Any) -> bool:
     """The name of a part of a plan."""
-    return value in (CENTRING, HEAD_PHASE, MAIN_PHASE, EVALUATION)
+    return isinstance(value, str) and value in PART_NAMES
 
 
 def device(value: Any) -> bool:

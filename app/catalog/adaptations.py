@@ -1,6 +1,7 @@
 """How a pretrained model is adapted: which of its parameters a job trains.
 
-A new adaptation is a dataclass and a line in `ADAPTATIONS` here, and one file in `worker/trainer/adaptations`.
+A new adaptation is a dataclass and a line in `ADAPTATIONS` here, and one file in `worker/trainer/adaptations`. A phase
+that no request names, but recipes add, has a dataclass here too.
 """
 
 from __future__ import annotations
@@ -144,8 +145,17 @@ class BitFit:
     batch_norm: BatchNorm = "frozen"
 
 
-Adaptation = Full | Freeze | LastLayers | Head | AttentiveHead | Lora | AttentiveLora | BitFit
+@dataclass(frozen=True, slots=True)
+class Temperature:
+    """One number that scales the logits of what the phases before trained (Guo et al. 2017), and nothing else; folded
+    into the head on export."""
 
+    type: ClassVar[str] = "temperature"
+
+
+Adaptation = Full | Freeze | LastLayers | Head | AttentiveHead | Lora | AttentiveLora | BitFit | Temperature
+
+#: Those that a request may ask for.
 ADAPTATIONS: dict[str, type[Adaptation]] = {
     cls.type: cls for cls in (Full, Freeze, LastLayers, Head, AttentiveHead, Lora, AttentiveLora, BitFit)
 }
@@ -167,4 +177,4 @@ def adaptation_to_dict(adaptation: Adaptation) -> dict[str, Any]:
 def adaptation_from_dict(data: Mapping[str, Any]) -> Adaptation:
     """Raises KeyError on an unknown type, TypeError on an unknown field, ValueError on one out of range."""
     fields: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in data.items()}
-    return ADAPTATIONS[fields.pop("type")](**fields)
+    return {**ADAPTATIONS, Temperature.type: Temperature}[fields.pop("type")](**fields)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from app.catalog.adaptations import (
     Head,
     LastLayers,
     Lora,
+    Temperature,
     adaptation_from_dict,
     adaptation_to_dict,
 )
@@ -27,6 +28,8 @@ from app.privacy.plan import Clipping, GaussianRelease, LossSum, Part, QuantileS
 
 #: Names of the plan's parts.
 CENTRING, HEAD_PHASE, MAIN_PHASE, EVALUATION = "centring", "head", "main", "evaluation"
+TEMPERATURE_PHASE = "temperature"
+PART_NAMES = frozenset({CENTRING, HEAD_PHASE, MAIN_PHASE, TEMPERATURE_PHASE, EVALUATION})
 
 OptimizerName = Literal["adamw", "sgd", "dp_adam_bc"]
 ScheduleName = Literal["constant", "linear", "cosine"]
@@ -53,6 +56,7 @@ class Phase:
     averaging: decay of the exponential moving average whose weights the phase ends with; None: the last weights.
     noise_ratio: this phase's noise multiplier over the main one.
     momentum: of sgd. schedule: of the learning rates, by step count only, after a linear warm-up of so many steps.
+    max_grad_norm: gradients are clipped flat to it, and tell no loss, whatever the other phases do; None: the recipe's.
     """
 
     name: str
@@ -68,6 +72,7 @@ class Phase:
     momentum: float = 0.9
     schedule: ScheduleName = "constant"
     num_warmup_steps: int = 0
+    max_grad_norm: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `from_dict` gives the same value back."""
@@ -96,28 +101,45 @@ class Recipe:
     evaluation: GaussianRelease | None = None
     loss_bound: float | None = None
 
+    @property
+    def main(self) -> Phase:
+        """See `main_phase`."""
+        return main_phase(self.phases)
+
     def parts(self, noise_multiplier: float) -> tuple[Part, ...]:
         """The plan's parts, in the order of execution, at this main noise multiplier (0: a job that is not private)."""
         private = noise_multiplier > 0.0
         parts: list[Part] = []
         if self.centring_noise_multiplier is not None:
             parts.append(GaussianRelease(CENTRING, self.centring_noise_multiplier if private else 0.0, sensitivity=1.0))
-        parts += [
-            SampledGaussian(
-                name=phase.name,
-                sample_rate=phase.sample_rate,
-                num_steps=phase.num_steps,
-                noise_multiplier=noise_multiplier * phase.noise_ratio,
-                max_grad_norm=self.max_grad_norm,
-                clipping=self.clipping if private else "none",
-                loss=None if self.loss_bound is None else LossSum(self.loss_bound, LOSS_SHARE),
-                quantile=QUANTILE if private and self.clipping == "adaptive" else None,
-            )
-            for phase in self.phases
-        ]
+        parts += [self._part(phase, noise_multiplier) for phase in self.phases]
         if self.evaluation is not None:
             parts.append(self.evaluation)
         return tuple(parts)
+
+    def _part(self, phase: Phase, noise_multiplier: float) -> SampledGaussian:
+        own = phase.max_grad_norm is not None
+        clipping = "none" if noise_multiplier == 0.0 else "flat" if own else self.clipping
+        return SampledGaussian(
+            name=phase.name,
+            sample_rate=phase.sample_rate,
+            num_steps=phase.num_steps,
+            noise_multiplier=noise_multiplier * phase.noise_ratio,
+            max_grad_norm=phase.max_grad_norm or self.max_grad_norm,
+            clipping=clipping,
+            loss=None if own or self.loss_bound is None else LossSum(self.loss_bound, LOSS_SHARE),
+            quantile=QUANTILE if clipping == "adaptive" else None,
+        )
+
+
+def main_phase(phases: Sequence[Phase]) -> Phase:
+    """The phase that the job is about: the last that trains more than a temperature."""
+    return [phase for phase in phases if phase.name != TEMPERATURE_PHASE][-1]
+
+
+def main_part(parts: Sequence[Part]) -> SampledGaussian:
+    """The part of a plan that `main_phase` executes."""
+    return [part for part in parts if isinstance(part, SampledGaussian) and part.name != TEMPERATURE_PHASE][-1]
 
 
 #: Up to so many units `auto` stays with a head on frozen features: seconds on a CPU, and no training of the body came
@@ -167,6 +189,11 @@ _PRETRAINED_LORA = 4.0
 _ATTENTIVE_WARM_STEPS, _ATTENTIVE_WARM_NOISE_RATIO = 100, 1.6
 _ATTENTIVE_LORA_SAMPLE_RATE, _ATTENTIVE_LORA_EPOCHS, _ATTENTIVE_LORA_LEARNING_RATE = 1 / 2, 30, 3e-3
 _ATTENTIVE_LORA_AVERAGING, _ATTENTIVE_LORA_WARMUP = 0.9, 6
+# The temperature, behind it, on all units: see docs/recipes.md. A logarithm's gradient knows no scale of logits.
+_TEMPERATURE_STEPS, _TEMPERATURE_NOISE_RATIO, _TEMPERATURE_GRAD_NORM = 30, 30.0, 4.0
+_TEMPERATURE_LEARNING_RATE, _TEMPERATURE_AVERAGING = 1.0, 0.9
+#: From so many units times ε on: with fewer, the noise on it could do more harm than the temperature mends.
+TEMPERATURE_UNITS = 10_000
 
 # Without noise small batches and the usual rates of fine-tuning (Devlin et al. 2019) do better.
 _PUBLIC_LEARNING_RATES = {"lora": 5e-4, "bitfit": 1e-3, "last_layers": 5e-5, "freeze": 3e-5, "full": 3e-5}
@@ -198,7 +225,7 @@ def recipe_for(
     `many_units` or `pretrained_head`.
 
     adaptation, n_epochs, batch_size, learning_rate_multiplier: None is the wire's `auto`. batch_size is the expected
-    one, q · N; epochs become ⌈epochs / q⌉ steps; both are the last phase's. target_epsilon: None without privacy.
+    one, q · N; epochs become ⌈epochs / q⌉ steps; both are the main phase's. target_epsilon: None without privacy.
     centred: whether the job centres the base's pooled vectors. width: their squared norm, about: 1 where the base
     scales them. lora: whether the base has matrices for it (`app.catalog.families`). attentive: whether an attention
     can weigh its tokens. pairs: whether a record has two texts. multi_label: whether it has any number of the classes.
@@ -261,6 +288,8 @@ def recipe_for(
                 num_warmup_steps=steps // _ATTENTIVE_LORA_WARMUP,
             ),
         )
+        if one_class and num_units * (target_epsilon or 0.0) >= TEMPERATURE_UNITS:
+            phases += (_temperature_phase(),)
     else:
         private = target_epsilon is not None
         rate, steps = sized(_main_sample_rate(num_units, private), _MAIN_EPOCHS)
@@ -324,6 +353,22 @@ def _attentive_phase(
         of_head, of_scores = _head_rate(task, calibrated), _SCORE_LEARNING_RATE
     phase = _head_phase(sample_rate, num_steps, of_head * head_scale * scale)
     return dataclasses.replace(phase, adaptation=adaptation, learning_rate=of_scores * scale)
+
+
+def _temperature_phase() -> Phase:
+    return Phase(
+        name=TEMPERATURE_PHASE,
+        adaptation=Temperature(),
+        sample_rate=1.0,
+        num_steps=_TEMPERATURE_STEPS,
+        learning_rate=_TEMPERATURE_LEARNING_RATE,
+        head_learning_rate=_TEMPERATURE_LEARNING_RATE,
+        averaging=_TEMPERATURE_AVERAGING,
+        noise_ratio=_TEMPERATURE_NOISE_RATIO,
+        optimizer="sgd",
+        momentum=0.0,
+        max_grad_norm=_TEMPERATURE_GRAD_NORM,
+    )
 
 
 def _main_sample_rate(num_units: int, private: bool) -> float:

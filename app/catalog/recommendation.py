@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from app.catalog.adaptations import AttentiveHead, AttentiveLora, Head
+from app.catalog.adaptations import AttentiveHead, AttentiveLora, Head, Temperature
 from app.catalog.bases import BaseModel
 from app.catalog.families import FAMILIES
 from app.catalog.memory import trained_parameters
@@ -71,7 +71,7 @@ def recommend(
             layer_parameters=base.layer_parameters,
             pools=base.pools,
         )
-        last = recipe.phases[-1].adaptation
+        last = recipe.main.adaptation
         seconds = sum(_operations(base, phase, num_units, tokens) for phase in recipe.phases) / FLOPS[device]
         # Its work `auto` has bounded itself, for shorter texts than TOKENS.
         in_time = seconds <= SECONDS or isinstance(last, AttentiveLora)
@@ -103,7 +103,7 @@ def _made_for(base: BaseModel, task: str, on_features: bool) -> bool:
 def _operations(base: BaseModel, phase: Phase, num_units: int, tokens: int) -> float:
     """Two operations for each weight and token of a forward pass, as many again for gradients of activations, and for
     those of what trains; frozen features are computed once. tokens: of a record."""
-    if isinstance(phase.adaptation, Head | AttentiveHead):
+    if isinstance(phase.adaptation, Head | AttentiveHead | Temperature):
         return 2.0 * base.parameters * tokens * num_units
     records = phase.num_steps * phase.sample_rate * num_units
     passed = base.parameters

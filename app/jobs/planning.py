@@ -16,7 +16,7 @@ from app.budgets.service import Charge
 from app.budgets.status import remaining_epsilon
 from app.catalog.adaptations import adaptation_to_dict
 from app.catalog.bases import BaseModel
-from app.catalog.recipes import EVALUATION, Recipe
+from app.catalog.recipes import EVALUATION, Recipe, main_part
 from app.errors import BudgetExceeded, InvalidRequest
 from app.jobs import checkpoints, columns, targets
 from app.jobs.facts import Defaults, FileFacts
@@ -32,7 +32,7 @@ from app.privacy.accountants import pld_epsilon
 from app.privacy.calibration import CannotCalibrate, calibrate, gaussian_noise_multiplier
 from app.privacy.dp_events import event_for, to_json
 from app.privacy.filter import MAX_EPSILON_LIMIT
-from app.privacy.plan import Dataset, GaussianRelease, Part, PrivacyPlan, SampledGaussian
+from app.privacy.plan import Dataset, GaussianRelease, PrivacyPlan
 
 #: Fewer units than this train nothing, and their noise would say so at a cost.
 MIN_UNITS = 10
@@ -157,7 +157,7 @@ def _planned(
     reasons: dict[str, str],
     charges: tuple[PlannedCharge, ...],
 ) -> Planned:
-    main = recipe.phases[-1]
+    main = recipe.main
     asked = hyperparameters_of(request.body)
     multiplier = asked.learning_rate_multiplier
     validation = request.validation
@@ -280,7 +280,7 @@ def _nearest(request: Request, target: Target, over: PlannedCharge) -> dict[str,
         except InvalidRequest:
             return None
         if all(_fits(charge, request) for charge in candidate.charges):
-            main = _main(candidate.plan.parts)
+            main = main_part(candidate.plan.parts)
             return {"target_epsilon": epsilon, "noise_multiplier": main.noise_multiplier}
         epsilon = _two_digits(epsilon * 0.93)
     return None
@@ -300,10 +300,6 @@ def _just_above(request: Request, target: Target, over: PlannedCharge) -> float:
         return min(target.epsilon, remaining)
     # ε of one mechanism goes about with √ln(1/δ), and `remaining` is at the budget's δ.
     return min(target.epsilon, 1.15 * remaining * math.sqrt(math.log(target.delta) / math.log(budget.accounting.delta)))
-
-
-def _main(parts: tuple[Part, ...]) -> SampledGaussian:
-    return [part for part in parts if isinstance(part, SampledGaussian)][-1]
 
 
 def _two_digits(epsilon: float) -> float:

@@ -108,9 +108,9 @@ def recipe_of(request: Request, target_epsilon: float | None) -> tuple[Recipe, d
             f"A job has at most {MAX_STEPS} steps: take a larger batch_size or fewer n_epochs.",
             param=hyperparameters_param(request.body),
         )
-    *before, last = recipe.phases
     bound = targets.loss_bound(request.body, request.reading.task.type, len(request.reading.labels))
-    phases = (*before, targets.optimized(request.body, last))
+    main = targets.optimized(request.body, recipe.main)
+    phases = tuple(main if phase.name == main.name else phase for phase in recipe.phases)
     return dataclasses.replace(recipe, phases=phases, loss_bound=bound), {"adaptation": reason}
 
 

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app.catalog.recipes import Phase
+from app.catalog.recipes import Phase, main_part, main_phase
 from app.exports.schemas import render as render_export
 from app.exports.tables import Export
 from app.jobs.tables import TERMINAL, Job
@@ -73,7 +73,7 @@ def privacy(job: Job) -> dict[str, Any]:
         }
     plan = PrivacyPlan.from_dict(job.plan)
     if plan.mechanism == "none":
-        return {"mechanism": "none", "num_steps": main_part(plan).num_steps, "privacy_budget": None}
+        return {"mechanism": "none", "num_steps": main_part(plan.parts).num_steps, "privacy_budget": None}
     in_full = job.status in TERMINAL and job.interrupted
     charged = {part.name: part.num_steps for part in plan.parts} if in_full else _executed(job)
     spent, accountant = epsilon_of(plan, job.plan_digest or "", charged, (job.resolved or {})["certified_datasets"])
@@ -88,7 +88,7 @@ def privacy(job: Job) -> dict[str, Any]:
 
 def describe(plan: PrivacyPlan, charges: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A private plan in the words of the wire; `parts` has all of it, the top level its main phase."""
-    main = main_part(plan)
+    main = main_part(plan.parts)
     return {
         "mechanism": plan.mechanism,
         "target_epsilon": plan.target_epsilon,
@@ -112,17 +112,17 @@ def describe(plan: PrivacyPlan, charges: Sequence[Mapping[str, Any]]) -> dict[st
 
 
 def _optimizer(resolved: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Of the last phase, which the job is about; None before there is a plan. Plans may be older than a field."""
+    """Of the main phase; None before there is a plan. Plans may be older than a field."""
     if not resolved.get("phases"):
         return None
-    last = Phase.from_dict(resolved["phases"][-1])
+    main = main_phase([Phase.from_dict(phase) for phase in resolved["phases"]])
     return {
-        "type": last.optimizer,
-        "learning_rate": last.learning_rate,
-        "head_learning_rate": last.head_learning_rate,
-        "weight_decay": last.weight_decay,
-        "momentum": last.momentum if last.optimizer == "sgd" else None,
-        "schedule": {"type": last.schedule, "warmup_steps": last.num_warmup_steps},
+        "type": main.optimizer,
+        "learning_rate": main.learning_rate,
+        "head_learning_rate": main.head_learning_rate,
+        "weight_decay": main.weight_decay,
+        "momentum": main.momentum if main.optimizer == "sgd" else None,
+        "schedule": {"type": main.schedule, "warmup_steps": main.num_warmup_steps},
     }
 
 
@@ -135,11 +135,6 @@ def _loss_curve(plan: PrivacyPlan, main: SampledGaussian) -> dict[str, Any] | No
         "noise_std_per_step": loss_curve.noise_std(plan, main),
         "num_points": len(loss_curve.window_ends(plan, main)),
     }
-
-
-def main_part(plan: PrivacyPlan) -> SampledGaussian:
-    """The phase that the job is about: the last that trains."""
-    return [part for part in plan.parts if isinstance(part, SampledGaussian)][-1]
 
 
 def epsilon_of(

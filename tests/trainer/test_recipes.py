@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
-from app.catalog.adaptations import ADAPTATIONS, AttentiveHead, AttentiveLora, BitFit, Full, Head, Lora
+from app.catalog.adaptations import (
+    ADAPTATIONS,
+    AttentiveHead,
+    AttentiveLora,
+    BitFit,
+    Full,
+    Head,
+    Lora,
+    Temperature,
+)
 from app.catalog.recipes import recipe_for
 from app.privacy.calibration import calibrate
 from app.privacy.plan import GaussianRelease, SampledGaussian
@@ -98,7 +109,7 @@ def test_the_measured_attentive_head() -> None:
 def _reason(units: int, epsilon: float | None, task: str = "text_classification", **facts: object) -> str:
     known = {"attentive": True, "num_layers": 6, "layer_parameters": 1_774_464, **facts}
     recipe, reason = recipe_for(task, None, units, epsilon, **known)
-    assert isinstance(recipe.phases[-1].adaptation, AttentiveLora) == (reason == "little_noise")
+    assert isinstance(recipe.main.adaptation, AttentiveLora) == (reason == "little_noise")
     return reason
 
 
@@ -131,13 +142,45 @@ def test_below_an_epsilon_of_one_it_stays_with_the_head() -> None:
 
 def test_the_measured_lora_behind_an_attentive_head() -> None:
     recipe, reason = _recipe(AttentiveLora(rank=4), epsilon=8.0, num_layers=6, learning_rate_multiplier=2.0)
-    warm, main = recipe.phases
+    warm, main, temperature = recipe.phases
     assert (warm.adaptation, main.adaptation, reason) == (AttentiveHead(4), AttentiveLora(4, rank=4), "requested")
+    assert (temperature.adaptation, recipe.main) == (Temperature(), main)
     assert (warm.sample_rate, warm.num_steps, warm.noise_ratio) == (1 / 4, 100, 1.6)
     assert (warm.learning_rate, warm.head_learning_rate) == (0.02, 0.2)
     assert (main.sample_rate, main.num_steps, main.num_warmup_steps, main.averaging) == (1 / 2, 60, 10, 0.9)
     assert (main.learning_rate, main.head_learning_rate, main.noise_ratio) == (6e-3, 1e-2, 1.0)
-    assert [part.name for part in recipe.parts(1.0)] == ["centring", "head", "main"]
+    assert [part.name for part in recipe.parts(1.0)] == ["centring", "head", "main", "temperature"]
+
+
+def test_the_temperature_behind_it_costs_next_to_nothing() -> None:
+    recipe, _ = _recipe(AttentiveLora(), epsilon=8.0, num_layers=6)
+    without = dataclasses.replace(recipe, phases=recipe.phases[:-1])
+    scales = [calibrate(each.parts, 8.0, 1e-5).scale for each in (without, recipe)]
+    assert scales[0] < scales[1] < 1.002 * scales[0]
+    part = recipe.parts(2.0)[-1]
+    assert isinstance(part, SampledGaussian)
+    assert (part.sample_rate, part.num_steps, part.noise_multiplier) == (1.0, 30, 60.0)
+    # Whatever the other phases are clipped to, and whether they tell their losses.
+    other = dataclasses.replace(recipe, clipping="adaptive", max_grad_norm=0.1, loss_bound=1.0).parts(2.0)[-1]
+    assert other == part == dataclasses.replace(part, clipping="flat", max_grad_norm=4.0, loss=None, quantile=None)
+
+
+@pytest.mark.parametrize(
+    ("units", "epsilon", "facts", "scaled"),
+    [
+        (1_250, 8.0, {}, True),
+        (1_249, 8.0, {}, False),  # fewer than 10,000 units · ε
+        (6_920, 1.0, {}, False),
+        (6_920, None, {}, False),
+        (6_920, 8.0, {"multi_label": True}, False),  # not measured
+    ],
+)
+def test_where_a_temperature_follows(units: int, epsilon: float | None, facts: dict[str, bool], scaled: bool) -> None:
+    recipe, _ = _recipe(AttentiveLora(), units, epsilon, num_layers=6, **facts)
+    assert (recipe.phases[-1].adaptation == Temperature()) == scaled
+    assert isinstance(recipe.main.adaptation, AttentiveLora)
+    numbers, _ = recipe_for("text_regression", AttentiveLora(), units, epsilon, num_layers=6)
+    assert numbers.phases[-1] == numbers.main
 
 
 @pytest.mark.parametrize(("pairs", "num_layers"), [(False, 4), (True, 3)])

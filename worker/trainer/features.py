@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from app.catalog.memory import MOST_FEATURE_BYTES
+from worker.trainer.adaptations.temperature import ScaledLinear
 from worker.trainer.data import Dataset
 from worker.trainer.dp.batching import physical_batches
 from worker.trainer.dp.reduce import sum_over_ranks_
@@ -65,6 +66,20 @@ def pooled_features(job: Job, pooled: Tensor) -> Features:
     family = pooled_family(job)
     vectors = torch.cat([family.features(job.model, piece.clone()) for piece in torch.split(pooled, 4096)])
     return Features(vectors, np.ones(len(pooled), dtype=np.int64))
+
+
+def scaled_head(job: Job) -> ScaledLinear:
+    """The head of a job with a phase that scales it."""
+    head = pooled_family(job).head_module(job.model)
+    assert isinstance(head, ScaledLinear)
+    return head
+
+
+@torch.no_grad()
+def logits(job: Job, dataset: Dataset) -> Features:
+    """The head's, (rows, classes), not scaled, of the weights of now. A collective, as `attended_vectors`."""
+    vectors = pooled_features(job, pooled_vectors(job, dataset))
+    return Features(scaled_head(job).unscaled(vectors.vectors), vectors.lengths)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from app.catalog.adaptations import Adaptation, AttentiveHead, AttentiveLora, Head, replaces_batch_norm
+from app.catalog.adaptations import Adaptation, AttentiveHead, AttentiveLora, Head, Temperature, replaces_batch_norm
 from app.catalog.memory import MOST_FEATURE_BYTES
 from app.catalog.recipes import CENTRING, EVALUATION, Phase
 from app.catalog.tasks import TASKS
@@ -76,8 +76,8 @@ class Job:
 class PreparedPhase:
     """A phase, the plan's part that it executes, and what it trains, by the parameters' names in the model.
 
-    on_features: whether nothing of the body trains, only what reads pooled vectors or tokens', so that the body's
-    features are computed once.
+    on_features: whether nothing of the body trains, only what reads pooled vectors or tokens', or logits, so that those
+    are computed once.
     """
 
     phase: Phase
@@ -119,8 +119,8 @@ def adapt(job: Job) -> tuple[PreparedPhase, ...]:
     names: list[list[str]] = []
     head = job.family.head_parameters(job.model)
     for phase in job.spec.phases:
-        adaptation = phase.adaptation
-        names.append([*ADAPTERS[adaptation.type].parameters(job.model, job.family, adaptation), *head])
+        adaptation, adapter = phase.adaptation, ADAPTERS[phase.adaptation.type]
+        names.append(adapter.parameters(job.model, job.family, adaptation) + (head if adapter.with_head else []))
         if not names[-1]:
             raise TrainerFailure("nothing_to_train")
     nn.Module.to(job.model, job.device.torch_device)
@@ -132,7 +132,7 @@ def adapt(job: Job) -> tuple[PreparedPhase, ...]:
         part = job.spec.plan.part(phase.name)
         assert isinstance(part, SampledGaussian)
         # Whatever the rows: where noise is added, and what is told, must not show how many of them there are.
-        on_features = isinstance(phase.adaptation, AttentiveHead) or (
+        on_features = isinstance(phase.adaptation, AttentiveHead | Temperature) or (
             isinstance(phase.adaptation, Head) and isinstance(job.family, PooledFamily | TokenFamily) and not attentive
         )  # one kind of features is kept: an attentive head's come first
         prepared.append(PreparedPhase(phase, part, {name: parameters[name] for name in chosen}, on_features))
@@ -142,6 +142,11 @@ def adapt(job: Job) -> tuple[PreparedPhase, ...]:
 def reads_tokens(prepared: PreparedPhase) -> bool:
     """Whether the head of a pooled family's phase reads each token's vector, and weighs them itself."""
     return isinstance(prepared.phase.adaptation, AttentiveHead)
+
+
+def reads_logits(prepared: PreparedPhase) -> bool:
+    """Whether the phase reads the logits of what was trained before it: no features that are computed at the start."""
+    return isinstance(prepared.phase.adaptation, Temperature)
 
 
 def pooled_family(job: Job) -> PooledFamily:

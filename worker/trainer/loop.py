@@ -36,8 +36,16 @@ from worker.trainer.export import export_checkpoint
 from worker.trainer.failure import StopRequested, TrainerFailure
 from worker.trainer.families.attention import AttentiveHead as Attention
 from worker.trainer.families.interface import AttentiveFamily, PooledFamily, TokenFamily
-from worker.trainer.features import Features, attended_vectors, pooled_features, pooled_vectors, token_features
-from worker.trainer.job import Job, PreparedPhase, all_parameters, pooled_family, reads_tokens
+from worker.trainer.features import (
+    Features,
+    attended_vectors,
+    logits,
+    pooled_features,
+    pooled_vectors,
+    scaled_head,
+    token_features,
+)
+from worker.trainer.job import Job, PreparedPhase, all_parameters, pooled_family, reads_logits, reads_tokens
 from worker.trainer.messages import Checkpoint, Notice, Progress
 
 
@@ -57,8 +65,14 @@ def train(
     last_checkpoint, kept = time.monotonic(), dict(state.executed)
     for prepared, engine in list(zip(phases, engines, strict=True))[resumed:]:
         part, name = prepared.part, prepared.phase.name
-        if not any(later.on_features for later in phases[phases.index(prepared) :]):
+        following = phases[phases.index(prepared) :]
+        if not any(_reads_features(later) for later in following):
             features = None  # gigabytes, of tokens
+        if reads_logits(prepared) and state.executed.get(name, 0) < part.num_steps:
+            _tell(job, dataset)
+            features = logits(job, dataset)
+        # What is asked to stop while rows pass through the body stops there.
+        pass_follows = len(following) > 1 and reads_logits(following[1])
         require_gradients(job, prepared)
         optimizer = _optimizer(job, prepared)
         rates = [group["lr"] for group in optimizer.param_groups]
@@ -106,7 +120,7 @@ def train(
             publish = state.step in job.spec.published_steps
             if publish and rank_and_world_size()[0] == 0:
                 export_checkpoint(job, prepared, state, average, loss_curve(job, phases, state))
-            if last or stop or publish or due:
+            if last or stop or publish or due or (pass_follows and index + 1 == part.num_steps):
                 captured = capture(state, parameters, optimizer, average)
                 _checkpoint(job, captured, prepared.parameters, _loss_points(job, phases, state, kept))
                 last_checkpoint, kept = time.monotonic(), dict(state.executed)
@@ -167,6 +181,10 @@ def _vectors(job: Job, prepared: PreparedPhase, batch: dict[str, Tensor]) -> dic
     if reads_tokens(prepared):
         assert isinstance(job.family, AttentiveFamily)
         return {"features": job.family.states(job.model, batch), "mask": batch["attention_mask"]}
+    if reads_logits(prepared):
+        family = pooled_family(job)
+        vectors = family.features(job.model, family.pooled(job.model, batch))
+        return {"features": scaled_head(job).unscaled(vectors)}
     if isinstance(job.family, PooledFamily):
         return {"features": job.family.features(job.model, job.family.pooled(job.model, batch)).float()}
     assert isinstance(job.family, TokenFamily)
@@ -178,6 +196,8 @@ def _head_module(job: Job, prepared: PreparedPhase) -> nn.Module:
     if reads_tokens(prepared):
         assert isinstance(job.family, AttentiveFamily)
         return job.family.attentive_head(job.model)
+    if reads_logits(prepared):
+        return scaled_head(job).scale
     assert isinstance(job.family, PooledFamily | TokenFamily)
     return job.family.head_module(job.model)
 
@@ -193,7 +213,8 @@ def _names_in_module(job: Job, prepared: PreparedPhase) -> dict[str, nn.Paramete
     """The phase's parameters under their names in the module that its engine differentiates."""
     if not prepared.on_features:
         return prepared.parameters
-    return dict(_head_module(job, prepared).named_parameters())
+    trained = set(map(id, prepared.parameters.values()))
+    return {name: each for name, each in _head_module(job, prepared).named_parameters() if id(each) in trained}
 
 
 def _optimizer(job: Job, prepared: PreparedPhase) -> Optimizer:
@@ -240,21 +261,30 @@ def micro_batches(
         yield batch, torch.from_numpy(dataset.unit_of_row[chosen]).to(device)
 
 
+def _reads_features(prepared: PreparedPhase) -> bool:
+    """Whether it reads what is computed before the first step."""
+    return prepared.on_features and not reads_logits(prepared)
+
+
 def _needs_features(job: Job, phases: tuple[PreparedPhase, ...], state: State) -> bool:
     """Whether a step is left that reads them: the centring, or one of a phase that trains only the head."""
     plan = job.spec.plan
     centring = plan.parts[0].name == CENTRING and not state.executed.get(CENTRING)
     return centring or any(
-        prepared.on_features and state.executed.get(prepared.phase.name, 0) < prepared.part.num_steps
+        _reads_features(prepared) and state.executed.get(prepared.phase.name, 0) < prepared.part.num_steps
         for prepared in phases
     )
+
+
+def _tell(job: Job, dataset: Dataset) -> None:
+    job.control.send(Notice("computing_features", {"num_units": dataset.num_units}))
 
 
 def _features(job: Job, phases: tuple[PreparedPhase, ...], dataset: Dataset, state: State) -> Features | None:
     """What the heads read, after the centring; None where no step is left that reads it."""
     needed = _needs_features(job, phases, state)
     if needed:
-        job.control.send(Notice("computing_features", {"num_units": dataset.num_units}))
+        _tell(job, dataset)
     if not isinstance(job.family, PooledFamily):
         return token_features(job, dataset) if needed else None
     if any(prepared.on_features and reads_tokens(prepared) for prepared in phases):

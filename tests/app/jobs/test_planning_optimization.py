@@ -10,7 +10,9 @@ import pytest
 from app.catalog.recipes import Phase
 from app.privacy.dp_events import event_for
 from app.privacy.plan import PrivacyPlan, SampledGaussian
-from tests.app.jobs.test_planning import plan
+from app.privacy.renyi import Term
+from tests.app.jobs.test_planning import budget, file, plan
+from tests.privacy import oracles
 
 
 @pytest.mark.parametrize(
@@ -72,3 +74,37 @@ def test_phases_that_were_stored_before_there_was_a_choice_are_read():
     (stored,) = plan().resolved["phases"]
     old = {name: value for name, value in stored.items() if name not in ("momentum", "schedule", "num_warmup_steps")}
     assert Phase.from_dict(old) == Phase.from_dict(stored)
+
+
+def test_a_temperature_is_a_part_of_the_plan_and_the_job_is_about_the_phase_before():
+    body: dict[str, Any] = {
+        "adaptation": {"type": "attentive_lora"},
+        "evaluation": "none",
+        "hyperparameters": {"n_epochs": 2},
+        "optimizer": {"type": "sgd", "learning_rate": 0.3},
+        "privacy": {"target_epsilon": 8.0, "clipping": "adaptive"},
+    }
+    planned = plan(file(budget=budget(limit=20.0)), **body)
+    parts = [part for part in planned.plan.parts if isinstance(part, SampledGaussian)]
+    assert [(part.name, part.num_steps, part.clipping) for part in parts] == [
+        ("head", 100, "adaptive"),
+        ("main", 4, "adaptive"),
+        ("temperature", 30, "flat"),
+    ]
+    _, main, temperature = (Phase.from_dict(phase) for phase in planned.resolved["phases"])
+    assert (main.learning_rate, temperature.learning_rate, temperature.momentum) == (0.3, 1.0, 0.0)
+    assert planned.resolved["adaptation"] == {"type": "attentive_lora", "num_layers": 4, "rank": 16, "alpha": 32.0}
+    assert planned.hyperparameters == {"n_epochs": 2, "batch_size": 1000, "learning_rate_multiplier": 1.0}
+    # By the PRV accountant, which wants rates below 1, from what the parts say.
+    (head, main, last), centring = (part.noise_multiplier for part in parts), planned.plan.part("centring")
+    all_units = 1.0 - 1e-9
+    charged = [
+        Term(0.25, head, 100),
+        Term(0.5, main, 4),
+        Term(all_units, centring.noise_multiplier, 1),
+        Term(all_units, last, 30),
+    ]
+    second = oracles.prv_epsilon(charged, 1e-6)
+    assert planned.plan.epsilon <= second <= 8.0 * 1.01 + oracles.PRV_EPS_ERROR
+    cheaper = oracles.prv_epsilon(charged[:-1], 1e-6)
+    assert cheaper < second

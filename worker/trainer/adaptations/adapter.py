@@ -19,8 +19,9 @@ def _nothing(model: PreTrainedModel) -> None:
 class Adapter:
     """parameters: (model, family, the catalog's adaptation) → names of what trains besides the head; may add modules
     that do not change the model's answers yet.
-    merge: folds what was added back into the model's own parameters.
+    merge: folds what was added back into the model's own parameters. with_head: whether the head trains, too.
     """
 
     parameters: Callable[[PreTrainedModel, Family, Any], list[str]]
     merge: Callable[[PreTrainedModel], None] = _nothing
+    with_head: bool = True

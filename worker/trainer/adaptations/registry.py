@@ -11,6 +11,7 @@ from worker.trainer.adaptations.full import FULL
 from worker.trainer.adaptations.head import HEAD
 from worker.trainer.adaptations.last_layers import LAST_LAYERS
 from worker.trainer.adaptations.lora import LORA
+from worker.trainer.adaptations.temperature import TEMPERATURE
 
 ADAPTERS: dict[str, Adapter] = {
     "full": FULL,
@@ -21,4 +22,5 @@ ADAPTERS: dict[str, Adapter] = {
     "lora": LORA,
     "attentive_lora": ATTENTIVE_LORA,
     "bitfit": BITFIT,
+    "temperature": TEMPERATURE,
 }
