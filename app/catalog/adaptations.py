@@ -1,7 +1,7 @@
 """How a pretrained model is adapted: which of its parameters a job trains.
 
-A new adaptation is a dataclass and a line in `ADAPTATIONS` here, and one file in `worker/trainer/adaptations`. A phase
-that no request names, but recipes add, has a dataclass here too.
+A new adaptation is a dataclass and a line in `ADAPTATIONS` here (in `OF_PHASES` where no request names it, but recipes
+add it), and one file in `worker/trainer/adaptations`.
 """
 
 from __future__ import annotations
@@ -161,6 +161,10 @@ ADAPTATIONS: dict[str, type[Adaptation]] = {
 }
 
 
+#: Those that a phase may have: recipes add what no request names.
+OF_PHASES: dict[str, type[Adaptation]] = {**ADAPTATIONS, Temperature.type: Temperature}
+
+
 def replaces_batch_norm(adaptation: Adaptation) -> bool:
     """Whether GroupNorm takes BatchNorm's place; never where the body is frozen."""
     return getattr(adaptation, "batch_norm", "frozen") == "group_norm"
@@ -177,4 +181,4 @@ def adaptation_to_dict(adaptation: Adaptation) -> dict[str, Any]:
 def adaptation_from_dict(data: Mapping[str, Any]) -> Adaptation:
     """Raises KeyError on an unknown type, TypeError on an unknown field, ValueError on one out of range."""
     fields: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in data.items()}
-    return {**ADAPTATIONS, Temperature.type: Temperature}[fields.pop("type")](**fields)
+    return OF_PHASES[fields.pop("type")](**fields)

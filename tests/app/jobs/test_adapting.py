@@ -42,7 +42,7 @@ def test_with_little_noise_the_blocks_are_adapted_too() -> None:
     planned = plan_of(wide, privacy=little)
     assert planned.resolved["auto"] == {"adaptation": "little_noise"}
     assert planned.resolved["adaptation"] == {"type": "attentive_lora", "num_layers": 4, "rank": 16, "alpha": 32.0}
-    assert [part.name for part in planned.plan.parts] == ["centring", "head", "main", "evaluation"]
+    assert [part.name for part in planned.plan.parts] == ["centring", "head", "main", "temperature", "evaluation"]
     assert planned.hyperparameters == {"n_epochs": 30, "batch_size": 900, "learning_rate_multiplier": 1.0}
     for own in ({"optimizer": {"learning_rate": 0.2}}, {"schedule": {"type": "linear"}}):
         assert plan_of(wide, privacy=little, **own).resolved["auto"] == {"adaptation": "few_units"}
