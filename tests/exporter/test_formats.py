@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from app.catalog.exports import EXPORT_FORMATS
+from tests.exporter.readme import as_its_readme_says
 from worker.exporter.comparison import check
 from worker.exporter.formats import adapter, onnx_graph, student, weights
 from worker.exporter.reference import Reference, answer
@@ -113,6 +114,8 @@ def test_a_student_has_fewer_layers_and_follows_the_model(make: Make, bundle: Pa
     told = answers(folder).argmax(1) == answers(bundle).argmax(1)
     assert told.float().mean() >= 0.8
     assert metrics["compared_on"] == "held-out rows of the public file"
+    said = as_its_readme_says(folder, [], **{"A text of yours.": UNSEEN[1]})[0]
+    assert said["score"] == pytest.approx(float(answers(folder, UNSEEN[1:2]).softmax(1).max()), abs=1e-3)
     assert metrics["agreement"] >= 0.8
     assert metrics["public_rows"] + metrics["num_inputs"] == len(texts)
     assert metrics["relative_difference"] < 0.6
@@ -141,6 +144,23 @@ def test_each_export_says_what_it_is_and_what_it_cost(make: Make, bundle: Path) 
         assert "no further epsilon" in (folder / "README.md").read_text()
         assert metrics["speedup"] > 0.0
         assert metrics["num_inputs"] == 128
+
+
+@pytest.mark.parametrize("format_", ["safetensors", "fp16", "bf16", "adapter", "onnx"])
+def test_each_exports_readme_has_a_call_that_runs_as_printed(
+    make: Make, bundle: Path, base: Path, format_: str
+) -> None:
+    folder, _ = make(format_)
+    expected = answers(bundle, UNSEEN[1:2])
+    places = {"A text of yours.": UNSEEN[1], **({"PATH_OF_TINY": str(base)} if format_ == "adapter" else {})}
+    told = as_its_readme_says(folder, [], **places)
+    if format_ == "onnx":
+        assert np.allclose(told, expected, rtol=1e-3, atol=1e-3)
+    else:
+        config = AutoConfig.from_pretrained(bundle)
+        assert told[0]["label"] == config.id2label[int(expected.argmax())]
+        assert told[0]["score"] == pytest.approx(float(expected.softmax(1).max()), abs=0.02)
+    assert 'Classes: "negative", "positive".' in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize("format_", ["fp16", "adapter", "onnx", "onnx_int8"])

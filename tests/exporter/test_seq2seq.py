@@ -23,8 +23,9 @@ from tests.exporter.readme import as_its_readme_says
 from tests.trainer.hub_folders import make_m2m, make_marian, make_mbart_25
 from tests.trainer.jobs import ADAPTATIONS, KEY, make_job
 from tests.trainer.seq2seq import FAMILIES, make_seq2seq_base, translations
+from worker.exporter.card import prefix
 from worker.exporter.comparison import check
-from worker.exporter.formats import onnx_graph, student
+from worker.exporter.formats import onnx_graph, seq2seq_graphs, student
 from worker.exporter.reference import Reference, answer
 from worker.exporter.spec import ExportFailure
 from worker.trainer.control import Control
@@ -167,6 +168,9 @@ def test_a_student_learns_what_the_model_writes(make: Make, bundles: dict[str, P
     depths = ("num_layers", "num_decoder_layers") if family == "t5" else ("encoder_layers", "decoder_layers")
     assert [config[name] for name in depths] == [1, 1]
     assert written_by(folder, ["the cat runs"])[0].startswith("le ")
+    code = (folder / "README.md").read_text().replace("print(run(", "print(repr([run(").replace("))\n```", ")]))\n```")
+    (folder / "README.md").write_text(code)
+    assert as_its_readme_says(folder, [], **{"A text of yours.": "the cat runs"})[0].startswith("le ")
     searching = [json.loads((of / "generation_config.json").read_text()) for of in (folder, bundles[family])]
     assert searching[0].get("bad_words_ids") == searching[1].get("bad_words_ids")
     assert ("bad_words_ids" in searching[0]) == (family == "marian")
@@ -244,3 +248,28 @@ def _damage(path: Path) -> None:
     largest = max(floats, key=lambda tensor: numpy_helper.to_array(tensor).size)
     largest.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(largest), largest.name))
     onnx.save(graph, path)
+
+
+def test_an_adapters_readme_and_a_prefix_that_sources_begin_with(
+    make: Make, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    """Both as printed: on the base, with the words before the source; of graphs, the same words."""
+    base = bundles["t5"]
+    merged = shutil.copytree(base, tmp_path / "merged")
+    changed = AutoModelForSeq2SeqLM.from_pretrained(base)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, value in changed.named_parameters():
+            if name.endswith("SelfAttention.q.weight"):
+                left, right = (torch.randn(size, 2, generator=generator) for size in value.shape)
+                value += 0.5 * left @ right.T
+    changed.save_pretrained(merged)
+    card = (base / "README.md").read_text()
+    (merged / "README.md").write_text(card.replace("tokenizer(source,", 'tokenizer("the \\"cat " + source,'))
+    folder, _ = make("adapter", of=merged, base_path=str(base))
+    code = (folder / "README.md").read_text().replace("print(run(", "print(repr([run(").replace("))\n```", ")]))\n```")
+    (folder / "README.md").write_text(code)
+    places = {"A text of yours.": "runs", "PATH_OF_TINY": str(base)}
+    assert as_its_readme_says(folder, [], **places) == written_by(merged, ['the "cat runs'])
+    usage = seq2seq_graphs.usage(changed, prefix(merged))
+    assert 'texts = ["the \\"cat " + text for text in texts]\n' in usage

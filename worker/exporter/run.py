@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from app.catalog.exports import EXPORT_FORMATS, POST_PROCESSING, ExportFormat
+from worker.exporter import card
 from worker.exporter.comparison import check, speed
 from worker.exporter.formats.maker import Made
 from worker.exporter.formats.registry import MAKERS
@@ -88,14 +89,14 @@ def _complete(folder: Path, spec: ExportSpec, form: ExportFormat, made: Made, me
         "metrics": metrics,
     }
     (output / "export.json").write_text(json.dumps(record, ensure_ascii=False, indent=2), encoding="utf-8")
-    (output / "README.md").write_text(_card(spec, form, made, metrics), encoding="utf-8")
+    (output / "README.md").write_text(_card(folder / MODEL_FOLDER, spec, form, made, metrics), encoding="utf-8")
     (folder / METRICS_FILE).write_text(json.dumps(metrics), encoding="utf-8")
     for path in (*output.iterdir(), folder / METRICS_FILE):
         with path.open("rb") as file:
             os.fsync(file.fileno())
 
 
-def _card(spec: ExportSpec, form: ExportFormat, made: Made, metrics: dict[str, Any]) -> str:
+def _card(folder: Path, spec: ExportSpec, form: ExportFormat, made: Made, metrics: dict[str, Any]) -> str:
     agreement = metrics["agreement"]
     same = "" if agreement is None else f"{agreement:.1%} of its answers were the model's own; "
     student = ""
@@ -105,7 +106,7 @@ def _card(spec: ExportSpec, form: ExportFormat, made: Made, metrics: dict[str, A
             f"answers to {metrics['public_rows']} texts of a file that was declared public.\n\n"
         )
     return (
-        f"# {spec.model_id}: {form.title}\n\n{made.usage}\n\n"
+        "\n\n".join(filter(None, [f"# {spec.model_id}: {form.title}", card.notes(folder), made.usage])) + "\n\n"
         f"{student}Reloaded with {form.runtime} and compared with the model on {metrics['num_inputs']} "
         f"{metrics['compared_on']}: {same}relative difference {metrics['relative_difference']:.4g}. Weights: "
         f"{metrics['weights_bytes'] / 1e6:.1f} MB, {metrics['compression']:.2f} times smaller than the model's; "

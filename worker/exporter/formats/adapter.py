@@ -7,6 +7,7 @@ What changed otherwise (a new head, the pooling layer that the base does not hav
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from worker.exporter import card
 from worker.exporter.formats.maker import Made
 from worker.exporter.reference import Batch, Reference, answer
 from worker.exporter.spec import ExportFailure, ExportSpec
@@ -31,8 +33,8 @@ from transformers import AutoConfig, {loader}
 # config.json here has what the base's does not: the classes, and the layers that were added.
 config = AutoConfig.from_pretrained("PATH_OF_THIS_FOLDER")
 base = {loader}.from_pretrained("PATH_OF_{base}", config=config)
-model = PeftModel.from_pretrained(base, "PATH_OF_THIS_FOLDER").eval()
-```
+model = PeftModel.from_pretrained(base, "PATH_OF_THIS_FOLDER").merge_and_unload().eval()
+{calls}```
 
 transformers says that some weights of the base are newly initialised: they are the ones that this folder brings."""
 
@@ -62,12 +64,19 @@ def make(folder: Path, spec: ExportSpec, reference: Reference, output: Path) -> 
     parameters = sum(tensor.numel() for pair in factors.values() for tensor in pair)
     parameters += sum(p.numel() for name in whole for p in reference.model.get_submodule(name).parameters())
     reloaded = reload(reference, Path(spec.base_path), output)
-    usage = _USAGE.format(loader=reference.kind.loader.__name__, base=spec.base.upper())
+    calls = card.calls_loaded(reference.folder)
+    loader = reference.kind.loader.__name__
+    usage = _USAGE.format(loader=loader, base=_place(spec.base), calls=f"\n{calls}\n" if calls else "")
 
     def run(inputs: Batch) -> Tensor:
         return answer(reloaded, inputs)
 
     return Made(run, usage, parameters, {"rank": spec.rank, "adapted_matrices": len(factors)})
+
+
+def _place(base: str) -> str:
+    """`org/name-1.0` → ORG_NAME_1_0: a word for the reader to replace."""
+    return re.sub(r"[^A-Z0-9]+", "_", base.upper())
 
 
 def _base(reference: Reference, path: Path) -> tuple[PreTrainedModel, set[str]]:

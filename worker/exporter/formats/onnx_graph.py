@@ -16,6 +16,7 @@ from onnxruntime.quantization import quantize_dynamic
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from worker.exporter import card
 from worker.exporter.architectures import load
 from worker.exporter.formats import causal_graph, int8_convolutions, seq2seq_graphs, shared_weights
 from worker.exporter.formats.maker import Made
@@ -30,15 +31,20 @@ _LARGEST_GRAPH = 2**31 - 2**26
 
 _USAGE = """```python
 import onnxruntime
-
+import transformers
+{imports}
 session = onnxruntime.InferenceSession("PATH_OF_THIS_FOLDER/model.onnx")
 {prepare}
 (logits,) = session.run(None, inputs)
+print(logits.tolist())
 ```"""
 _TEXT = """tokenizer = transformers.AutoTokenizer.from_pretrained("PATH_OF_THIS_FOLDER")
-encoded = tokenizer(["…"], padding=True, truncation=True, return_tensors="np")
+encoded = tokenizer(%s, padding=True, truncation=True, return_tensors="np")
 inputs = {name: encoded[name] for name in %s}"""
-_IMAGE = 'inputs = {"pixel_values": pixels}  # (rows, channels, height, width), float32'
+_TEXTS, _PAIRS = '["A text of yours."]', '["A text of yours."], ["The other one."]'
+_IMAGE = """processor = transformers.AutoImageProcessor.from_pretrained("PATH_OF_THIS_FOLDER")
+image = PIL.Image.open("PATH_OF_AN_IMAGE").convert("RGB")
+inputs = dict(processor([image], return_tensors="np"))"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -188,7 +194,7 @@ def reload(reference: Reference, output: Path, threads: int) -> Made:
         def run(inputs: Batch) -> Tensor:
             return seq2seq_graphs.answer(encode, decode, later, inputs)
 
-        return Made(run, seq2seq_graphs.usage(reference.model), parameters)
+        return Made(run, seq2seq_graphs.usage(reference.model, card.prefix(reference.folder)), parameters)
     respond = _Session(output / GRAPH, threads)
     if reference.kind.loader is AutoModelForCausalLM:
 
@@ -196,8 +202,11 @@ def reload(reference: Reference, output: Path, threads: int) -> Made:
             return causal_graph.answer(respond.run, respond.cached, inputs)
 
         return Made(read_on, causal_graph.USAGE, parameters)
-    prepare = _IMAGE if reference.tokenizer is None else _TEXT % sorted(respond.taken)
-    return Made(respond, _USAGE.format(prepare=prepare), parameters)
+    if reference.tokenizer is None:
+        return Made(respond, _USAGE.format(imports="import PIL.Image\n", prepare=_IMAGE), parameters)
+    texts = _PAIRS if '"text_pair"' in card.calls(reference.folder) else _TEXTS
+    usage = _USAGE.format(imports="", prepare=_TEXT % (texts, sorted(respond.taken)))
+    return Made(respond, usage, parameters)
 
 
 class _Session:

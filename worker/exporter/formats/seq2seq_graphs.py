@@ -30,7 +30,7 @@ import onnxruntime
 import transformers
 
 folder, texts, longest = "PATH_OF_THIS_FOLDER", ["…"], 128
-tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+{prefixed}tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
 config = transformers.AutoConfig.from_pretrained(folder)
 graphs = (f"{folder}/{name}_model.onnx" for name in ("encoder", "decoder", "decoder_with_past"))
 encoder, decoder, later = map(onnxruntime.InferenceSession, graphs)
@@ -55,14 +55,18 @@ print(tokenizer.batch_decode(written, skip_special_tokens=True))
 ```"""
 
 
+#: Where sources begin with words.
+_PREFIXED = "texts = [{prefix} + text for text in texts]\n"
+
 #: Where a text begins with a token of its language.
 _FORCED = "written = numpy.append(written, numpy.full_like(written, {token}), 1)  # the language to write\n"
 
 
-def usage(model: Any) -> str:
-    """The lines of Python that write with the graphs."""
+def usage(model: Any, prefix: str) -> str:
+    """Lines of Python that write with the graphs. prefix: what sources begin with, as a string of Python."""
     token = model.generation_config.forced_bos_token_id
-    return _USAGE.replace("{forced}", "" if token is None else _FORCED.format(token=token))
+    forced = "" if token is None else _FORCED.format(token=token)
+    return _USAGE.replace("{forced}", forced).replace("{prefixed}", _PREFIXED.format(prefix=prefix) if prefix else "")
 
 
 class Encoder(nn.Module):

@@ -8,23 +8,24 @@ from pathlib import Path
 import torch
 
 from app.catalog.families import GROUP_NORM_CODE
+from worker.exporter import card
 from worker.exporter.architectures import load
 from worker.exporter.formats.maker import Made, Maker
 from worker.exporter.reference import Batch, Reference, answer
 from worker.exporter.spec import ExportSpec
+from worker.trainer.tasks.interface import FOLDER
 
 WEIGHTS = "model.safetensors"
 
 
 def usage(reference: Reference) -> str:
-    """Two lines of Python."""
+    """The lines of Python of the model's own card; where it has none, two that load it."""
     loader = reference.kind.loader.__name__
     brings_code = (reference.folder / GROUP_NORM_CODE).exists()
-    trust = f", trust_remote_code=True)  # it runs {GROUP_NORM_CODE}" if brings_code else ")"
-    return (
-        f'```python\nfrom transformers import {loader}\n\nmodel = {loader}.from_pretrained("PATH_OF_THIS_FOLDER", '
-        f'dtype="auto"{trust}\n```'
-    )
+    trust = ", trust_remote_code=True" if brings_code else ""
+    loads = f'from transformers import {loader}\n\nmodel = {loader}.from_pretrained("{FOLDER}", dtype="auto"{trust})'
+    code = card.calls(reference.folder) or loads
+    return f"```python\n{code}\n```" + (f"\n\ntransformers runs `{GROUP_NORM_CODE}` then." if brings_code else "")
 
 
 def reload(reference: Reference, output: Path) -> Made:

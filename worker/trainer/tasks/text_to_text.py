@@ -192,13 +192,13 @@ class TextToText(TextTask):
         if language_tokens.are_read(self.processor):
             return [
                 "It was trained on several languages: set the tokenizer's src_lang, and give generate() the token of "
-                f"the language to write as {language_tokens.told_to_write(self.processor)}, as `run` below does."
+                f"the language to write as {language_tokens.told_to_write(self.processor)}."
             ]
         says = self._says()
         if not says:
             return []
         filled = ", filled in," if self._languages_taken() else ","
-        return [f"Every source must begin with {says!r}{filled} as in training: `run` below sees to it."]
+        return [f"Every source must begin with {says!r}{filled} as in training."]
 
     def _says(self) -> str:
         """What stands before a source; where rows have languages of their own, with their names in braces."""
