@@ -46,8 +46,9 @@ class NotFound(ApiError):
     status = 404
     type = "not_found_error"
 
-    def __init__(self, kind: str, *, param: str | None = None) -> None:
-        super().__init__(f"{kind}_not_found", f"No such {kind.replace('_', ' ')}.", param=param)
+    def __init__(self, kind: str, *, param: str | None = None, hint: str = "") -> None:
+        said = f"No such {kind.replace('_', ' ')}."
+        super().__init__(f"{kind}_not_found", f"{said} {hint}".strip(), param=param)
 
 
 class Conflict(ApiError):

@@ -109,8 +109,7 @@ class Lora:
     targets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0:
-            raise ValueError("rank and alpha must be positive")
+        _require_factors(self.rank, self.alpha)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +128,23 @@ class AttentiveLora:
     def __post_init__(self) -> None:
         if self.num_layers is not None and self.num_layers < 1:
             raise ValueError("num_layers must be at least 1")
-        if self.rank < 1 or self.alpha <= 0:
-            raise ValueError("rank and alpha must be positive")
+        _require_factors(self.rank, self.alpha)
 
     def of(self, depth: int, *, pairs: bool = False, pools: bool = False) -> AttentiveLora:
         """As `AttentiveHead.of`."""
         return dataclasses.replace(self, num_layers=_blocks_read(self.num_layers, depth, pairs=pairs, pools=pools))
+
+
+#: Beyond, float32 has nothing left of the weights that the update is added to.
+_LARGEST_ALPHA = 1e6
+
+
+def _require_factors(rank: int, alpha: float) -> None:
+    """Raises ValueError, for NaN too."""
+    if rank < 1:
+        raise ValueError("rank must be at least 1")
+    if not 0.0 < alpha <= _LARGEST_ALPHA:
+        raise ValueError(f"alpha must be greater than 0 and at most {_LARGEST_ALPHA:.0f}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ Nothing that the client sent comes back but the names of fields: a private row i
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -168,7 +168,7 @@ def _data_error(_request: Request, error: Exception) -> JSONResponse:
 
 def _validation_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    problems = [{"param": _path(e["loc"]), "message": _reason(e)} for e in error.errors()]
+    problems = [{"param": _path(place), "message": reason} for place, reason in _told(error.errors())]
     first = problems[0]
     subject = f"`{first['param']}`" if first["param"] else "The request body"
     return envelope(
@@ -191,6 +191,26 @@ def _http_exception(_request: Request, error: Exception) -> JSONResponse:
 def _database_error(_request: Request, error: Exception) -> JSONResponse:
     log.warning("database_unavailable", error=type(error).__name__)
     return envelope(ServiceUnavailable("database_unavailable", "The database does not answer in time; try again."))
+
+
+def _told(errors: Sequence[Mapping[str, Any]]) -> Iterator[tuple[tuple[int | str, ...], str]]:
+    """Place and reason of each. Of a field that takes a word of ours or something else, pydantic tells of both, by
+    names of types in the path: that is one mistake, of the other kind unless there is none."""
+    words = {e["loc"][:-1]: e for e in errors if isinstance(e["loc"][-1], str) and e["loc"][-1].startswith("literal[")}
+    others = {place for place in words for e in errors if e is not words[place] and e["loc"][: len(place)] == place}
+    for each in errors:
+        place, reason = each["loc"], _reason(each)
+        either = next((start for start in words if place[: len(start)] == start), None)
+        if either is not None and each is words[either]:
+            if either not in others:
+                yield either, reason
+        elif either is not None:
+            inner = place[len(either) + 1 :]
+            yield either + inner, reason if inner else f"{reason}, or {words[either]['ctx']['expected']}"
+        elif place[-1] == "[key]":
+            yield place[:-2], f"has a key that {reason}"
+        else:
+            yield place, reason
 
 
 def _path(loc: tuple[int | str, ...]) -> str | None:

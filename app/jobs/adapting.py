@@ -22,14 +22,17 @@ from app.jobs.schemas import batch_norm_not_trained
 
 
 def require(adaptation: Adaptation, task: Task, base: BaseModel) -> None:
-    """Raises InvalidRequest: adaptation_not_supported, lora_matches_nothing, freeze_matches_nothing,
-    freeze_matches_everything, batch_norm_missing, batch_norm_not_trained."""
+    """Raises InvalidRequest: adaptation_not_supported, invalid_adaptation, lora_matches_nothing,
+    freeze_matches_nothing, freeze_matches_everything, batch_norm_missing, batch_norm_not_trained."""
     if task.head == "pretrained" and isinstance(adaptation, Head):
         raise _unsupported(f"The task `{task.type}` trains the base's own head: there is no new one to train alone.")
     if isinstance(adaptation, BitFit) and not _has_biases(adaptation, task, base):
         raise _unsupported("This base model has no bias terms that could train.")
     if isinstance(adaptation, Lora) and not FAMILIES[base.family].lora:
         raise _unsupported("This base model has no matrices for LoRA.")
+    if isinstance(adaptation, Lora | AttentiveLora) and adaptation.rank > base.hidden_size:
+        why = f"A rank is at most this base model's width, {base.hidden_size}: `full` trains all that a matrix holds."
+        raise InvalidRequest("invalid_adaptation", why, param="adaptation.rank")
     if isinstance(adaptation, Lora):
         _require_matrices(adaptation, task, base)
     if isinstance(adaptation, AttentiveHead | AttentiveLora):

@@ -51,7 +51,7 @@ def read(database: Database, settings: Settings, project_id: str, body: CreateJo
     """
     base = models.find_base_for(database, settings, project_id, body.model)
     if base is None:
-        raise NotFound("model", param="model")
+        raise NotFound("model", param="model", hint="GET /v1/base_models lists what jobs can start from.")
     with database.reading() as session:
         return _read_files(session, project_id, body, base)
 
@@ -117,7 +117,7 @@ def _find(session: Session, project_id: str, file_id: str, param: str) -> File:
     try:
         return files.get(session, project_id, file_id)
     except NotFound as error:
-        raise NotFound("file", param=param) from error
+        raise NotFound("file", param=param, hint="GET /v1/files lists those of this project.") from error
 
 
 def note_labels(database: Database, project_id: str, body: CreateJob, inputs: Inputs) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import inspect
 import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
 
 from app.catalog.adaptations import ADAPTATIONS, Adaptation
 from app.catalog.recipes import OptimizerName, ScheduleName
@@ -29,7 +30,13 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+def _no_truth(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+Finite = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_no_truth)]
 
 
 class Hyperparameters(_Strict):
@@ -114,7 +121,7 @@ class PrivacyBlock(_Strict):
     mechanism: Literal["dp_sgd", "none"] = "dp_sgd"
     target_epsilon: Finite | None = None
     target_delta: Finite | None = None
-    max_grad_norm: Annotated[Finite, Field(gt=0)] | None = None
+    max_grad_norm: Annotated[Finite, Field(ge=1e-6, le=1e6)] | None = None
     clipping: Literal["flat", "automatic", "per_layer", "adaptive"] | None = None
     loss_curve: bool = True
     loss_bound: Annotated[Finite, Field(gt=0, le=1e6)] | None = None
@@ -257,7 +264,7 @@ def adaptation_of(body: CreateJob) -> Adaptation | None:
         raise InvalidRequest(
             "adaptation_not_supported", f"Adaptations are auto, {', '.join(ADAPTATIONS)}.", param="adaptation.type"
         )
-    known = cls.__dataclass_fields__
+    known = [field.name for field in dataclasses.fields(cls)]
     for key in fields:
         if key not in known:
             raise InvalidRequest(
@@ -269,8 +276,9 @@ def adaptation_of(body: CreateJob) -> Adaptation | None:
         return TypeAdapter(cls).validate_python(fields)
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
-        param = ".".join(["adaptation", *(str(part) for part in first["loc"][:1])])
         # A check of ours says what it wants; the words of another could quote the input.
         own = first.get("ctx", {}).get("error") if first["type"] == "value_error" else None
+        at_fault = [str(part) for part in first["loc"][:1]] or [name for name in known if str(own).startswith(name)]
+        param = ".".join(["adaptation", *at_fault])
         why = f"`{cls.type}`: {own}." if own else f"`{param}` is of another type than it should be."
         raise InvalidRequest("invalid_adaptation", why, param=param) from None

@@ -141,7 +141,7 @@ def test_a_domain_error_is_rendered_as_it_is(client: TestClient, name: str, stat
         ({}, "model", "is required"),
         ({"model": ROW}, "model", "at most 8"),
         ({"model": 3}, "model", "must be a string"),
-        ({"model": "m", "epochs": ROW}, "epochs.int", "must be an integer"),
+        ({"model": "m", "epochs": ROW}, "epochs", "must be an integer"),
         ({"model": "m", "epsilon": ROW}, "epsilon", "must be a number"),
         ({"model": "m", "epsilon": -1}, "epsilon", "must be greater than 0"),
         ({"model": "m", "adaptation": {"type": ROW}}, "adaptation", "'head', 'lora'"),
