@@ -22,7 +22,7 @@ from app.errors import ApiError
 from app.models import digests, discovery, folder_reader, model_folder
 from app.models import service as models
 from app.settings import Settings
-from worker import job_folder
+from worker import job_folder, reach
 from worker.trainer.spec import BASE_FOLDER, BaseSpec
 from worker.trainer_process import PASSED_ON
 from worker.workplace import Workplace
@@ -88,13 +88,14 @@ def converted(settings: Settings, base: BaseModel) -> Path:
     source = models.package_path(base)
     if source is None:
         raise models.BaseModelUnavailable(f"the package {base.package} is not installed")
-    root = settings.data_dir.resolve() / "converted"
+    root = reach.conversions(settings)
     target = root / f"{base.id}-{base.digest[:16]}"
     if not target.exists():
-        root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".", dir=root) as scratch:
             made = Path(scratch) / "model"
-            env = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | {"HOME": scratch}
+            within = dataclasses.replace(reach.of_children(settings), read=(source,))
+            env = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+            env |= {"HOME": scratch, **within.to_env()}
             command = tether.python("-m", "worker.trainer.convert", base.conversion, str(source), str(made))
             try:
                 subprocess.run(  # noqa: S603

@@ -25,7 +25,7 @@ from app.exports import lifecycle
 from app.exports.lifecycle import ClaimedExport
 from app.jobs.tables import Job
 from app.models import service as models
-from worker import base_model, job_folder, reporter, results
+from worker import base_model, job_folder, reach, reporter, results
 from worker.exporter.spec import (
     EXPORT_FOLDER,
     METRICS_FILE,
@@ -106,7 +106,8 @@ def run_export(workplace: Workplace, export_id: str) -> None:
 
 def _attempt(workplace: Workplace, claimed: ClaimedExport, lease: Lease) -> None:
     database, settings = workplace.database, workplace.settings
-    exporter = TrainerProcess(job_folder.folders_root(settings), threads=settings.threads, program=PROGRAM)
+    root, within = job_folder.folders_root(settings), reach.of_children(settings)
+    exporter = TrainerProcess(root, reach=within, threads=settings.threads, program=PROGRAM)
     try:
         try:
             _lay_out(workplace, claimed, exporter)

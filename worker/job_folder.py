@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -23,7 +24,10 @@ from app.storage.interface import Storage
 
 log = structlog.get_logger(__name__)
 
-_LOCK = ".lock"
+_LOCK, _KEPT = ".lock", "kept"
+
+#: In the names of what is kept back: of a path that a trainer can guess it can learn how large the rows are.
+_UNTOLD = secrets.token_hex(16)
 
 
 class DamagedCheckpoint(RuntimeError):
@@ -49,9 +53,10 @@ class JobFolder:
     def remove(self) -> None:
         """Removes what was kept back beside the folder, then it and all in it. What cannot go keeps the folder and its
         lock, for `remove_abandoned` to try again."""
-        kept = kept_back_from(self.path)
-        shutil.rmtree(kept, ignore_errors=True)
-        if not kept.exists():
+        kept = [*self.path.parent.glob(f"{_KEPT}-{self.path.name}-*")]  # whichever worker kept it
+        for each in kept:
+            shutil.rmtree(each, ignore_errors=True)
+        if not any(each.exists() for each in kept):
             shutil.rmtree(self.path, ignore_errors=True)
         else:
             for each in self.path.glob("*"):
@@ -65,8 +70,8 @@ class JobFolder:
 
 
 def kept_back_from(folder: Path) -> Path:
-    """Beside a job's folder: what its process is not given yet."""
-    return folder.with_name(f"kept-{folder.name}")
+    """Beside a job's folder, where only this process knows: what the job's process is not given yet."""
+    return folder.with_name(f"{_KEPT}-{folder.name}-{_UNTOLD}")
 
 
 def folders_root(settings: Settings) -> Path:

@@ -113,6 +113,10 @@ CLEARED: dict[str, Clearance] = {
     "sandbox_unavailable": Clearance(
         "This machine cannot shut the training process off from the network.", level="warn"
     ),
+    "files_in_reach": Clearance(
+        "This machine cannot shut the training process off from files beside its folder: its kernel has no Landlock.",
+        level="warn",
+    ),
     "batch_size_reduced": Clearance(
         "Memory ran out: the physical batch is halved (speed only, not privacy).",
         {"max_physical_batch_tokens": number},

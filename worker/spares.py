@@ -5,7 +5,7 @@ from __future__ import annotations
 import structlog
 
 from app.settings import Settings
-from worker import job_folder
+from worker import job_folder, reach
 from worker.trainer_process import TrainerProcess
 
 log = structlog.get_logger(__name__)
@@ -17,7 +17,7 @@ class Spares:
     def __init__(self, settings: Settings) -> None:
         """Removes what killed workers left behind, and starts the first spare."""
         self._root = job_folder.folders_root(settings)
-        self._threads = settings.threads
+        self._settings = settings
         self._spare: TrainerProcess | None = None
         removed = job_folder.remove_abandoned(self._root)
         if removed:
@@ -30,15 +30,15 @@ class Spares:
         if spare is not None and spare.waits():
             return spare
         if spare is not None:
-            log.warning("spare_trainer_died", status=spare.process.returncode)
+            log.warning("spare_trainer_not_usable", status=spare.process.returncode)
             spare.close()
-        return TrainerProcess(self._root, threads=self._threads)
+        return self._start()
 
     def prepare(self) -> None:
         """Starts a spare where there is none. A failure is logged: `take` tries again."""
         if self._spare is None:
             try:
-                self._spare = TrainerProcess(self._root, threads=self._threads)
+                self._spare = self._start()
             except OSError:
                 log.exception("spare_trainer_not_started")
 
@@ -47,3 +47,6 @@ class Spares:
         if self._spare is not None:
             self._spare.close()
             self._spare = None
+
+    def _start(self) -> TrainerProcess:
+        return TrainerProcess(self._root, reach=reach.of_children(self._settings), threads=self._settings.threads)

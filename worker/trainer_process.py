@@ -21,6 +21,7 @@ import structlog
 
 from app import tether
 from worker.job_folder import JobFolder
+from worker.trainer.landlock import Reach
 from worker.trainer.messages import Allowed, Message, Rows, Stop, decode, encode
 from worker.trainer.spec import LOG_FILE, SOCKET_FILE
 
@@ -38,6 +39,8 @@ PASSED_ON = (
 )
 
 PROGRAM = tuple(tether.python("-m", "worker.trainer"))
+
+_NOTHING = Reach()
 
 #: The parts of a traceback that name code and hold no values.
 _FRAME = re.compile(r'  File "([^"]+)", line (\d+), in ([A-Za-z_<][A-Za-z0-9_>]*)')
@@ -58,8 +61,12 @@ class TrainerGone(RuntimeError):
 class TrainerProcess:
     """One trainer. Only the thread that starts it may read; `kill` is safe from any."""
 
-    def __init__(self, root: Path, *, threads: int = 0, program: Sequence[str] = PROGRAM) -> None:
-        """Starts a spare in a fresh folder under `root`. Raises OSError."""
+    def __init__(
+        self, root: Path, *, reach: Reach = _NOTHING, threads: int = 0, program: Sequence[str] = PROGRAM
+    ) -> None:
+        """Starts a spare in a fresh folder under `root`, which is closed to it but for that, as all is but for `reach`.
+        Raises OSError."""
+        self._reach, self._reached = reach, reach.identity()
         self.folder = JobFolder.create(root)
         try:
             self._listener = socket.socket(socket.AF_UNIX)
@@ -69,7 +76,7 @@ class TrainerProcess:
             with open(self.folder.path / LOG_FILE, "ab") as output:
                 self.process = tether.popen(
                     program,
-                    env=_environment(self.folder.path, threads),
+                    env=_environment(self.folder.path, threads) | reach.to_env(),
                     cwd=self.folder.path,
                     stdin=subprocess.PIPE,
                     output=output,
@@ -84,8 +91,9 @@ class TrainerProcess:
         self._ended = False
 
     def waits(self) -> bool:
-        """Whether it still runs: a spare may have died while nobody looked."""
-        return self.process.poll() is None
+        """Whether it still runs, and what it reaches is still what lies there: a spare may have died while nobody
+        looked, or an operator have put another folder of models in the place of the one that it knows."""
+        return self.process.poll() is None and self._reach.identity() == self._reached
 
     def begin(self, key: bytes) -> None:
         """Hands over the job that lies in the folder. A trainer that is gone is noticed by `read`."""

@@ -26,6 +26,7 @@ from worker.trainer import ranks as ranks_module
 from worker.trainer.control import Control
 from worker.trainer.dp.randomness import JobRandomness
 from worker.trainer.dp.sampler import poisson_batch
+from worker.trainer.landlock import Reach
 from worker.trainer.messages import Allowed, Failed, Finished, Message, Notice, Rows, Stopped, encode
 from worker.trainer.ranks import Order, Ranks, receive
 from worker.trainer.run import run
@@ -129,7 +130,7 @@ def together(base: Path) -> Iterator[tuple[MadeJob, list[Message]]]:
     """Two ranks from a worker's spare, that nobody interrupts, and what they said."""
     with tempfile.TemporaryDirectory(prefix="pt-") as made:
         root = Path(made)
-        trainer = TrainerProcess(root, threads=1)
+        trainer = TrainerProcess(root, reach=Reach((base,)), threads=1)
         job = dataclasses.replace(_make(root / "made", base), folder=trainer.folder.path)
         shutil.copytree(root / "made", job.folder, dirs_exist_ok=True)
         trainer.begin(KEY)

@@ -1,4 +1,5 @@
-"""`python -m worker.exporter`: waits for one line of JSON with `folder`, makes the export that is described there.
+"""`python -m worker.exporter`: waits for one line of JSON with `folder`, its current one, and makes the export that is
+described there.
 
 Exit status 0: made; 1: failed. Standard error goes to the folder's log, which never leaves it.
 """
@@ -10,14 +11,15 @@ import os
 import sys
 from pathlib import Path
 
-from worker.trainer import sandbox
+from worker.trainer import landlock, sandbox
 
 
 def main() -> int:
     """Makes one export, and ends."""
     sandbox.die_with_parent()
     sandbox.offline_environment()
-    # After the environment is set: these imports take seconds.
+    closed = landlock.close(Path.cwd(), landlock.Reach.from_env())
+    # After the environment is set: these imports take seconds, and start threads.
     from worker.exporter.run import attempt
     from worker.trainer.control import Control
     from worker.trainer.messages import Notice
@@ -33,6 +35,8 @@ def main() -> int:
     control = Control.connect(folder)
     if not sandbox.enter_sandbox():
         control.send(Notice("sandbox_unavailable"))
+    if not closed:
+        control.send(Notice("files_in_reach"))
     made = attempt(folder, control)
     control.close()
     return 0 if made else 1

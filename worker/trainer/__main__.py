@@ -1,9 +1,10 @@
 """`python -m worker.trainer JOB_FOLDER`, with the job's key in hexadecimal as the first line of standard input.
 
-Without a folder it is a warm spare: it imports everything, trains a made-up model for a step, prints nothing, and waits
-for one line of JSON with `folder` and `key`; its standard error then goes to the folder's trainer.log. Either starts as
-many further ranks as the job's runtime options say; `torchrun --nproc-per-node N -m worker.trainer JOB_FOLDER` brings
-them, all on one host, and the key goes to torchrun's standard input. Exit status 0: finished or stopped; 1: failed.
+Without a folder it is a warm spare, in the folder that will be its job's: it imports everything, trains a made-up model
+for a step, prints nothing, and waits for one line of JSON with `folder` and `key`; its standard error then goes to the
+folder's trainer.log. Either reaches no other files than `landlock` says, and starts as many further ranks as the job's
+runtime options say; `torchrun --nproc-per-node N -m worker.trainer JOB_FOLDER` brings them, all on one host, and the
+key goes to torchrun's standard input. Exit status 0: finished or stopped; 1: failed.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from dataclasses import replace
+from pathlib import Path
 
-from worker.trainer import sandbox
+from worker.trainer import landlock, sandbox
 
 
 def main(arguments: list[str]) -> int:
@@ -22,7 +25,10 @@ def main(arguments: list[str]) -> int:
     if len(arguments) > 1:
         print("usage: python -m worker.trainer [JOB_FOLDER]", file=sys.stderr)  # noqa: T201
         return 2
-    # After the environment is set, and before a spare waits: these imports take seconds.
+    folder, reach = Path(*arguments).resolve(), landlock.Reach.from_env()
+    sandbox.wake_gpus()
+    closed = landlock.close(folder, replace(reach, read=(*reach.read, *landlock.named_by(folder / "spec.json"))))
+    # After the environment is set, and before a spare waits: these imports take seconds, and start threads.
     from worker.trainer import ranks, warm_up
     from worker.trainer.messages import Notice
     from worker.trainer.run import attempt
@@ -45,6 +51,8 @@ def main(arguments: list[str]) -> int:
         return 1
     if not sandbox.enter_sandbox():
         met.control.send(Notice("sandbox_unavailable"))
+    if not closed:
+        met.control.send(Notice("files_in_reach"))
     if not attempt(order.folder, order.key, met.control):
         met.hear_the_others()
         return 1

@@ -1,7 +1,8 @@
 """`python -m worker.trainer.convert NAME SOURCE FOLDER`: a package's weights, as a folder that transformers loads.
 
-For packages that carry weights in another form. It runs in a process of its own, in the trainer's sandbox; a pickle is
-read with `weights_only`, which makes tensors and nothing else. What comes out is held to the catalog's digest.
+For packages that carry weights in another form. It runs in a process of its own, in the trainer's sandbox, and writes
+to FOLDER's parent alone; a pickle is read with `weights_only`, which makes tensors and nothing else. What comes out is
+held to the catalog's digest.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from worker.trainer import landlock
 from worker.trainer.sandbox import enter_sandbox, offline_environment
 
 #: A gate that is open: the sigmoid of this is exactly 1 in float32.
@@ -83,6 +85,8 @@ CONVERSIONS: dict[str, Callable[[Path, Path], None]] = {"efficientnet_lite0": ef
 
 
 if __name__ == "__main__":
+    _name, _source, _folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     offline_environment()
+    landlock.close(_folder.parent, landlock.Reach.from_env())
     enter_sandbox()
-    CONVERSIONS[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))
+    CONVERSIONS[_name](_source, _folder)

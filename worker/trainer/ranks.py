@@ -43,6 +43,17 @@ _MEETING_SECONDS = 120.0
 _STORY_SECONDS = 10.0
 _SOCKET_FILE = "ranks.sock"
 
+#: `-m worker.trainer`, where the folder that both packages lie in cannot be listed any more (`landlock`).
+_FURTHER_RANK = """
+import importlib.util, sys
+for name in ("app", "worker"):
+    spec = importlib.util.spec_from_file_location(name, f"{sys.argv[1]}/{name}/__init__.py")
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+from worker.trainer.__main__ import main
+sys.exit(main([]))
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Order:
@@ -174,13 +185,8 @@ def _spawn(order: Order) -> tuple[subprocess.Popen[bytes], socket.socket]:
     """A trainer that has its order, and the connection to it."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     source = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
     with theirs:
-        child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "worker.trainer"],
-            stdin=theirs.fileno(),
-            env={**os.environ, "PYTHONPATH": path},
-        )
+        child = subprocess.Popen([sys.executable, "-P", "-c", _FURTHER_RANK, source], stdin=theirs.fileno())
     ours.sendall(order.to_line())
     return child, ours
 

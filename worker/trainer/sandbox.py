@@ -1,9 +1,10 @@
 """What the trainer gives up before it touches data: the network, new privileges, and being read by other processes.
+(And files: `landlock`, which comes first.)
 
 A seccomp filter makes every `socket` call fail with EPERM (the control socket is connected before), and with it
-io_uring, which could open sockets past the filter, and the calls that read another process's memory or take its
-descriptors. It holds for all threads and children, and cannot be taken back. Python cannot install one itself, hence
-ctypes.
+io_uring, which could open sockets past the filter, the calls that read another process's memory or take its
+descriptors, and those that watch files, which Landlock lets pass. It holds for all threads and children, and cannot be
+taken back. Python cannot install one itself, hence ctypes.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ import ctypes
 import errno
 import os
 import platform
+import shutil
 import signal
 import struct
+import subprocess
 import sys
+from pathlib import Path
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_TSYNC = 1, 1
@@ -24,10 +28,11 @@ _OFFSET_NUMBER, _OFFSET_ARCHITECTURE = 0, 4  # of struct seccomp_data
 _X32_BIT = 0x40000000  # x86_64's second calling convention has the same calls under other numbers
 
 # Per machine: the audit architecture, and the numbers of seccomp and of the refused calls:
-# socket, io_uring_setup, ptrace, process_vm_readv, process_vm_writev, pidfd_open, pidfd_getfd.
+# socket, io_uring_setup, ptrace, process_vm_readv, process_vm_writev, pidfd_open, pidfd_getfd, fanotify_init,
+# inotify_init1, inotify_init (which newer machines do not have).
 _MACHINES: dict[str, tuple[int, int, tuple[int, ...]]] = {
-    "x86_64": (0xC000003E, 317, (41, 425, 101, 310, 311, 434, 438)),
-    "aarch64": (0xC00000B7, 277, (198, 425, 117, 270, 271, 434, 438)),
+    "x86_64": (0xC000003E, 317, (41, 425, 101, 310, 311, 434, 438, 300, 294, 253)),
+    "aarch64": (0xC00000B7, 277, (198, 425, 117, 270, 271, 434, 438, 262, 26)),
 }
 
 # Of how many shapes of products torch's wrapper of oneDNN, and oneDNN itself, keep the compiled code: half a megabyte
@@ -45,6 +50,16 @@ def die_with_parent() -> None:
     """SIGKILL when the thread that started this process ends, whatever ended it. Linux only; elsewhere nothing."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def wake_gpus() -> None:
+    """Has NVIDIA's driver make its devices where nobody has used a GPU since the machine started: a set-user-ID helper
+    does that, which cannot any more once new privileges are given up."""
+    helper = shutil.which("nvidia-modprobe")
+    if helper and not Path("/dev/nvidia-uvm").exists():
+        gpus = len([*Path("/proc/driver/nvidia/gpus").glob("*")])
+        devices = (f"-c={number}" for number in range(max(1, gpus)))
+        subprocess.run([helper, "-u", *devices], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)  # noqa: S603
 
 
 def enter_sandbox() -> bool:
