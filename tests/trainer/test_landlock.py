@@ -18,12 +18,10 @@ from app.tether import importable
 from worker.trainer import landlock
 from worker.trainer.landlock import Reach
 
+#: Of this kernel's Landlock. 2: renames from folder to folder are its matter, 3: truncation, 6: signals.
+VERSION = ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1) if sys.platform == "linux" else 0
 
-def _has_landlock() -> bool:
-    return sys.platform == "linux" and ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1) >= 1
-
-
-pytestmark = pytest.mark.skipif(not _has_landlock(), reason="this kernel has no Landlock, or forbids it")
+pytestmark = pytest.mark.skipif(VERSION < 1, reason="this kernel has no Landlock, or forbids it")
 
 
 @pytest.fixture
@@ -97,9 +95,10 @@ def test_nothing_beside_its_folder_can_be_read_listed_or_changed(data_dir: Path)
         for path in (other, kept, data_dir / "privtune.db"):
             for how in ("r", "w", "a"):
                 assert closed.attempt("open", path, how) == "EACCES"
-            assert closed.attempt("os.truncate", path, 0) == "EACCES"
+            if VERSION >= 3:
+                assert closed.attempt("os.truncate", path, 0) == "EACCES"
             assert closed.attempt("os.unlink", path) == "EACCES"
-            assert closed.attempt("os.rename", path, jobs / "mine/taken") == "EACCES"
+            assert closed.attempt("os.rename", path, jobs / "mine/taken") in ("EACCES", "EXDEV")
             assert closed.attempt("os.link", path, jobs / "mine/taken") in ("EACCES", "EXDEV")
             assert path.read_text() == "something"
         for path in (jobs, data_dir, jobs / "other", jobs / "kept/data", Path("/"), Path("/tmp"), Path("/dev")):
@@ -116,7 +115,9 @@ def test_its_own_folder_is_whole_and_what_is_moved_into_it_later_too(data_dir: P
         assert closed(f"Path({str(mine / 'own')!r}).read_text()") == "something"
         for call in ("open", "os.mkdir"):
             assert closed.attempt(call, mine / call, *(["w"] if call == "open" else [])) == "allowed"
-        assert closed.attempt("os.rename", mine / "open", mine / "os.mkdir/moved") == "allowed"
+        assert closed.attempt("os.rename", mine / "open", mine / "moved") == "allowed"
+        if VERSION >= 2:
+            assert closed.attempt("os.rename", mine / "moved", mine / "os.mkdir/moved") == "allowed"
         assert closed.attempt("shutil.rmtree", mine / "os.mkdir") == "allowed"
         assert closed("[os.environ['HOME'], os.environ['TMPDIR']]") == [str(mine)] * 2
         (data_dir / "jobs/kept/data").rename(mine / "data")
@@ -168,7 +169,7 @@ def test_it_cannot_go_by_another_process_nor_end_one(data_dir: Path) -> None:
     with Closed(data_dir / "jobs/mine") as closed:
         for name in ("root/etc/passwd", "cwd/README.md", "fd/0", "mem"):
             assert closed.attempt("open", f"/proc/{os.getpid()}/{name}") == "EACCES"
-        if ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1) >= 6:
+        if VERSION >= 6:
             assert closed.attempt("os.kill", os.getpid(), 0) == "EPERM"
         assert closed.attempt("os.kill", closed("os.getpid()"), 0) == "allowed"
 

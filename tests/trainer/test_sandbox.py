@@ -7,8 +7,11 @@ import platform
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
+
+from worker.trainer.sandbox import wake_gpus
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"), reason="seccomp as on Linux"
@@ -81,6 +84,31 @@ def test_it_takes_no_descriptor_of_its_parent() -> None:
         result = [attempt(lambda: os.pidfd_open(os.getppid())), attempt(getfd)]
     """
     assert _in_sandbox(body) == ["EPERM", "EPERM"]
+
+
+def test_it_watches_no_files() -> None:
+    """Landlock lets a folder be watched that it does not let be listed."""
+    body = """
+        libc = ctypes.CDLL(None, use_errno=True)
+        def watch(call):
+            if call() < 0:
+                raise OSError(ctypes.get_errno(), "")
+        calls = (lambda: libc.inotify_init(), lambda: libc.inotify_init1(0), lambda: libc.fanotify_init(0, 0))
+        result = [attempt(lambda: watch(call)) for call in calls]
+    """
+    assert _in_sandbox(body) == ["EPERM"] * 3
+
+
+@pytest.mark.skipif(Path("/dev/nvidia-uvm").exists(), reason="this machine's GPUs are awake")
+def test_gpus_are_woken_while_a_helper_may_still_do_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    helper = tmp_path / "nvidia-modprobe"
+    helper.write_text('#!/bin/sh\necho "$@" >> "$0.calls"\nexit 1\n')
+    helper.chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    wake_gpus()
+    assert (tmp_path / "nvidia-modprobe.calls").read_text() == "-u -c=0\n"
+    helper.unlink()
+    wake_gpus()
 
 
 def test_files_threads_and_a_socket_from_before_still_work() -> None:

@@ -144,7 +144,7 @@ def _rules(folder: Path, reach: Reach) -> Iterator[tuple[Path, int]]:
     for path in _found(f"/dev/{name}" for name in _DEVICES):
         yield path, _DEVICE
     yield Path("/dev/shm"), _SHARED  # noqa: S108 - there NCCL's ranks share what they send
-    if os.path.exists("/dev/nvidiactl"):
+    if os.path.exists("/dev/nvidiactl") or os.path.exists("/dev/dxg"):  # dxg: NVIDIA's, too, under Windows
         # cuInit writes to /proc/PID/task/TID/comm, and fails where it cannot; nobody knows PID of the ranks to come.
         yield Path("/proc"), _WRITE_FILE
     yield folder, _OWN

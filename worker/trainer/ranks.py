@@ -186,7 +186,7 @@ def _spawn(order: Order) -> tuple[subprocess.Popen[bytes], socket.socket]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     source = str(Path(__file__).resolve().parents[2])
     with theirs:
-        child = subprocess.Popen([sys.executable, "-P", "-c", _FURTHER_RANK, source], stdin=theirs.fileno())
+        child = subprocess.Popen([sys.executable, "-P", "-c", _FURTHER_RANK, source], stdin=theirs.fileno())  # noqa: S603
     ours.sendall(order.to_line())
     return child, ours
 
