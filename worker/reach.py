@@ -21,12 +21,12 @@ def conversions(settings: Settings) -> Path:
 
 
 def of_children(settings: Settings) -> Reach:
-    """To read, the operator's models and converted ones; closed, the data folder, and database and store where they are
-    files elsewhere."""
+    """To read, the operator's models and converted ones; closed, the data folder, and those of database and store where
+    they are files elsewhere."""
     database, store = make_url(settings.database), urlsplit(settings.storage)
     closed = [settings.data_dir.resolve(), job_folder.folders_root(settings)]
     if database.get_backend_name() == "sqlite" and database.database:
-        closed.append(Path(database.database).resolve())
+        closed.append(Path(database.database).resolve().parent)  # with its journal
     if store.scheme == "file":
         closed.append(Path(unquote(store.path)).resolve())
     models = [settings.models_dir.resolve()] if settings.models_dir is not None else []

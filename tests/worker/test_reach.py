@@ -243,7 +243,7 @@ def test_children_reach_models_and_nothing_that_the_service_keeps_wherever_it_is
     reach = reaches.of_children(settings)
     assert reach.read == (tmp_path / "models", tmp_path / "data/converted")
     assert reach.read[1].is_dir(), "a spare reaches what comes into it"
-    closed = {tmp_path / name for name in ("data", "elsewhere/jobs.db", "a store")}
+    closed = {tmp_path / name for name in ("data", "elsewhere", "a store")}
     assert {*reach.closed} == closed | {job_folder.folders_root(settings)}
     plain = reaches.of_children(Settings(data_dir=tmp_path / "data", database_url="postgresql://host/name"))
     assert plain.read == (tmp_path / "data/converted",)

@@ -46,7 +46,10 @@ _OWN = _READ | _SHARED | _REMOVE_DIR | _MAKE_DIR | _MAKE_SOCK | _REFER
 
 #: What the C library, other libraries and a GPU's driver are made of, and what they ask. (Not /run: secrets are mounted
 #: there.)
-_PROGRAMS = ("/usr", "/bin", "/sbin", "/lib*", "/opt/cuda*", "/opt/nvidia*", "/opt/rocm*", "/nix/store", "/gnu/store")
+_PROGRAMS = (
+    *("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/gnu/store"),
+    *("/opt/cuda*", "/opt/nvidia*", "/opt/rocm*"),
+)
 _FACTS = ("/etc", "/proc", "/sys", "/run/nvidia*")
 #: By name: among the others are disks, which root could read.
 _DEVICES = ("null", "zero", "full", "random", "urandom", "dri", "dxg", "kfd", "nvidia*", "nvgpu", "nvhost*", "nvmap")
