@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast, RobertaConfig, RobertaModel
 
-from app.catalog.adaptations import Adaptation, BitFit, Freeze, Full, Head, LastLayers, Lora
+from app.catalog.adaptations import Adaptation, AttentiveLora, BitFit, Freeze, Full, Head, LastLayers, Lora
 from app.catalog.families import FAMILIES
-from app.catalog.recipes import EVALUATION, HEAD_PHASE, MAIN_PHASE, Phase, Recipe
+from app.catalog.recipes import EVALUATION, HEAD_PHASE, MAIN_PHASE, Phase, Recipe, recipe_for
 from app.catalog.tasks import TASKS
 from app.privacy.plan import Clipping, GaussianRelease, PrivacyPlan, PrivacyUnit
 from worker.trainer.spec import BaseSpec, DataSpec, Evaluation, RuntimeOptions, TaskSpec, TrainerSpec
@@ -30,6 +30,8 @@ DEVICE = os.environ.get("PRIVTUNE_TEST_DEVICE", "cpu")
 GOOD, BAD, FILLER = ("good", "great", "fine"), ("bad", "awful", "poor"), ("the", "film", "is", "was", "a", "plot")
 LABELS = ("negative", "positive")
 NUM_ROWS, NUM_HELD_OUT = 60, 12
+#: The recipes' own.
+TEMPERATURE = recipe_for("text_classification", AttentiveLora(1), 10_000, 8.0, num_layers=2)[0].phases[-1]
 CLASSIFICATION = TaskSpec("text_classification", {"text": "review", "label": "mood"}, LABELS, max_length=16)
 
 ADAPTATIONS: dict[str, Adaptation] = {

@@ -20,7 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.trainer.jobs import KEY, NUM_ROWS, MadeJob, make_job
+from tests.trainer.jobs import KEY, NUM_ROWS, TEMPERATURE, MadeJob, make_job, phases_for
 from tests.trainer.test_control import Supervisor
 from worker.trainer import ranks as ranks_module
 from worker.trainer.control import Control
@@ -46,9 +46,9 @@ def folder() -> Iterator[Path]:
 
 def _make(folder: Path, base: Path, ranks: int = 2) -> MadeJob:
     """Batches of two units on average: some steps have one or none. Whole units of several rows each."""
-    job = make_job(
-        folder, base, adaptation="lora", steps=STEPS, tokens=48, checkpoint_seconds=0, units=_units(), num_held_out=6
-    )
+    phases = (*phases_for("lora", STEPS), dataclasses.replace(TEMPERATURE, num_steps=3))
+    made: dict[str, Any] = {"tokens": 48, "checkpoint_seconds": 0, "units": _units(), "num_held_out": 6}
+    job = make_job(folder, base, phases=phases, **made)
     phases = tuple(dataclasses.replace(phase, sample_rate=RATE) for phase in job.spec.phases)
     parts = tuple(
         dataclasses.replace(part, sample_rate=RATE) if hasattr(part, "sample_rate") else part

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from app.catalog.adaptations import AttentiveHead, AttentiveLora
-from app.catalog.recipes import HEAD_PHASE, MAIN_PHASE, Phase, recipe_for
-from tests.trainer.jobs import KEY, LABELS, MadeJob, make_job, rows
+from app.catalog.recipes import HEAD_PHASE, MAIN_PHASE, Phase
+from tests.trainer.jobs import KEY, LABELS, TEMPERATURE, MadeJob, make_job, rows
 from worker.trainer import loop
 from worker.trainer.adaptations.temperature import Scale, ScaledLinear
 from worker.trainer.control import Control
@@ -26,7 +26,6 @@ from worker.trainer.features import Features
 from worker.trainer.messages import Notice
 from worker.trainer.run import prepare, run
 
-TEMPERATURE = recipe_for("text_classification", AttentiveLora(1), 10_000, 8.0, num_layers=2)[0].phases[-1]
 FEW_STEPS = dataclasses.replace(TEMPERATURE, num_steps=4)
 
 
