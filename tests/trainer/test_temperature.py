@@ -89,14 +89,18 @@ def test_it_scales_the_logits_of_what_was_trained_before_and_nothing_else(
     monkeypatch.setattr(loop, "micro_batches", noted)
     monkeypatch.setattr(ScaledLinear, "merged", merging)
     job = make_job(tmp_path / "job", base, phases=_phases(FEW_STEPS), evaluation="none")
-    spec = dataclasses.replace(job.spec, published_steps=(8,))
+    spec = dataclasses.replace(job.spec, published_steps=(6, 8))
     spec.write(job.folder)
     run(job.folder, KEY, Control(None))
 
     bare = _weights(without)
     inputs = {"input_ids": torch.tensor([[2, 5, 12, 3], [2, 9, 8, 3]]), "attention_mask": torch.ones(2, 4).long()}
     plain = AutoModelForSequenceClassification.from_pretrained(without.folder / "results/model")
-    for folder, scale in zip(("taken/8/results", "results"), scales, strict=True):
+    # Of the phases before: as averaged.
+    assert scales[0] == 1.0
+    taken = _weights(job, "taken/6/results")
+    assert all(torch.equal(value, taken[name]) for name, value in bare.items())
+    for folder, scale in zip(("taken/8/results", "results"), scales[1:], strict=True):
         assert scale != pytest.approx(1.0, abs=1e-3)
         weights = _weights(job, folder)
         assert weights.keys() == bare.keys()
@@ -107,7 +111,7 @@ def test_it_scales_the_logits_of_what_was_trained_before_and_nothing_else(
         model = AutoModelForSequenceClassification.from_pretrained(job.folder / folder / "model")
         with torch.inference_mode():
             assert torch.allclose(model(**inputs).logits, scale * plain(**inputs).logits, rtol=1e-5, atol=1e-6)
-    assert scales[0] != scales[1]
+    assert scales[1] != scales[2]
     # Computed once, of the averaged weights of the phases before: the logits of the model without.
     assert len(held) == FEW_STEPS.num_steps
     assert len({id(features) for features in held}) == 1
