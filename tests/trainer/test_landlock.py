@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,42 @@ def test_a_data_folder_in_what_is_needed_stays_closed(tmp_path: Path) -> None:
                 assert closed.attempt("os.listdir", root / name) == "EACCES"
     with Closed(root / "data/jobs/mine", Reach((root / "data",), (root / "data",))) as closed:
         assert closed.attempt("open", root / "data/privtune.db") == "EACCES"
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="no memory that processes share")
+def test_a_data_folder_in_shared_memory_stays_closed() -> None:
+    """Which is in reach otherwise, for ranks to share what they send."""
+    with tempfile.TemporaryDirectory(prefix="privtune-", dir="/dev/shm") as made:
+        root, database = Path(made), Path(made) / "privtune.db"
+        database.write_text("something")
+        for name in ("mine", "other"):
+            (root / "jobs" / name).mkdir(parents=True)
+            (root / "jobs" / name / "own").write_text("something")
+        with Closed(root / "jobs/mine", Reach((), (root,))) as closed:
+            assert closed.whole is True
+            for path in (database, root / "jobs/other/own"):
+                assert [closed.attempt("open", path, how) for how in "ra"] == ["EACCES"] * 2
+                assert closed.attempt("os.unlink", path) == "EACCES"
+            assert closed.attempt("open", root / "jobs/mine/own", "a") == "allowed"
+        with Closed(root / "jobs/mine", Reach((), (root / "jobs",))) as closed:
+            assert closed.attempt("open", database) == "EACCES"
+        with tempfile.TemporaryDirectory() as elsewhere, Closed(Path(elsewhere)) as closed:
+            assert closed.attempt("open", root / "segment", "x") == "allowed"
+
+
+def test_a_checkout_that_changed_just_before_is_imported_from(data_dir: Path) -> None:
+    """Python lists a folder again that is newer than its list, and takes one that it may not list for an empty one."""
+    code = f"""
+        import os, sys
+        from pathlib import Path
+        from worker.trainer import landlock
+        os.utime({str(Path(landlock.__file__).parents[2])!r})
+        landlock.close(Path({str(data_dir / "jobs/mine")!r}), landlock.Reach())
+        from app.privacy.plan import PrivacyPlan
+        from worker.trainer.failure import TrainerFailure
+    """
+    command = [sys.executable, "-P", "-c", textwrap.dedent(code)]
+    subprocess.run(command, env=importable(os.environ), check=True)
 
 
 def test_of_a_checkout_only_the_packages_are_in_reach(data_dir: Path) -> None:

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 
+import app  # noqa: F401 - while its folder can be listed: of a checkout that ends with `close`
+
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # on every machine
 _CREATE_RULESET_VERSION, _RULE_PATH_BENEATH = 1, 1
 _PR_SET_NO_NEW_PRIVS = 38
@@ -146,7 +148,9 @@ def _rules(folder: Path, reach: Reach) -> Iterator[tuple[Path, int]]:
             yield path, rights
     for path in _found(f"/dev/{name}" for name in _DEVICES):
         yield path, _DEVICE
-    yield Path("/dev/shm"), _SHARED  # noqa: S108 - there NCCL's ranks share what they send
+    shared = Path("/dev/shm").resolve()  # noqa: S108 - there NCCL's ranks share what they send
+    if not any(path.resolve().is_relative_to(shared) for path in closed):
+        yield shared, _SHARED
     if os.path.exists("/dev/nvidiactl") or os.path.exists("/dev/dxg"):  # dxg: NVIDIA's, too, under Windows
         # cuInit writes to /proc/PID/task/TID/comm, and fails where it cannot; nobody knows PID of the ranks to come.
         yield Path("/proc"), _WRITE_FILE
