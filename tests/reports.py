@@ -38,7 +38,12 @@ def parts(sigma: float, evaluated: Dataset = "training", riding: bool = False) -
     )
 
 
-def claim(plan: PrivacyPlan, charges: list[dict[str, Any]], evaluation: str = "private") -> Claimed:
+def claim(
+    plan: PrivacyPlan,
+    charges: list[dict[str, Any]],
+    evaluation: str = "private",
+    checkpoint_steps: list[int] | None = None,
+) -> Claimed:
     resolved = {
         "task": {
             "type": "text_classification",
@@ -49,6 +54,7 @@ def claim(plan: PrivacyPlan, charges: list[dict[str, Any]], evaluation: str = "p
         },
         "phases": [{"name": "main", "learning_rate": 0.5}],
         "evaluation": evaluation,
+        "checkpoint_steps": checkpoint_steps or [],
         "training_digest": ROWS,
         "validation_digest": None,
         "certified_datasets": ["training"],
@@ -63,6 +69,7 @@ def claim(plan: PrivacyPlan, charges: list[dict[str, Any]], evaluation: str = "p
         seed=7,
         training_file_id="file-1",
         validation_file_id=None,
+        request={"export": {"formats": ["onnx", "student"], "student": {"training_file": "file-2"}}},
         plan=plan,
         charges=charges,
         resolved=resolved,
@@ -111,7 +118,7 @@ def private_report(
     executed = {part.name: part.num_steps for part in plan.parts}
     if taken_at is not None:
         executed = {"centring": 1, "main": taken_at - 1}
-    claimed = claim(plan, charges)
+    claimed = claim(plan, charges, checkpoint_steps=None if taken_at is None else [taken_at])
     if lineage:
         promised = {
             "mechanism": "dp_sgd",

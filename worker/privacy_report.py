@@ -83,8 +83,12 @@ def build(
         report["lineage"] = _lineage(ancestors, claimed.job_id, report.get("budgets", ()), positions)
     report |= {
         "parts": _parts(plan, done),
-        "released": form.released(plan.to_dict(), "none" if checkpoint else resolved["evaluation"]),
-        "treated_as_public": _treated_as_public(plan, resolved),
+        "released": form.released(
+            plan.to_dict(),
+            "none" if checkpoint else resolved["evaluation"],
+            checkpoints=bool(resolved.get("checkpoint_steps")),
+        ),
+        "treated_as_public": _treated_as_public(claimed),
         "not_covered": form.not_covered(plan.mechanism, plan.privacy_unit.column),
         "digests": {
             "plan": plan.digest(),
@@ -235,8 +239,9 @@ def _parts(plan: PrivacyPlan, executed: Mapping[str, int]) -> list[dict[str, Any
     return described
 
 
-def _treated_as_public(plan: PrivacyPlan, resolved: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _treated_as_public(claimed: Claimed) -> list[dict[str, Any]]:
     """What the guarantee does not protect because it was taken as known."""
+    plan, resolved = claimed.plan, claimed.resolved
     task, unit_column = resolved["task"], plan.privacy_unit.column
     columns = {**task["columns"], **({} if unit_column is None else {"privacy_unit": unit_column})}
     source = {"declared": form.DECLARED, "file": form.FROM_FILE, "none": form.NO_CLASSES}[task["labels_source"]]
@@ -244,6 +249,12 @@ def _treated_as_public(plan: PrivacyPlan, resolved: Mapping[str, Any]) -> list[d
         "task": {"type": task["type"], **task.get("options", {})},
         "phases": list(resolved["phases"]),
         "evaluation": resolved["evaluation"],
+        "checkpoint_steps": list(resolved.get("checkpoint_steps", ())),
+        "exports": dict(claimed.request.get("export", {})),
+        # Of what is new in the model, a head's first weights; sampling and noise have a secret key of the job's own.
+        "seed": claimed.seed,
+        "training_file": claimed.training_file_id,
+        "validation_file": claimed.validation_file_id,
     }
     facts: list[dict[str, Any]] = [
         {"what": form.TRAINING_UNITS, "value": plan.num_units, "source": "the file"},

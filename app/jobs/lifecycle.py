@@ -36,7 +36,7 @@ REHINT_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """What an attempt needs to know. charges, resolved, checkpoint, runtime: as in `tables.Job`.
+    """What an attempt needs to know. request, charges, resolved, checkpoint, runtime: as in `tables.Job`.
 
     published: where the store has what the job published so far.
     """
@@ -50,6 +50,7 @@ class Claimed:
     seed: int
     training_file_id: str
     validation_file_id: str | None
+    request: Mapping[str, Any]
     plan: PrivacyPlan
     charges: Sequence[Mapping[str, Any]]
     resolved: Mapping[str, Any]
@@ -117,6 +118,7 @@ def claim(session: Session, job_id: str, worker: str, lease_seconds: float) -> C
         seed=job.seed,
         training_file_id=job.training_file_id,
         validation_file_id=job.validation_file_id,
+        request=job.request,
         plan=PrivacyPlan.from_dict(job.plan),
         charges=job.charges,
         resolved=job.resolved,

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from app.privacy.report_format import OPTIONS
+
 #: For the answer's header: the page runs nothing and fetches nothing.
 CONTENT_SECURITY_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
@@ -65,8 +67,7 @@ def _sections(report: Mapping[str, Any]) -> Iterable[str]:
             yield _table(["sum of", "sensitivity", "noise multiplier"], held)
     yield "<h2>What was released</h2>" + _list(report["released"])
     yield "<h2>What was treated as public</h2>"
-    facts = [[fact["what"], fact["value"], fact["source"]] for fact in report["treated_as_public"]]
-    yield _table(["fact", "value", "from"], facts)
+    yield _table(["fact", "value", "from"], _facts(report["treated_as_public"]))
     if report["not_covered"]:
         yield "<h2>What is not covered</h2>" + _list(report["not_covered"])
     yield "<h2>To check it</h2>"
@@ -84,6 +85,19 @@ def _sections(report: Mapping[str, Any]) -> Iterable[str]:
         "<p>This page is made from <code>privacy_report.json</code>; only that file is signed. Check it, offline, with "
         "<code>privtune verify privacy_report.json --public-key KEY</code>.</p>"
     )
+
+
+def _facts(stated: Iterable[Mapping[str, Any]]) -> Iterable[Sequence[Any]]:
+    """A row each; of the job's options one for each of them, and for each phase."""
+    for fact in stated:
+        what, value, source = fact["what"], fact["value"], fact["source"]
+        if what != OPTIONS:
+            yield what, value, source
+            continue
+        for name, option in value.items():
+            of_phases = [(f"phase {each['name']}", each) for each in option] if name == "phases" else []
+            for told, each in of_phases or [(name.replace("_", " "), option)]:
+                yield f"{what}: {told}", "none" if each in (None, [], {}) else each, source
 
 
 def _promise(guarantee: Mapping[str, Any]) -> Iterable[str]:

@@ -196,8 +196,10 @@ def _public(report: Mapping[str, Any]) -> str:
     require(facts.keys() == required, "not all of what was treated as public is stated")
     require(facts[form.TRAINING_UNITS] == plan["num_units"], "another number of units than the plan's")
     require(facts.get(form.VALIDATION_UNITS, 0) == plan["num_validation_units"], "another number of validation units")
-    evaluation = facts[form.OPTIONS]["evaluation"]
-    released = form.released(plan, "none" if "checkpoint" in report else evaluation)
+    options = facts[form.OPTIONS]
+    evaluation = "none" if "checkpoint" in report else options["evaluation"]
+    # Reports of before this was told have no steps.
+    released = form.released(plan, evaluation, checkpoints=bool(options.get("checkpoint_steps")))
     require(report["released"] == released, "what was released is not what was asked for")
     return f"{len(facts)} facts"
 

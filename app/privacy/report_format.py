@@ -56,6 +56,8 @@ _LOSS_CURVE = {
     "none": "the training loss: means of clipped losses, exact, on data declared public",
 }
 
+_CHECKPOINTS = "the weights of checkpoints on the way, each with a report of its own"
+
 #: What one noised vector of a step holds, by the plan's `clipping`, or by the name of what rides along.
 _GRADIENTS = {
     "flat": "gradients, each unit's clipped to norm C",
@@ -105,12 +107,14 @@ def in_order(parts: Sequence[Mapping[str, Any]], executed: Mapping[str, int]) ->
     return any(executed.values())
 
 
-def released(plan: Mapping[str, Any], evaluation: str) -> list[str]:
-    """What a job of this plan, as JSON, may let out. KeyError for an evaluation of unknown kind."""
+def released(plan: Mapping[str, Any], evaluation: str, *, checkpoints: bool) -> list[str]:
+    """What a job of this plan, as JSON, may let out. checkpoints: whether it was asked to publish some. KeyError for an
+    evaluation of unknown kind."""
     curve = any(part.get("loss") is not None for part in plan["parts"])
     return [
         "the model's weights",
         "numbers of steps",
+        *([_CHECKPOINTS] if checkpoints else []),
         *([_LOSS_CURVE[plan["mechanism"]]] if curve else []),
         *_METRICS[evaluation],
     ]

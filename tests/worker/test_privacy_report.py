@@ -82,6 +82,38 @@ def test_it_is_accepted(kind: str) -> None:
     check_signature(report, reports.keys().public_key)
 
 
+def test_it_states_every_option_of_the_job() -> None:
+    """Also of what no arithmetic checks: whoever signs for the data asks what else was made of it."""
+    (options,) = (f["value"] for f in report_of("of a checkpoint")["treated_as_public"] if f["what"] == form.OPTIONS)
+    assert options == {
+        "task": {"type": "text_classification"},
+        "phases": [{"name": "main", "learning_rate": 0.5}],
+        "evaluation": "private",
+        "checkpoint_steps": [5],
+        "exports": {"formats": ["onnx", "student"], "student": {"training_file": "file-2"}},
+        "seed": 7,
+        "training_file": "file-1",
+        "validation_file": None,
+    }
+
+
+def test_checkpoints_that_were_asked_for_are_among_what_was_released() -> None:
+    told = "the weights of checkpoints on the way, each with a report of its own"
+    report = report_of("of a checkpoint")
+    assert told in report["released"]
+    assert told not in report_of("first on its budget")["released"]
+    hidden = [text for text in report["released"] if text != told]
+    assert not holds(signed_again({**report, "released": hidden}, reports.keys()))
+
+
+def test_a_report_of_before_options_were_told_still_holds() -> None:
+    report = copy.deepcopy(report_of("first on its budget"))
+    for fact in report["treated_as_public"]:
+        if fact["what"] == form.OPTIONS:
+            fact["value"] = {key: fact["value"][key] for key in ("task", "phases", "evaluation")}
+    assert holds(signed_again(report, reports.keys()))
+
+
 def test_a_report_without_privacy_says_so() -> None:
     report = reports.public_report()
     assert holds(report)

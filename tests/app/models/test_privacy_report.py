@@ -85,6 +85,20 @@ def test_the_page_says_all_that_the_report_does() -> None:
     assert "wrongly accuses 0.1%" in page.text
 
 
+def test_the_page_has_a_line_for_each_option_of_the_job() -> None:
+    rows = render("ft-1", reports.private_report(taken_at=5)).split("<tr>")
+    for name, value in {
+        "seed": "7",
+        "checkpoint steps": "<code>[5]</code>",
+        "phase main": "learning_rate",
+        "exports": "onnx",
+        "training file": "file-1",
+        "validation file": "none",
+    }.items():
+        (row,) = (row for row in rows if f"every option of the job: {name}<" in row)
+        assert value in row
+
+
 def test_figures_on_the_page_are_rounded_up() -> None:
     report = reports.private_report()
     report["guarantee"]["epsilon"] = 1.98761
