@@ -196,7 +196,9 @@ def _database_error(_request: Request, error: Exception) -> JSONResponse:
 def _told(errors: Sequence[Mapping[str, Any]]) -> Iterator[tuple[tuple[int | str, ...], str]]:
     """Place and reason of each. Of a field that takes a word of ours or something else, pydantic tells of both, by
     names of types in the path: that is one mistake, of the other kind unless there is none."""
-    words = {e["loc"][:-1]: e for e in errors if isinstance(e["loc"][-1], str) and e["loc"][-1].startswith("literal[")}
+    # By the kind of error, too: a key that the client made up may look like the name of a type.
+    of_words = [e for e in errors if e["type"] == "literal_error" and str(e["loc"][-1]).startswith("literal[")]
+    words = {e["loc"][:-1]: e for e in of_words}
     others = {place for place in words for e in errors if e is not words[place] and e["loc"][: len(place)] == place}
     for each in errors:
         place, reason = each["loc"], _reason(each)

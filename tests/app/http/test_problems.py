@@ -112,6 +112,15 @@ def _error(response: Any, status: int) -> dict[str, Any]:
     return error
 
 
+def test_a_key_that_looks_like_a_name_of_pydantics_is_a_key(client: TestClient) -> None:
+    response = client.post("/probe/body", json={"model": "m", "literal['a']": 1, "more": 2})
+    problems = _error(response, 400)["errors"]
+    assert [(each["param"], each["message"]) for each in problems] == [
+        ("*", "is not a field of this request"),
+        ("more", "is not a field of this request"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "status", "retry"),
     [
