@@ -82,14 +82,14 @@ class Auto(BaseModel):
 
 
 class JobSchedule(BaseModel):
-    """Of the last phase's learning rates."""
+    """Of the main phase's learning rates."""
 
     type: str
     warmup_steps: int
 
 
 class JobOptimizer(BaseModel):
-    """Of the last phase. learning_rate: of the weights that it adapts; head_learning_rate: of a new head."""
+    """Of the main phase. learning_rate: of the weights that it adapts; head_learning_rate: of a new head."""
 
     type: str
     learning_rate: float

@@ -141,7 +141,7 @@ class EvaluationBlock(_Strict):
 
 
 class OptimizerBlock(_Strict):
-    """Of the last phase. `sgd` takes a learning rate of its own: the measured ones are AdamW's.
+    """Of the main phase. `sgd` takes a learning rate of its own: the measured ones are AdamW's.
 
     learning_rate: of all that the phase trains, in place of the recipe's. momentum: of `sgd` (0.9).
     `dp_adam_bc`: AdamW whose second moment is freed of the noise's known variance (Tang et al. 2023).
@@ -154,7 +154,7 @@ class OptimizerBlock(_Strict):
 
 
 class ScheduleBlock(_Strict):
-    """Of the last phase's learning rates, by step count only: linear or cosine to zero, after a linear warm-up."""
+    """Of the main phase's learning rates, by step count only: linear or cosine to zero, after a linear warm-up."""
 
     type: ScheduleName = "constant"
     warmup_steps: int = Field(0, ge=0)
