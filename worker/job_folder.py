@@ -53,7 +53,8 @@ class JobFolder:
     def remove(self) -> None:
         """Removes what was kept back beside the folder, then it and all in it. What cannot go keeps the folder and its
         lock, for `remove_abandoned` to try again."""
-        kept = [*self.path.parent.glob(f"{_KEPT}-{self.path.name}-*")]  # whichever worker kept it
+        name = f"{_KEPT}-{self.path.name}"  # all of it, of workers from before names were made up
+        kept = [self.path.with_name(name), *self.path.parent.glob(f"{name}-*")]  # whichever worker kept it
         for each in kept:
             shutil.rmtree(each, ignore_errors=True)
         if not any(each.exists() for each in kept):

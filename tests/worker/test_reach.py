@@ -257,7 +257,7 @@ def test_where_rows_wait_only_their_worker_knows(tmp_path: Path) -> None:
     other = Path(subprocess.check_output([sys.executable, "-c", code], text=True).strip())
     assert other.parent == kept.parent
     assert other != kept
-    for path in (other, kept):
+    for path in (other, kept, kept.with_name(f"kept-{folder.path.name}")):  # the last as older workers called it
         path.mkdir()
         (path / "rows").write_text("something")
     folder.remove()
