@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 
-import app  # noqa: F401 - while its folder can be listed: of a checkout that ends with `close`
+import app.catalog  # noqa: F401 - `app`, while its folder can be listed: of a checkout that ends with `close`
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # on every machine
 _CREATE_RULESET_VERSION, _RULE_PATH_BENEATH = 1, 1
