@@ -37,13 +37,14 @@ def _no_truth(value: Any) -> Any:
 
 
 Finite = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_no_truth)]
+Whole = Annotated[int, BeforeValidator(_no_truth)]
 
 
 class Hyperparameters(_Strict):
     """The wire's three. `auto` follows the measured recipes."""
 
-    n_epochs: Literal["auto"] | Annotated[int, Field(ge=1, le=1000)] = "auto"
-    batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    n_epochs: Literal["auto"] | Annotated[Whole, Field(ge=1, le=1000)] = "auto"
+    batch_size: Literal["auto"] | Annotated[Whole, Field(ge=1)] = "auto"
     learning_rate_multiplier: Literal["auto"] | Annotated[Finite, Field(gt=0, le=1000)] = "auto"
 
 
@@ -90,13 +91,13 @@ class TaskBlock(_Strict):
     type: str | None = Field(None, max_length=64)
     columns: dict[str, str] = Field(default_factory=dict, max_length=16)
     labels: list[Annotated[str, Field(min_length=1, max_length=200)]] | None = Field(None, max_length=1000)
-    max_length: int | None = Field(None, ge=8)
+    max_length: Whole | None = Field(None, ge=8)
     multi_label: bool | None = None
     range: Annotated[list[Finite], Field(min_length=2, max_length=2)] | None = None
     source_prefix: str | None = Field(None, max_length=200)
     source_lang: str | None = Field(None, pattern=_LANGUAGE)
     target_lang: str | None = Field(None, pattern=_LANGUAGE)
-    max_target_length: int | None = Field(None, ge=4)
+    max_target_length: Whole | None = Field(None, ge=4)
 
     def options(self) -> dict[str, Any]:
         """What only some tasks take, as far as it was said; JSON-ready."""
@@ -126,7 +127,7 @@ class PrivacyBlock(_Strict):
     loss_curve: bool = True
     loss_bound: Annotated[Finite, Field(gt=0, le=1e6)] | None = None
     privacy_unit: PrivacyUnitBlock | None = None
-    max_records_per_unit: int | None = Field(None, ge=1, le=MAX_RECORDS_PER_UNIT)
+    max_records_per_unit: Whole | None = Field(None, ge=1, le=MAX_RECORDS_PER_UNIT)
 
 
 class EvaluationBlock(_Strict):
@@ -157,13 +158,13 @@ class ScheduleBlock(_Strict):
     """Of the main phase's learning rates, by step count only: linear or cosine to zero, after a linear warm-up."""
 
     type: ScheduleName = "constant"
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: Whole = Field(0, ge=0)
 
 
 class CheckpointsBlock(_Strict):
     """count: how many checkpoints on the way are published, evenly spread over the training steps."""
 
-    count: int = Field(0, ge=0, le=20)
+    count: Whole = Field(0, ge=0, le=20)
 
 
 class CreateJob(BaseModel):
@@ -175,7 +176,7 @@ class CreateJob(BaseModel):
     training_file: str = Field(min_length=1, max_length=64)
     validation_file: str | None = Field(None, min_length=1, max_length=64)
     suffix: str | None = Field(None, min_length=1, max_length=64)
-    seed: int | None = Field(None, ge=0, le=2**31 - 1)
+    seed: Whole | None = Field(None, ge=0, le=2**31 - 1)
     metadata: dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]] | None = (
         Field(None, max_length=16)
     )

@@ -296,6 +296,8 @@ def test_a_bad_body_is_refused_by_name(
         ({"evaluation": {"splits": 0.1}}, "evaluation.splits", "is not a field of this request."),
         ({"metadata": {"k" * 65: "x"}}, "metadata", "has a key that must have at most 64 characters."),
         ({"privacy": {"target_epsilon": True}}, "privacy.target_epsilon", "must be a number."),
+        ({"hyperparameters": {"n_epochs": True}}, "hyperparameters.n_epochs", "must be a number, or 'auto'."),
+        ({"checkpoints": {"count": True}}, "checkpoints.count", "must be a number."),
         ({"privacy": {"max_grad_norm": 1e300}}, "privacy.max_grad_norm", "must be at most 1000000.0."),
         ({"privacy": {"max_grad_norm": 1e-300}}, "privacy.max_grad_norm", "must be at least 1e-06."),
         ({"adaptation": {"type": "lora", "rank": 0}}, "adaptation.rank", "rank must be at least 1."),
