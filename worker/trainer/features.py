@@ -62,9 +62,15 @@ def pooled_vectors(job: Job, dataset: Dataset) -> Tensor:
 
 @torch.no_grad()
 def pooled_features(job: Job, pooled: Tensor) -> Features:
-    """The head's inputs, in pieces that stay in cache. A clone leaves inference mode, so that autograd may read it."""
+    """The head's inputs."""
+    return _of_pieces(job, pooled, nn.Identity())
+
+
+def _of_pieces(job: Job, pooled: Tensor, read: Callable[[Tensor], Tensor]) -> Features:
+    """What is read of the head's inputs, in pieces that stay in cache. A clone leaves inference mode, so that autograd
+    may read it."""
     family = pooled_family(job)
-    vectors = torch.cat([family.features(job.model, piece.clone()) for piece in torch.split(pooled, 4096)])
+    vectors = torch.cat([read(family.features(job.model, piece.clone())) for piece in torch.split(pooled, 4096)])
     return Features(vectors, np.ones(len(pooled), dtype=np.int64))
 
 
@@ -78,8 +84,7 @@ def scaled_head(job: Job) -> ScaledLinear:
 @torch.no_grad()
 def logits(job: Job, dataset: Dataset) -> Features:
     """The head's, (rows, classes), not scaled, of the weights of now. A collective, as `attended_vectors`."""
-    vectors = pooled_features(job, pooled_vectors(job, dataset))
-    return Features(scaled_head(job).unscaled(vectors.vectors), vectors.lengths)
+    return _of_pieces(job, pooled_vectors(job, dataset), scaled_head(job).unscaled)
 
 
 @torch.no_grad()
