@@ -148,7 +148,7 @@ def test_the_measured_lora_behind_an_attentive_head() -> None:
     assert (warm.sample_rate, warm.num_steps, warm.noise_ratio) == (1 / 4, 100, 1.6)
     assert (warm.learning_rate, warm.head_learning_rate) == (0.02, 0.2)
     assert (main.sample_rate, main.num_steps, main.num_warmup_steps, main.averaging) == (1 / 2, 60, 10, 0.9)
-    assert (main.learning_rate, main.head_learning_rate, main.noise_ratio) == (6e-3, 1e-2, 1.0)
+    assert (main.learning_rate, main.head_learning_rate, main.noise_ratio) == (1.2e-2, 1e-2, 1.0)
     assert [part.name for part in recipe.parts(1.0)] == ["centring", "head", "main", "temperature"]
 
 
