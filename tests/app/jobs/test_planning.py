@@ -257,7 +257,7 @@ def test_files_that_cannot_be_trained_on(training: FileFacts, code: str, param: 
         ({"task": {"max_length": 513}}, "invalid_max_length", "task.max_length"),
         ({"adaptation": {"type": "magic"}}, "adaptation_not_supported", "adaptation.type"),
         ({"adaptation": {"type": "lora", "depth": 3}}, "unknown_parameter", "adaptation.depth"),
-        ({"adaptation": {"type": "lora", "rank": 0}}, "invalid_adaptation", "adaptation"),
+        ({"adaptation": {"type": "lora", "rank": 0}}, "invalid_adaptation", "adaptation.rank"),
         ({"adaptation": {"type": "lora", "rank": "many"}}, "invalid_adaptation", "adaptation.rank"),
         ({"hyperparameters": {"batch_size": 1801}}, "invalid_hyperparameter", "hyperparameters.batch_size"),
         ({"hyperparameters": {"batch_size": 1, "n_epochs": 1000}}, "too_many_steps", "hyperparameters"),
