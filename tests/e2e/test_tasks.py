@@ -307,7 +307,7 @@ def test_plain_text_of_a_causal_model(running: Running, client: openai.OpenAI, t
 def test_plain_text_of_a_masked_model(running: Running, client: openai.OpenAI, tmp_path: Path, models: Path) -> None:
     # What is hidden of a text follows from its tokens: texts of several lengths hide several places.
     texts = [" ".join([("film good", "plot bad")[n % 2]] * (2 + n % 7)) for n in range(ROWS)]
-    cut = {**PUBLIC, **FULL, "task": {"type": "masked_lm", "max_length": 12}}
+    cut = {**PUBLIC, **GENTLY, "task": {"type": "masked_lm", "max_length": 12}}
     everything = {"type": "freeze", "patterns": ["embeddings.*", "encoder.*", "cls.predictions.*"]}
     with pytest.raises(openai.BadRequestError) as refused:
         Trained(
@@ -320,7 +320,7 @@ def test_plain_text_of_a_masked_model(running: Running, client: openai.OpenAI, t
             **{**cut, "adaptation": everything},
         )
     assert (refused.value.code, refused.value.param) == ("freeze_matches_everything", "adaptation.patterns")
-    got = Trained(running, client, tmp_path, "texts.jsonl", lines({"text": texts}), "tiny-bert", 60, **cut)
+    got = Trained(running, client, tmp_path, "texts.jsonl", lines({"text": texts}), "tiny-bert", 150, **cut)
     assert got.task == "masked_lm"
     report = client.get(f"/files/{got.job.training_file}/report", cast_to=dict[str, Any])
     beyond = [max(0, len(text.split()) + 2 - 12) for text in texts]  # [CLS] and [SEP]
