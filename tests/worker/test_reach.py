@@ -131,7 +131,7 @@ def test_a_job_reaches_its_base_and_its_rows_once_they_are_given_and_nothing_els
         waiting.write_text("something")
         shut = [data_dir, data_dir / "privtune.db", data_dir / "secret_key", data_dir / "jobs", waiting.parent, waiting]
         shut += [data_dir / "jobs/other/data/rows", data_dir / "storage/project/files/rows.parquet"]
-        shut += [Path(f"/proc/{os.getpid()}/root/etc/passwd"), waiting.parent / "data/training.parquet"]
+        shut += [Path("/proc", str(os.getpid()), "root", "etc", "passwd"), waiting.parent / "data/training.parquet"]
         spy(*shut, base / "config.json", folder / "spec.json")
         trainer.begin(KEY)
         assert _to_its_end(trainer)[-1].type == "finished"
